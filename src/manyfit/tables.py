@@ -1,0 +1,283 @@
+"""What a table is, and how a DataFrame or a text file becomes one: every cell checked, none skipped in silence."""
+
+import csv
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd  # 1 s to import: at run time only inside the functions that need it
+
+TASKS = ("classification", "regression")
+
+MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
+MAX_CATEGORIES = 1000  # a text column becomes one input per category; beyond this it is an identifier, not a category
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What every source returns: n examples as plain arrays, before any split."""
+
+    name: str
+    """What people call it: the source's name, or the file's stem."""
+    numeric: NDArray[np.float64]
+    """(n, d), finite."""
+    target: NDArray[Any]
+    """(n,): int64 class codes 0..C-1, or float64."""
+    task: str
+    """One of `TASKS`."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes by code; () for regression."""
+    features: tuple[str, ...] = ()
+    """Names of the numeric columns, all d of them."""
+    categorical: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """Column name -> (n,) text; encoded one-hot by `prepare`."""
+
+    def __post_init__(self) -> None:
+        n, classes = len(self.target), len(self.classes)
+        whole = self.task == "classification"
+        rules = (
+            (self.task in TASKS, f"task must be one of {', '.join(TASKS)}", self.task),
+            (self.numeric.shape == (n, len(self.features)), f"numeric must be ({n}, features)", self.numeric.shape),
+            (self.numeric.dtype == np.float64, "numeric must be float64", self.numeric.dtype),
+            (all(c.shape == (n,) for c in self.categorical.values()), f"categorical must be ({n},)", "other lengths"),
+            (n > 0 and len(self.features) + len(self.categorical) > 0, "a table must have rows and columns", "none"),
+            (self.target.shape == (n,), "target must have one dimension", self.target.shape),
+            (self.target.dtype == (np.int64 if whole else np.float64), "target must be int64 or float64", self.task),
+            (classes >= 2 if whole else classes == 0, "classes must be >= 2, or 0 for regression", classes),
+            (bool(np.isfinite(self.numeric).all()), "numeric must be finite", "nan or inf"),
+            (bool(np.isfinite(self.target).all()), "target must be finite", "nan or inf"),
+        )
+        for holds, must, got in rules:
+            if not holds:
+                raise ValueError(f"{must}, but got {got} in table {self.name!r}. Correct the source that made it.")
+        if whole and not np.array_equal(np.unique(self.target), np.arange(classes)):
+            raise ValueError(
+                f"target must use each code 0..{classes - 1}, but got {np.unique(self.target)[:20]} in table "
+                f"{self.name!r}. Correct the source that made it."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A DataFrame and what an error message has to say to point into it."""
+
+    data: "pd.DataFrame"
+    label: str
+    """What the user called it, e.g. `'scores.csv'`."""
+    key: str = "data.path"
+    """The option that named it."""
+    lines: Sequence[int] | None = None
+    """Line number of each row, for text files; otherwise rows count from 1."""
+
+    def cell(self, row: int, column: str) -> str:
+        """Where a cell is, in words."""
+        place = f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+        return f"in {self.label}, {place}, column {column!r}"
+
+
+def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
+    """Read delimited UTF-8 text, gzipped if the name ends in .gz.
+
+    The csv module first checks the shape and notes the line of each row, which may span lines and follow blank ones;
+    pandas then parses the cells.
+    """
+    import pandas as pd
+
+    if len(separator) != 1:
+        raise ValueError(f"data.separator must be one character, but got {separator!r}. A usual one is ','.")
+    with _open(path) as text:
+        rows = _rows(text, separator)
+        line, first = next(rows, (0, []))
+        names = [name.strip() for name in first] if header else [str(i) for i in range(len(first))]
+        lines = [] if header or not first else [line]
+        for line, row in rows:
+            if len(row) != len(names):
+                raise ValueError(
+                    f"data.path must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
+                    f"in {label}, line {line}. Correct the row, or set data.separator."
+                )
+            lines.append(line)
+    if not lines:
+        raise ValueError(f"data.path must have rows of data, but got none in {label}. Check that it is the right file.")
+    _check_names(names, label, "data.path")
+    data = pd.read_csv(
+        path,
+        sep=separator,
+        header=0 if header else None,
+        names=names,
+        index_col=False,
+        skipinitialspace=True,
+        low_memory=False,  # or a column's type may change between chunks
+        encoding="utf-8-sig",
+    )
+    if len(data) != len(lines):
+        raise ValueError(
+            f"data.path must quote its cells properly, but got {len(lines)} or {len(data)} rows in {label}, depending "
+            "on the reader. Double the quotation marks inside quoted cells."
+        )
+    return Frame(data, label, lines=lines)
+
+
+def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
+    """Turn a DataFrame into a table.
+
+    A column of numbers is numeric, a column of text, true/false or pandas categories is categorical. A column in
+    which more than half of the cells are numbers is meant to be numeric: text in it is an error. An empty cell, NaN
+    or inf is an error.
+
+    Args:
+        frame: the rows; one column is the target, the others are inputs.
+        name: the table's name.
+        target: the name of the target column.
+        task: "classification", "regression" or "auto": a target of text, of true/false, or of 2 to 20 distinct
+            whole numbers is a classification, any other is a regression.
+
+    Raises:
+        ValueError: names the file, the row and the column.
+    """
+    if task not in (*TASKS, "auto"):
+        raise ValueError(f"data.task must be one of auto, {', '.join(TASKS)}, but got {task!r}. Choose one of these.")
+    columns = [str(column) for column in frame.data.columns]
+    _check_names(columns, frame.label, frame.key)
+    if target not in columns:
+        listed = ", ".join(columns[:40]) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
+        raise ValueError(
+            f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. "
+            "Choose one of these, or set data.separator if they look wrong."
+        )
+    if len(columns) == 1:
+        raise ValueError(
+            f"{frame.key} must have input columns besides the target, but got only {target!r} in {frame.label}. "
+            "Add columns to predict it from, or set data.separator."
+        )
+    if frame.data.empty:
+        raise ValueError(f"{frame.key} must have rows of data, but got none in {frame.label}. Check the file.")
+
+    inputs = {c: _column(frame, i, c) for i, c in enumerate(columns) if c != target}
+    numeric = {c: values for c, values in inputs.items() if values.dtype == np.float64}
+    codes, classes = _target(frame, columns.index(target), target, task)
+    return Table(
+        name=name,
+        numeric=np.column_stack([*numeric.values()]) if numeric else np.empty((len(codes), 0)),
+        target=codes,
+        task="classification" if classes else "regression",
+        classes=classes,
+        features=tuple(numeric),
+        categorical={c: _few_categories(frame, c, values) for c, values in inputs.items() if c not in numeric},
+    )
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _rows(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row that is not blank, with the line number where it starts."""
+    reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
+    line = 1
+    for row in reader:
+        if len(row) > 1 or any(cell.strip() for cell in row):
+            yield line, row
+        line = reader.line_num + 1
+
+
+def _check_names(names: list[str], label: str, key: str) -> None:
+    for position, name in enumerate(names):
+        if not name:
+            raise ValueError(
+                f"{key} must name every column, but got no name for column {position + 1} of {label}. Name it, or "
+                "remove it if it only numbers the rows (pandas: to_csv(index=False))."
+            )
+        if name in names[:position]:
+            raise ValueError(
+                f"{key} must name each column once, but got {name!r} for columns {names.index(name) + 1} and "
+                f"{position + 1} of {label}. Rename one, or set data.header=false if the file has no header."
+            )
+
+
+def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArray[Any]:
+    """One column as float64 (finite) or as text.
+
+    Args:
+        frame: where it stands.
+        position: its place in the frame.
+        name: its name, for messages.
+        want: "numbers" refuses text, "text" takes any cells as text, "auto" goes by the majority.
+    """
+    import pandas as pd
+
+    values = frame.data.iloc[:, position]
+    number_type = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    label_type = pd.api.types.is_bool_dtype(values) or isinstance(values.dtype, pd.CategoricalDtype)
+    missing = values.isna().to_numpy() | (False if number_type else _text(values) == "")
+    if missing.any():
+        raise ValueError(
+            f"{frame.key} must have a value in every cell, but got an empty cell or NaN "
+            f"{frame.cell(int(missing.argmax()), name)}. Fill it in, or drop the row or the column."
+        )
+    if want != "numbers" and label_type:
+        return _text(values)
+    if number_type:
+        numbers = values.to_numpy(np.float64)
+    else:
+        numbers = pd.to_numeric(_text(values), errors="coerce").astype(np.float64)
+    unread = np.isnan(numbers)
+    if (want == "text" and unread.any()) or (want == "auto" and unread.mean() >= 0.5):
+        return _text(values)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        row = int(finite.argmin())
+        raise ValueError(
+            f"{frame.key} must have a finite number in every cell of a numeric column, but got "
+            f"{str(values.iloc[row])!r} {frame.cell(row, name)}. Correct the cell, or drop the row or the column."
+        )
+    return numbers
+
+
+def _text(values: "pd.Series[Any]") -> NDArray[np.str_]:
+    return values.astype(str).str.strip().to_numpy(dtype=np.str_)
+
+
+def _few_categories(frame: Frame, name: str, values: NDArray[np.str_]) -> NDArray[np.str_]:
+    count = len(np.unique(values))
+    if count > MAX_CATEGORIES:
+        raise ValueError(
+            f"{frame.key} must have at most {MAX_CATEGORIES} different texts in a column, but got {count} "
+            f"in {frame.label}, column {name!r}. Drop the column, or turn it into numbers."
+        )
+    return values
+
+
+def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Class codes and class names, or real targets and (), by the rule in `to_table`."""
+    want = {"classification": "text", "regression": "numbers", "auto": "auto"}[task]
+    values = _column(frame, position, name, want)
+    distinct, codes = np.unique(values, return_inverse=True)
+    if len(distinct) < 2:
+        raise ValueError(
+            f"data.target must name a column with at least 2 different values, but got only {distinct[0]!s} in "
+            f"{frame.label}, column {name!r}. Choose another target, or add rows."
+        )
+    if values.dtype != np.float64:
+        return _numbered(distinct, codes)
+    whole = bool((distinct == np.round(distinct)).all())
+    if task == "regression" or (task == "auto" and not (whole and len(distinct) <= MAX_CLASSES)):
+        return values, ()
+    return codes.astype(np.int64), tuple(f"{value:.0f}" if whole else f"{value:.17g}" for value in distinct)
+
+
+def _numbered(distinct: NDArray[np.str_], codes: NDArray[np.intp]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Codes in the order of the class names, which is that of their numbers where all are numbers ("9" before "10")."""
+    try:
+        rank = np.argsort(distinct.astype(np.float64), kind="stable")
+    except ValueError:
+        rank = np.arange(len(distinct))
+    return np.argsort(rank)[codes].astype(np.int64), tuple(distinct[rank].tolist())
