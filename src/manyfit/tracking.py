@@ -1,0 +1,342 @@
+"""What training sees of tracking: runs to hand values to. Nothing here waits for MLflow or imports it.
+
+Every value goes to the local spool (spool.py); a second process, the courier (delivery.py), takes it from there to
+MLflow. A process and not a thread, because delivering is Python work: in a thread of this process it left training an
+eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
+"""
+
+import copy
+import getpass
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from manyfit import spool
+from manyfit.spool import SyncReport, mask, resolve_uri
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DatasetRecord",
+    "NoTracker",
+    "SyncReport",
+    "TrackedRun",
+    "Tracker",
+    "doctor",
+    "resolve_uri",
+    "sync",
+    "ui_command",
+]
+
+Value = str | int | float | bool | None
+STILL_AT_WORK = -1000  # stands for the exit code of a courier that `close` did not wait for
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The data a run was trained on, for MLflow's dataset input.
+
+    Attributes:
+        name: Its name.
+        digest: Hash of its content.
+        source: Where it comes from.
+        rows: Training examples.
+        features: Inputs per example.
+        targets: Classes, or 1 for regression.
+    """
+
+    name: str
+    digest: str
+    source: str
+    rows: int
+    features: int
+    targets: int
+
+
+class Tracker:
+    """One command's door to MLflow; a context manager. Every method returns at once, whatever becomes of the store.
+
+    Args:
+        uri: The store, None for the default (see `resolve_uri`).
+        root: Folder that holds `mlruns/`.
+
+    Raises:
+        ValueError: when `mlruns/` cannot be written, or the store is a file store.
+    """
+
+    def __init__(self, uri: str | None, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self.uri = resolve_uri(uri, self.root)
+        # The default store is recorded as null, so that a folder that was moved finds its own store again.
+        recorded = None if self.uri == spool.default_uri(self.root) else mask(self.uri)
+        header = {"op": "session", "uri": recorded, "host": platform.node(), "pid": os.getpid(), "time": spool.now()}
+        try:
+            self._spool = spool.Spool(spool.mlruns(self.root) / "spool", header)
+        except OSError as error:
+            folder = spool.mlruns(self.root)
+            raise ValueError(f"mlruns must be writable, but {folder} is not ({error}). Set its permissions.") from None
+        self._runs: list[TrackedRun] = []
+        self._final: spool.Acks | None = None
+        self._delivered = False
+        self._courier = self._start_courier()
+
+    def start(
+        self,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Value],
+        tags: Mapping[str, str],
+        parent: "TrackedRun | None" = None,
+        dataset: DatasetRecord | None = None,
+        run_id: str | None = None,
+    ) -> "TrackedRun":
+        """Begin a run, or with `run_id` (MLflow's) go on with an earlier one.
+
+        A run that goes on keeps the first value of each (metric, step > 0) and the first value of each param; a param
+        that has changed becomes the tag `resumed/<param>`.
+        """
+        run = TrackedRun(self, os.urandom(16).hex())
+        source = {"mlflow.user": getpass.getuser(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+        self._spool.append(
+            {
+                "op": "start",
+                "run": run.id,
+                "time": spool.now(),
+                "experiment": experiment,
+                "name": name,
+                "params": {key: mask(str(value)) for key, value in params.items()},
+                "tags": {key: mask(str(value)) for key, value in (source | dict(tags)).items()},
+                "parent": parent.id if parent else None,
+                "dataset": asdict(dataset) if dataset else None,
+                "run_id": run_id,
+            }
+        )
+        self._runs.append(run)
+        return run
+
+    @property
+    def last_error(self) -> str | None:
+        """Why values are held back; None when nothing is."""
+        return self._spool.error or (None if self._delivered else self.acks().error)
+
+    def acks(self) -> spool.Acks:
+        """What is known to have arrived."""
+        return self._final or spool.acks(self._spool.folder)
+
+    def close(self, timeout: float = 60.0) -> bool:
+        """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
+
+        Returns:
+            True when everything arrived; else it stays in the spool, for the next start or `manyfit sync`.
+        """
+        if self._final is not None:
+            return self._delivered
+        self._end_open_runs("KILLED")
+        self._spool.append({"op": "close"})
+        self._delivered = self._wait(timeout) and self._spool.error is None
+        self._final = spool.acks(self._spool.folder)
+        if self._delivered:
+            spool.discard(self._spool.folder)
+        else:
+            self._final = replace(self._final, error=self._why(self._final.error))
+        self._spool.release()
+        return self._delivered
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the courier is already on its way."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; runs still open are FAILED after an error, KILLED after an interrupt."""
+        if self._final is None and isinstance(error, Exception):
+            self._end_open_runs("FAILED")
+        self.close()
+
+    def _end_open_runs(self, status: Literal["FAILED", "KILLED"]) -> None:
+        for run in self._runs:
+            if not run.ended:
+                run.end(status)
+
+    def _start_courier(self) -> "subprocess.Popen[bytes]":
+        """In a session of its own, so that Ctrl-C does not reach it; it watches this process by its id."""
+        with (self._spool.folder / spool.LOG).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "manyfit.delivery", str(self._spool.folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"MLFLOW_TRACKING_URI": self.uri},  # not an argument: others can read those
+                cwd=self.root,
+                start_new_session=True,
+            )
+
+    def _wait(self, timeout: float) -> bool:
+        """Wait for the courier, which reads in the journal that this is all; if it was killed, send another."""
+        if self._courier.poll() is not None:
+            self._courier = self._start_courier()
+        try:
+            return self._courier.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            self._courier.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
+            return False
+
+    def _why(self, obstacle: str | None) -> str:
+        """Why something is held back: the obstacle the courier noted, else the last it said."""
+        if obstacle is None and self._courier.returncode == STILL_AT_WORK:
+            return "delivery goes on in the background"
+        lines = (self._spool.folder / spool.LOG).read_text(errors="replace").strip().splitlines()
+        return obstacle or (mask(lines[-1]) if lines else f"the courier ended with code {self._courier.returncode}")
+
+
+class TrackedRun:
+    """One run: thread-safe, and never blocked by MLflow. Made by `Tracker.start`.
+
+    Attributes:
+        id: Our own id, 32 hex digits, in the tag `manyfit.id`.
+        ended: Whether `end` was called.
+    """
+
+    def __init__(self, tracker: "Tracker | NoTracker", own_id: str) -> None:
+        self.id = own_id
+        self.ended = False
+        self._tracker = tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; None before the run exists there."""
+        return self._tracker.acks().ids.get(self.id)
+
+    def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
+        """Record (name, value, step); NaN and infinities included."""
+        if values := [(key, float(value), int(step)) for key, value, step in rows]:
+            self._append({"op": "metrics", "run": self.id, "time": spool.now(), "rows": values})
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
+        self._append({"op": "tags", "run": self.id, "tags": {key: mask(str(value)) for key, value in tags.items()}})
+
+    def file(self, name: str, content: bytes) -> None:
+        """Store an artifact under its path, such as `figures/overfitting.png`."""
+        if isinstance(self._tracker, Tracker):
+            path = self._tracker._spool.file(Path(name).name, content)
+            if path is not None:
+                folder = str(Path(name).parent)
+                self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
+
+    def model(self, module: "torch.nn.Module", example: np.ndarray, outputs: np.ndarray) -> None:
+        """Store the run's model, as a graph for any number of rows (torch.export, not pickled).
+
+        Args:
+            module: (rows, features) -> outputs, on any device.
+            example: One row of inputs (1, features), float32.
+            outputs: What the module gives for it (1, ...).
+        """
+        if not isinstance(self._tracker, Tracker):
+            return
+        import torch
+
+        path = self._tracker._spool.place("model.pt2")
+        try:
+            inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
+            with torch.no_grad():
+                program = torch.export.export(
+                    copy.deepcopy(module).cpu().eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+                )
+                torch.export.save(program, path)
+        except Exception as error:  # a module of the user's that cannot be exported must not cost the run
+            warnings.warn(f"the model was not stored: {error}", stacklevel=2)
+            return
+        self._append(
+            {
+                "op": "model",
+                "run": self.id,
+                "path": str(path.relative_to(self._tracker._spool.folder)),
+                "inputs": [str(example.dtype), list(example.shape[1:])],
+                "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
+                "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+            }
+        )
+
+    def end(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        if status not in {"FINISHED", "FAILED", "KILLED"}:
+            raise ValueError(f"status must be FINISHED, FAILED or KILLED, but got {status}.")
+        self.ended = True
+        self._append({"op": "end", "run": self.id, "time": spool.now(), "status": status})
+
+    def _append(self, record: spool.Record) -> None:
+        if isinstance(self._tracker, Tracker):
+            self._tracker._spool.append(record)
+
+
+class NoTracker:
+    """The same door with nothing behind it (`tracking=off`)."""
+
+    last_error: str | None = None
+
+    def start(
+        self,
+        *,
+        experiment: str,  # noqa: ARG002  (the signature is Tracker's)
+        name: str,  # noqa: ARG002
+        params: Mapping[str, Value],  # noqa: ARG002
+        tags: Mapping[str, str],  # noqa: ARG002
+        parent: TrackedRun | None = None,  # noqa: ARG002
+        dataset: DatasetRecord | None = None,  # noqa: ARG002
+        run_id: str | None = None,  # noqa: ARG002
+    ) -> TrackedRun:
+        """A run that forgets."""
+        return TrackedRun(self, os.urandom(16).hex())
+
+    def acks(self) -> spool.Acks:
+        """Nothing ever arrives."""
+        return spool.Acks({}, 0, None)
+
+    def close(self, timeout: float = 60.0) -> bool:  # noqa: ARG002
+        """Nothing is left to deliver."""
+        return True
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to do."""
+
+
+def sync(root: Path, uri: str | None = None) -> SyncReport:
+    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
+    from manyfit import delivery  # imports MLflow: seconds
+
+    return delivery.sync(Path(root).absolute(), uri)
+
+
+def doctor(root: Path, uri: str | None = None) -> list[str]:
+    """Look after the store: one line per finding, beginning with `ok`, `repaired` or `problem`."""
+    from manyfit import delivery
+
+    return delivery.doctor(Path(root).absolute(), uri)
+
+
+def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None = None) -> list[str]:
+    """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
+    artifacts = spool.mlruns(root or Path.cwd()) / "artifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
+        *("--default-artifact-root", str(artifacts), "--workers", "1"),
+    ]
