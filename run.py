@@ -1,0 +1,29 @@
+"""The command: Hydra in, objective out. `python run.py --help` lists what can be set."""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from manyfit import config
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Train what the config says and return the value that a sweeper minimises."""
+    context = HydraConfig.get()
+    try:
+        checked = config.parse(cfg, context.runtime.choices)
+        from manyfit import command  # torch, only once the config is accepted
+
+        return command.run(checked)
+    except (config.ConfigError, config.TrainingFailed) as error:
+        if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

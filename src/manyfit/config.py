@@ -1,0 +1,262 @@
+"""The schema: what Hydra composed becomes a checked, frozen Config. No torch here, so that a bad value answers at once."""
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A value that the user gave cannot be used; the message names the full key."""
+
+
+class TrainingFailed(RuntimeError):
+    """A training came to a bad end; its run says so."""
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _batch_size(value: Any) -> Any:
+    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("must be an integer >= 1 or full")
+
+
+BatchSize = Annotated[int | Literal["full"], PlainValidator(_batch_size)]
+
+
+class Node(BaseModel):
+    """A part of the config whose keys are all named here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Component(BaseModel):
+    """A part that names what is built: `_target_` and its own arguments, which that class checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes to the target: everything that is not named by the schema."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Component):
+    """A source of examples and how they are split."""
+
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    train_size: Count | None = None
+    label_noise: Share = 0.0
+    standardise: bool = True
+
+
+class ModelConfig(Component):
+    """A torch module; in_features and out_features come from the data."""
+
+
+class OptimizerConfig(Component):
+    """A torch optimizer; lr and weight_decay may differ between the members of a population."""
+
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+
+
+class TrainerConfig(Node):
+    """Where and how training runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    compile: bool = False
+    gradient_clip: Positive | None = None
+    patience: Count | None = None
+    deterministic: bool = True
+
+
+class TrackingConfig(Node):
+    """Which MLflow store, and which children of a sweep store picture and model."""
+
+    kind: Literal["sqlite", "server", "off"] = "sqlite"
+    uri: str | None = None
+    artifacts: Literal["best", "all", "none"] = "best"
+
+
+class Config(Node):
+    """Everything that determines a run."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: Component
+    optimizer: OptimizerConfig
+    schedule: Component
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    batch_size: BatchSize = 32
+    epochs: Count = 50
+    eval_train_size: Count = 10000
+    choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
+    source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment."""
+        return self.name or self.choices.get("experiment") or self.choices.get("data") or self.data.target
+
+    def flat(self) -> dict[str, Any]:
+        """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
+        return dict(_flatten(self.source, ""))
+
+    def yaml(self) -> str:
+        """The config as YAML, passwords in addresses hidden."""
+        return OmegaConf.to_yaml(OmegaConf.create(_masked(dict(self.source))))
+
+    def title(self) -> str:
+        """What a person calls this run: `adam lr=0.003 b=64 s=0`, with what else differs from the usual."""
+        parts = [self.choices.get("optimizer", self.optimizer.target.rsplit(".")[-1]), f"lr={self.optimizer.lr:g}"]
+        parts.append(f"b={self.batch_size}")
+        model = self.model.arguments
+        if self.choices.get("model", "mlp") != "mlp":
+            parts.append(self.choices["model"])
+        if model.get("hidden", [64, 64]) not in ([64, 64], []):
+            parts.append("x".join(map(str, model["hidden"])))
+        if model.get("activation", "relu") != "relu":
+            parts.append(str(model["activation"]))
+        if model.get("dropout"):
+            parts.append(f"p={model['dropout']:g}")
+        if self.optimizer.weight_decay:
+            parts.append(f"wd={self.optimizer.weight_decay:g}")
+        if self.choices.get("schedule", "constant") != "constant":
+            parts.append(self.choices["schedule"])
+        if self.data.label_noise:
+            parts.append(f"noise={self.data.label_noise:g}")
+        if self.data.train_size:
+            parts.append(f"n={self.data.train_size}")
+        return " ".join([*parts, f"s={self.seed}"])
+
+
+def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> Config:
+    """Check what Hydra composed and freeze it.
+
+    Args:
+        cfg: The composed config.
+        choices: The chosen option of each group (Hydra's runtime choices).
+
+    Raises:
+        ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
+    """
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("experiment", "hydra")])
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        source = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(values, dict)
+        assert isinstance(source, dict)
+        picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
+        parsed = Config.model_validate({**values, "choices": picked, "source": source})
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key} " if error.full_key else ""
+        raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
+    _check_together(parsed)
+    return parsed
+
+
+def _sentence(error: Any) -> str:
+    """One pydantic error in the form of the house: key, what must hold, what was got."""
+    path = [
+        str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained", "int", "function"))
+    ]
+    condition = re.sub(r"^(Input|Value error,|String|List) ?(should |must )?", "", error["msg"])
+    condition = condition.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
+    condition = condition.replace("greater than", ">").replace("less than", "<").split(", unable")[0]
+    if error["type"] == "extra_forbidden":
+        return f"{'.'.join(path)} must be a key of the config, but there is no such key."
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} must be given, but it is missing."
+    return f"{'.'.join(path)} must {condition}, but got {error['input']!r}."
+
+
+def _check_together(config: Config) -> None:
+    lbfgs = config.optimizer.target.endswith(".LBFGS")
+    if lbfgs and config.batch_size != "full":
+        raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        total = config.data.val_fraction + config.data.test_fraction
+        raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
+
+
+def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:
+    """The class or function that a component names. Only what yields a `kind` is let through.
+
+    Raises:
+        ConfigError: It does not exist, or is neither a subclass of `kind` nor a function annotated to return one.
+    """
+    try:
+        target = pkgutil.resolve_name(component.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."
+        ) from None
+    yields = (
+        target
+        if inspect.isclass(target)
+        else inspect.get_annotations(target, eval_str=True).get("return")
+        if inspect.isfunction(target)
+        else None
+    )
+    if not (inspect.isclass(yields) and issubclass(yields, kind)):
+        raise ConfigError(
+            f"{key}._target_ must name a subclass of {kind.__module__}.{kind.__qualname__}, or a function annotated to "
+            f"return one, but got {component.target!r}."
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
+    """Call a component's target with its arguments and with those of `available` that it asks for.
+
+    Raises:
+        ConfigError: An argument that the target does not know, or that it refuses.
+    """
+    target = target_of(component, key, kind)
+    known = inspect.signature(target).parameters
+    flexible = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in component.arguments:
+        if name not in known and not flexible:
+            raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {', '.join(known)}.")
+    arguments = {name: value for name, value in available.items() if name in known} | component.arguments
+    try:
+        return target(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key} must be buildable: {component.target} says: {error}.") from error
+
+
+def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, _masked(node))]
+
+
+def _masked(node: Any) -> Any:
+    """Hide user:password in addresses."""
+    if isinstance(node, Mapping):
+        return {key: _masked(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_masked(value) for value in node]
+    return re.sub(r"://[^/@\s]+@", "://***@", node) if isinstance(node, str) else node

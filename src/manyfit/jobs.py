@@ -1,0 +1,139 @@
+"""What goes into a training, built and tried beforehand, and what comes out of it."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyfit import config as configuration
+from manyfit import curves, data
+from manyfit.config import Config, ConfigError, DataConfig
+from manyfit.losses import Loss
+from manyfit.population import initialised
+from manyfit.schedules import Schedule, torch_schedule
+
+STATUS = {"finished": "FINISHED", "stopped early": "FINISHED", "diverged": "FAILED", "pruned": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config with everything it names built and tried on a dummy: what is left to go wrong is the training."""
+
+    config: Config
+    data: data.Dataset
+    loss: Loss
+    network: nn.Module
+    optimizer: type[torch.optim.Optimizer]
+    options: Mapping[str, Any]
+    schedule: Schedule
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, trained.
+
+    `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
+    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, `example` (1, features)
+    is a row for it; `weights` (parameters,) are the best epoch's, as the population holds them.
+    """
+
+    config: Config
+    metrics: Mapping[str, np.ndarray]
+    summary: curves.Summary
+    test: Mapping[str, float]
+    reason: str
+    predictor: nn.Module
+    weights: Tensor
+    example: np.ndarray
+
+    @property
+    def status(self) -> str:
+        """MLflow's word for how it ended."""
+        return STATUS[self.reason]
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the last."""
+        return float(self.metrics["time/seconds"][-1])
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(config_json: str) -> data.Dataset:
+    config = DataConfig.model_validate_json(config_json)
+    table = configuration.build(config, "data", data.Table)
+    common = config.model_dump(include={"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"})
+    return data.prepare(table, **common)
+
+
+def prepare(config: Config) -> Job:
+    """Load the data and build everything once.
+
+    Raises:
+        ValueError: Something in the config cannot be used; the message names the key.
+    """
+    dataset = _dataset(config.data.model_dump_json(by_alias=True))
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
+    loss = configuration.build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
+    if loss.task != dataset.task:
+        raise ConfigError(
+            f"loss must suit the data: {config.loss.target.rsplit('.')[-1]} is for {loss.task}, but got a "
+            f"{dataset.task} task. Use loss=auto."
+        )
+    n = len(dataset.x_train)
+    batch_size = n if config.batch_size == "full" else config.batch_size
+    if batch_size > n:
+        raise ConfigError(
+            f"batch_size must be <= {n}, the training examples, but got {batch_size}. Use batch_size=full."
+        )
+    width = loss.width(len(dataset.classes))
+    network = initialised(
+        lambda: configuration.build(
+            config.model, "model", nn.Module, in_features=dataset.x_train.shape[1], out_features=width
+        ),
+        config.seed,
+    )
+    _try_network(network, dataset, width)
+    optimizer, options = _optimizer(config)
+    return Job(config, dataset, loss, network, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+
+
+def _try_network(network: nn.Module, dataset: data.Dataset, width: int) -> None:
+    try:
+        with torch.no_grad():
+            got = tuple(network.eval()(dataset.x_train[:2]).shape)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"model must map rows of {dataset.x_train.shape[1]} features, but it says: {error}."
+        ) from error
+    if got != (len(dataset.x_train[:2]), width):
+        raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
+
+
+def _optimizer(config: Config) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and its options apart from lr and weight_decay, tried on a dummy."""
+    target = configuration.target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
+    assert isinstance(target, type)
+    if config.optimizer.weight_decay and "weight_decay" not in inspect.signature(target).parameters:
+        raise ConfigError(f"optimizer.weight_decay must be 0 with {config.optimizer.target}, which has none.")
+    if config.optimizer.arguments.get("maximize"):
+        raise ConfigError("optimizer.maximize must be false, but got true: a loss is minimised.")
+    dummy = [torch.zeros(1, requires_grad=True)]
+    configuration.build(config.optimizer, "optimizer", torch.optim.Optimizer, params=dummy, lr=config.optimizer.lr)
+    return target, config.optimizer.arguments
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    if not config.schedule.target.startswith("torch."):
+        return configuration.build(config.schedule, "schedule", Schedule)
+    kind = torch.optim.lr_scheduler.LRScheduler
+    cls = configuration.target_of(config.schedule, "schedule", kind)
+    arguments = config.schedule.arguments
+    unit = arguments.pop("unit", "epoch")
+    return torch_schedule(cls, arguments, unit, config.epochs, steps_per_epoch)

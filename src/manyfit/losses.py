@@ -1,0 +1,120 @@
+"""What is minimised and what is reported: one number per example, so that members never mix."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manyfit.models import bce_with_logits
+
+CLASSIFICATION, REGRESSION = "classification", "regression"
+
+
+class Loss(ABC):
+    """A loss per example, and the task it suits. Means are taken by whoever knows the weights of the rows."""
+
+    task: str
+
+    @abstractmethod
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example: outputs (members, rows, width), targets (members, rows) -> (members, rows)."""
+
+    def width(self, classes: int) -> int:
+        """How many outputs the model needs for so many classes (0: regression)."""
+        return max(classes, 1)
+
+    @abstractmethod
+    def constant(self, targets: Tensor) -> Tensor:
+        """The best output (width,) that ignores the input, for targets (rows,): what a model must beat."""
+
+    def baseline(self, targets: Tensor, classes: int) -> float:
+        """Mean loss of the best input-independent prediction on targets (rows,)."""
+        outputs = self.constant(targets).expand(1, len(targets), self.width(classes))
+        return float(self.per_example(outputs, targets[None]).double().mean())
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy, `-log softmax(z)_y`, in nats."""
+
+    task = CLASSIFICATION
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """Log class frequencies."""
+        return torch.bincount(targets).float().log() - torch.tensor(float(len(targets))).log()
+
+
+class BCE(Loss):
+    """Binary cross-entropy of one logit, `-[y log p + (1 - y) log(1 - p)]` with `p = sigmoid(z)`, in nats."""
+
+    task = CLASSIFICATION
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return bce_with_logits(outputs.squeeze(-1), targets.to(outputs.dtype))
+
+    def width(self, classes: int) -> int:
+        """One logit; two classes only."""
+        if classes != 2:
+            raise ValueError(
+                f"loss must suit the data: bce needs 2 classes, but got {classes}. Use loss=cross_entropy."
+            )
+        return 1
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """Logit of the frequency of class 1."""
+        return torch.logit(targets.float().mean())[None]
+
+
+class MSE(Loss):
+    """Squared error `(z - y)^2`, in units of the (standardised) target, squared."""
+
+    task = REGRESSION
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return (outputs.squeeze(-1) - targets).square()
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """The mean."""
+        return targets.mean()[None]
+
+
+class Huber(Loss):
+    """`e^2 / 2` for `|e| <= delta`, else `delta (|e| - delta / 2)`. Source: Huber 1964, eq. 5.1.
+
+    Args:
+        delta: Where it turns from square to linear, in units of the (standardised) target; > 0.
+    """
+
+    task = REGRESSION
+
+    def __init__(self, delta: float = 1.0) -> None:
+        if delta <= 0:
+            raise ValueError(f"loss.delta must be > 0, but got {delta}.")
+        self.delta = delta
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return F.huber_loss(outputs.squeeze(-1), targets, reduction="none", delta=self.delta)
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """The median: near the best constant for every delta."""
+        return targets.median()[None]
+
+
+def auto(task: str, classes: int) -> Loss:
+    """The task's usual loss: bce for two classes, cross-entropy for more, squared error for numbers."""
+    if task == REGRESSION:
+        return MSE()
+    return BCE() if classes == 2 else CrossEntropy()
+
+
+def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether each example is classified right: (members, rows, width), (members, rows) -> (members, rows) bool."""
+    guess = outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs.squeeze(-1) > 0
+    return guess == targets

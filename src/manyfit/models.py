@@ -1,0 +1,186 @@
+"""Models as ordinary modules, and the elementwise functions that give the same bits wherever an element stands."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "prelu": nn.PReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+INITS = ("default", "kaiming", "xavier", "normal")
+
+
+class MLP(nn.Sequential):
+    """Dense layers with an activation and dropout after each hidden one: `z = w0 + x.W`, `x = g(z)`.
+
+    Args:
+        in_features: Width of a row of the data.
+        out_features: Width of the output (logits, or the predicted value).
+        hidden: Widths of the hidden layers; empty for a perceptron.
+        activation: One of `ACTIVATIONS`.
+        dropout: Probability, in [0, 1), that a hidden activation is set to 0 in training.
+        init: `default` is torch's own for `nn.Linear`; `kaiming` (He et al. 2015, eq. 14) and `xavier`
+            (Glorot & Bengio 2010, eq. 16) draw the weights so and set biases to 0; `normal` draws weights from
+            N(0, sigma^2) and sets biases to 0.
+        sigma: Standard deviation for `init=normal`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        init: str = "default",
+        sigma: float = 0.1,
+    ) -> None:
+        _one_of("model.activation", activation, ACTIVATIONS)
+        _one_of("model.init", init, INITS)
+        if not all(isinstance(width, int) and width > 0 for width in hidden):
+            raise ValueError(f"model.hidden must be a list of integers > 0, but got {list(hidden)}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.dropout must be in [0, 1), but got {dropout}.")
+        if sigma <= 0:
+            raise ValueError(f"model.sigma must be > 0, but got {sigma}.")
+        widths = [in_features, *hidden]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(a, b), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+        super().__init__(*layers, nn.Linear(widths[-1], out_features))
+        for layer in self:
+            if isinstance(layer, nn.Linear) and init != "default":
+                _initialise(layer, init, sigma)
+
+
+def _initialise(layer: nn.Linear, init: str, sigma: float) -> None:
+    if init == "kaiming":
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    elif init == "xavier":
+        nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.normal_(layer.weight, std=sigma)
+    nn.init.zeros_(layer.bias)
+
+
+def _one_of(key: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, but got {value!r}.")
+
+
+class _Sigmoid(torch.autograd.Function):
+    """`g(z) = 1 / (1 + e^-z)` with derivative `g (1 - g)`.
+
+    torch's own sigmoid computes the last few elements of a tensor by another routine than the rest, whose last bit
+    differs; exp and division do not. A member's elements must not depend on where in the population they stand.
+    """
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-z))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (g,) = ctx.saved_tensors
+        return grads[0] * g * (1 - g)
+
+
+class _BCE(torch.autograd.Function):
+    """`-[y log g(z) + (1 - y) log(1 - g(z))]` for logits z and targets y in {0, 1}; derivative `g(z) - y`."""
+
+    @staticmethod
+    def forward(z: Tensor, y: Tensor) -> Tensor:
+        return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        z, y = ctx.saved_tensors
+        return grads[0] * (1 / (1 + torch.exp(-z)) - y), None
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """The logistic function, elementwise."""
+    result: Tensor = _Sigmoid.apply(z)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    return result
+
+
+def bce_with_logits(z: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy of logits, elementwise."""
+    result: Tensor = _BCE.apply(z, y)  # type: ignore[no-untyped-call]
+    return result
+
+
+# How a stacked (members, rows, features) tensor passes a layer without weights. Only functions that give an element
+# the same bits wherever it stands; NOTES.md lists what was tried (elu, softplus, mish, ... do not).
+ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.Identity: lambda layer, z: z,  # noqa: ARG005
+    nn.ReLU: lambda layer, z: F.relu(z),  # noqa: ARG005
+    nn.LeakyReLU: lambda layer, z: F.leaky_relu(z, layer.negative_slope),
+    nn.Tanh: lambda layer, z: torch.tanh(z),  # noqa: ARG005
+    nn.Sigmoid: lambda layer, z: sigmoid(z),  # noqa: ARG005
+    nn.SiLU: lambda layer, z: z * sigmoid(z),  # noqa: ARG005
+    nn.GELU: lambda layer, z: 0.5 * z * (1 + torch.erf(z * math.sqrt(0.5))),  # noqa: ARG005
+}
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a module is a plain stack of dense layers, elementwise activations and dropout."""
+    return isinstance(module, nn.Sequential) and all(_is_dense_layer(layer) for layer in module)
+
+
+def _is_dense_layer(layer: nn.Module) -> bool:
+    if type(layer) is nn.GELU:
+        return layer.approximate == "none"
+    if type(layer) is nn.Linear:
+        return layer.bias is not None
+    if type(layer) is nn.PReLU:
+        return layer.num_parameters == 1
+    return type(layer) in ELEMENTWISE or type(layer) is nn.Dropout
+
+
+class Predictor(nn.Module):
+    """A trained member as users call it: raw features in; class probabilities, or values in their own units, out.
+
+    Args:
+        network: The trained module, on standardised features.
+        x_mean, x_std: (features,) of the training set.
+        y_mean, y_std: Of the training targets; 0 and 1 in classification.
+        classes: How many; 0 for regression.
+    """
+
+    def __init__(
+        self, network: nn.Module, x_mean: Tensor, x_std: Tensor, y_mean: float, y_std: float, classes: int
+    ) -> None:
+        super().__init__()
+        self.network, self.classes, self.y_mean, self.y_std = network, classes, y_mean, y_std
+        self.register_buffer("x_mean", x_mean)
+        self.register_buffer("x_std", x_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, features) -> (rows, classes) probabilities, or (rows, 1) values."""
+        z: Tensor = self.network((x - self.x_mean) / self.x_std)
+        if self.classes == 0:
+            return z * self.y_std + self.y_mean
+        if z.shape[-1] == 1:
+            p = torch.sigmoid(z)
+            return torch.cat([1 - p, p], -1)
+        return torch.softmax(z, -1)

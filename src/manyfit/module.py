@@ -1,0 +1,312 @@
+"""What a training step and an evaluation are: the LightningModule of a population."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from manyfit import curves
+from manyfit.data import Dataset, order
+from manyfit.losses import CLASSIFICATION, Loss, correct
+from manyfit.population import LANES, Plain, Population, UnitRate, sum_rows
+from manyfit.schedules import Schedule
+
+BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
+EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
+
+
+class Blocks:
+    """An epoch as blocks of up to `BLOCK` mini-batches, each a list of (indices (members, batch), rows that count).
+
+    The last short batch is padded with example 0, whose rows do not count.
+    """
+
+    def __init__(self, module: "Training") -> None:
+        self.module = module
+
+    def __len__(self) -> int:
+        return -(-self.module.steps_per_epoch // BLOCK)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
+        m = self.module
+        n, batch, steps = len(m.data.x_train), m.batch_size, m.steps_per_epoch
+        orders = torch.stack([order(seed, m.current_epoch, n) for seed in m.seeds])
+        padded = torch.nn.functional.pad(orders, (0, steps * batch - n))
+        index = padded.view(len(orders), steps, batch).transpose(0, 1).contiguous()
+        rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
+        for start in range(0, steps, BLOCK):
+            yield index[start : start + BLOCK], rows[start : start + BLOCK]
+
+
+@dataclass
+class Best:
+    """The best weights so far of every member, by smoothed validation loss (curves.smooth), one row a member."""
+
+    weights: Tensor
+    buffers: dict[str, Tensor]
+    value: np.ndarray
+    epoch: np.ndarray
+    previous: Tensor
+    previous_buffers: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Training(pl.LightningModule):
+    """K members in training. Lightning runs the epochs; a step is ours (manual optimization on a raw optimizer).
+
+    Args:
+        population: The members.
+        optimizer: `UnitRate`, or `Plain` for a single member.
+        loss: One number per example.
+        data: On the device after `setup`.
+        y_train: Training targets (members, n), or (1, n) where they are the same for all.
+        seeds, lr, schedules, patience: One per member.
+        batch_size: Examples per step.
+        epochs: Of the whole training; progress of the schedules counts against it.
+        eval_rows: Indices (m,) of the training examples that loss/train is measured on.
+        gradient_clip: Largest norm of a member's gradient.
+        compiled: Whether the step goes through torch.compile.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        optimizer: UnitRate | Plain,
+        loss: Loss,
+        data: Dataset,
+        y_train: Tensor,
+        *,
+        seeds: Sequence[int],
+        lr: Sequence[float],
+        schedules: Sequence[Schedule],
+        batch_size: int,
+        epochs: int,
+        eval_rows: Tensor,
+        patience: int | None = None,
+        gradient_clip: float | None = None,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.population, self.optimizer, self.loss, self.data = population, optimizer, loss, data
+        self.x_train, self.y_train, self.eval_rows = data.x_train, y_train, eval_rows
+        self.y_all = y_train
+        self.seeds, self.schedules = list(seeds), list(schedules)
+        self.lr = np.array(lr, np.float64)
+        self.batch_size, self.epochs, self.patience, self.gradient_clip = batch_size, epochs, patience, gradient_clip
+        self.steps_per_epoch = -(-len(data.x_train) // batch_size)
+        self.members = np.arange(len(population))  # which of the members we began with are still here
+        self.history: dict[str, np.ndarray] = {}
+        self.ended: dict[int, str] = {}
+        self.steps_done = 0
+        self.running: Tensor | None = None
+        self.last_lr = self.lr.copy()
+        self.row_weights: dict[tuple[int, int], Tensor] = {}
+        self.observers: list[Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]] = []
+        self.started = time.perf_counter()
+        self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
+        if compiled:
+            self.gradient = torch.compile(self._gradient, dynamic=False)
+        weights = population.weights.detach()
+        self.best = Best(
+            weights.clone(),
+            {n: b.clone() for n, b in population.buffers.items()},
+            np.full(len(population), np.inf),
+            np.zeros(len(population), int),
+            weights.clone(),
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The raw optimizer: Lightning only asks that there be one."""
+        return self.optimizer.raw
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Indices go to the device; the examples are there already."""
+        index, rows = batch
+        return index.to(device, non_blocking=True), rows
+
+    def on_train_start(self) -> None:
+        """Epoch 0: the untrained network."""
+        self.started = time.perf_counter()
+        self.finish_epoch(0)
+
+    def training_step(self, block: tuple[Tensor, list[int]], batch_idx: int) -> None:  # noqa: ARG002
+        """A block of optimizer steps: indices (steps, members, batch) and how many rows of each step count."""
+        index, rows = block
+        factors = self._factors(len(rows))
+        rates = torch.from_numpy(self.lr * factors).to(self.population.weights)[..., None]  # (steps, members, 1)
+        keys = self.population.dropout.keys(self.steps_done + 1, len(rows))
+        for step, count in enumerate(rows):
+            losses = self._step(index[step], count, keys[step], rates[step])
+            share = losses.detach() * (count / len(self.x_train))
+            self.running = share if self.running is None else self.running + share
+        self.steps_done += len(rows)
+        self.last_lr = self.lr * factors[-1]
+
+    def _factors(self, steps: int) -> np.ndarray:
+        """Factors on lr (steps, members) of the coming steps."""
+        progress = np.arange(self.steps_done, self.steps_done + steps) / (self.epochs * self.steps_per_epoch)
+        return np.stack([schedule(progress) for schedule in self.schedules], 1)
+
+    def _step(self, index: Tensor, rows: int, keys: Tensor, lr: Tensor) -> Tensor:
+        members, batch = index.shape
+        flat = index.reshape(-1)
+        x = self.x_train.index_select(0, flat).view(members, batch, *self.x_train.shape[1:])
+        y = (
+            self.y_train.gather(1, index)
+            if len(self.y_train) > 1
+            else self.y_train[0].index_select(0, flat).view(members, batch)
+        )
+        weights = self.population.weights
+        return self.optimizer.step(weights, lambda: self.gradient(weights, x, y, rows, keys), lr)
+
+    def _gradient(self, weights: Tensor, x: Tensor, y: Tensor, rows: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own."""
+        if not self.population.dense:
+            x, y = x[:, :rows], y[:, :rows]
+        outputs = self.population(weights, x, keys).to(weights.dtype)
+        per_example = self.loss.per_example(outputs, y)
+        losses = sum_rows(per_example * self._row_weights(per_example.shape[1], rows))
+        (gradient,) = torch.autograd.grad(losses.sum(), weights)  # the sum: a mean would divide every lr by K
+        if self.gradient_clip is not None:
+            norm = gradient.square().view(len(weights), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
+            gradient = gradient * (self.gradient_clip / (norm + 1e-6)).clamp(max=1)
+        return losses.detach(), gradient
+
+    def _row_weights(self, size: int, rows: int) -> Tensor:
+        """Weights (size,) of the rows of a batch in its mean: 1 / rows, and 0 on padding."""
+        if (size, rows) not in self.row_weights:
+            weights = torch.full((size,), 1 / rows, dtype=self.x_train.dtype)
+            weights[rows:] = 0
+            self.row_weights[size, rows] = weights.to(self.population.weights.device)
+        return self.row_weights[size, rows]
+
+    def on_train_epoch_end(self) -> None:
+        """Measure, note the best, and let members go that have ended."""
+        self.finish_epoch(self.current_epoch + 1)
+        for member, schedule in zip(self.members, self.schedules, strict=True):
+            schedule.observe(float(self.history["loss/val"][member, self.current_epoch + 1]))
+        self._retire_ended(self.current_epoch + 1)
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Write this epoch's metrics of the members present into `history`, (all members, epochs + 1) each."""
+        measured = self.evaluate(self.population.weights.detach(), self.population.buffers, ("train", "val"))
+        measured["loss/gap"] = measured["loss/val"] - measured["loss/train"]
+        measured["lr"] = self.last_lr
+        if self.running is not None:
+            measured["loss/train_running"] = self.running.double().cpu().numpy()
+            self.running = None
+        every = np.ones(len(self.members))
+        measured["progress/steps"] = every * self.steps_done
+        measured["progress/examples"] = every * epoch * len(self.x_train)
+        measured["time/seconds"] = every * (time.perf_counter() - self.started)
+        for name, values in measured.items():
+            row = self.history.setdefault(name, np.full((len(self.best.epoch), self.epochs + 1), np.nan))
+            row[self.members, epoch] = values
+        self._note_best(epoch)
+        for observe in self.observers:
+            observe(epoch, self.members, measured)
+
+    def _note_best(self, epoch: int) -> None:
+        """The last epoch's smoothed loss is known only now, with its right neighbour: weights are kept one epoch back."""
+        loss = self.history["loss/val"][self.members]
+        if epoch > 0:
+            window = curves.smooth(loss[:, max(0, epoch - 2) : epoch + 1])
+            self._accept(window[:, -2], epoch - 1, self.best.previous)
+        self.best.previous = self.population.weights.detach().clone()
+        self.best.previous_buffers = {n: b.clone() for n, b in self.population.buffers.items()}
+
+    def _accept(self, value: np.ndarray, epoch: int, weights: Tensor) -> None:
+        better = np.nan_to_num(value, nan=np.inf) < self.best.value[self.members]
+        if not better.any():
+            return
+        rows = self.members[better]
+        self.best.value[rows], self.best.epoch[rows] = value[better], epoch
+        here = torch.from_numpy(np.flatnonzero(better)).to(weights.device)
+        there = torch.from_numpy(rows).to(weights.device)
+        self.best.weights[there] = weights[here]
+        for name, buffer in self.best.previous_buffers.items():
+            self.best.buffers[name][there] = buffer[here]
+
+    def _retire_ended(self, epoch: int) -> None:
+        loss = np.stack([self.history[f"loss/{split}"][self.members, epoch] for split in ("train", "val")])
+        for here, member in enumerate(self.members):
+            if not np.isfinite(loss[:, here]).all():
+                self.ended.setdefault(int(member), "diverged")
+            elif self.patience is not None and epoch - 1 - self.best.epoch[member] >= self.patience:
+                self.ended.setdefault(int(member), "stopped early")
+            elif epoch == self.epochs:
+                self.ended.setdefault(int(member), "finished")
+        self.retire(epoch)
+
+    def retire(self, epoch: int) -> None:
+        """Compact away the members named in `ended`; stop the trainer when none is left."""
+        stay = np.array([int(m) not in self.ended for m in self.members])
+        if stay.all():
+            return
+        loss = self.history["loss/val"][self.members, max(0, epoch - 1) : epoch + 1]
+        last = np.where(stay, np.inf, curves.smooth(loss)[:, -1])
+        self._accept(last, epoch, self.best.previous)
+        if not stay.any():
+            self.trainer.should_stop = True
+            return
+        rows = torch.from_numpy(np.flatnonzero(stay))
+        rows = rows.to(self.population.weights.device)
+        self.population.keep(rows)
+        self.optimizer.keep(rows)
+        self.best.previous = self.best.previous[rows]
+        self.best.previous_buffers = {n: b[rows] for n, b in self.best.previous_buffers.items()}
+        if len(self.y_train) > 1:
+            self.y_train = self.y_train[rows]
+        self.members, self.lr, self.last_lr = self.members[stay], self.lr[stay], self.last_lr[stay]
+        self.seeds = [s for s, here in zip(self.seeds, stay, strict=True) if here]
+        self.schedules = [s for s, here in zip(self.schedules, stay, strict=True) if here]
+
+    def targets_of(self, member: int) -> Tensor:
+        """The training targets (n,) that a member is trained on, label noise included."""
+        return self.y_all[member if len(self.y_all) > 1 else 0]
+
+    @torch.no_grad()
+    def evaluate(self, weights: Tensor, buffers: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics (members,) of these weights in evaluation mode, named `loss/val`, `accuracy/test` and so on."""
+        present, self.population.buffers = self.population.buffers, dict(buffers)
+        try:
+            result: dict[str, np.ndarray] = {}
+            for split in splits:
+                x, y = getattr(self.data, f"x_{split}"), getattr(self.data, f"y_{split}")[None]
+                if split == "train":
+                    x, y = x[self.eval_rows], self.y_train[:, self.eval_rows]
+                result |= {f"{name}/{split}": v for name, v in self._measure(weights, x, y).items()}
+            return result
+        finally:
+            self.population.buffers = present
+
+    def _measure(self, weights: Tensor, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
+        members, n = len(weights), len(x)
+        chunks = -(-n // EVAL_ROWS)
+        size = -(-n // chunks)
+        loss = torch.zeros(members, dtype=torch.float64, device=x.device)
+        score = torch.zeros_like(loss)
+        for start in range(0, n, size):
+            x_part, y_part = x[start : start + size], y[:, start : start + size].expand(members, -1)
+            with self._precision():
+                outputs = self.population(weights, x_part.expand(members, *x_part.shape))
+            outputs = outputs.to(weights.dtype)
+            loss += self.loss.per_example(outputs, y_part).double().sum(1)
+            if self.data.task == CLASSIFICATION:
+                score += correct(outputs, y_part).double().sum(1)
+            else:
+                score += (outputs.squeeze(-1) - y_part).double().square().sum(1)
+        mean = {"loss": (loss / n).cpu().numpy()}
+        if self.data.task == CLASSIFICATION:
+            return mean | {"accuracy": (score / n).cpu().numpy()}
+        variance = y.double().var(1, correction=0).clamp(min=1e-300)
+        rmse = (score / n).sqrt() * self.data.y_std
+        return mean | {"rmse": rmse.cpu().numpy(), "r2": (1 - score / n / variance).cpu().numpy()}
+
+    def _precision(self) -> Any:
+        return self.trainer.precision_plugin.val_step_context()

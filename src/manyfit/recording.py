@@ -1,0 +1,105 @@
+"""From the epochs and results of a population to tracked runs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import torch
+
+from manyfit import curves, figures, provenance
+from manyfit.jobs import Job, Result
+from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker
+
+
+class Recorder:
+    """Writes every epoch of every member to its own tracked run, and closes the runs truthfully.
+
+    Args:
+        tracker: Where to.
+        jobs: What is being trained.
+        parent: The sweep they belong to.
+    """
+
+    def __init__(self, tracker: Tracker | NoTracker, jobs: Sequence[Job], parent: TrackedRun | None = None) -> None:
+        self.runs = [_start(tracker, job, parent) for job in jobs]
+        self.open = set(range(len(jobs)))
+        self.stores = isinstance(tracker, Tracker)
+
+    def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
+        """An Observer: all values of an epoch, one append per member."""
+        for here, member in enumerate(members):
+            self.runs[member].metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
+
+    def finish(self, results: Sequence[Result], artifacts: bool) -> None:
+        """Summary, verdict, note and status of every run; with artifacts, its picture and model as well."""
+        for member, (run, result) in enumerate(zip(self.runs, results, strict=True)):
+            _summarise(run, result)
+            if artifacts and self.stores:
+                store_artifacts(run, result)
+            run.end(result.status)
+            self.open.discard(member)
+
+    def fail(self, error: BaseException) -> None:
+        """End every run that is still open: KILLED by an interrupt, else FAILED with the exception as a tag."""
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        for member in self.open:
+            self.runs[member].tags({"error": f"{type(error).__name__}: {error}"[:2000]})
+            self.runs[member].end("KILLED" if interrupted else "FAILED")
+        self.open.clear()
+
+
+def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None) -> TrackedRun:
+    data = job.data
+    record = DatasetRecord(
+        name=data.name,
+        digest=data.digest,
+        source=job.config.data.target,
+        rows=len(data.x_train),
+        features=data.x_train.shape[1],
+        targets=max(len(data.classes), 1),
+    )
+    run = tracker.start(
+        experiment=job.config.experiment,
+        name=job.config.title(),
+        params=job.config.flat(),
+        tags=provenance.tags(),
+        parent=parent,
+        dataset=record,
+    )
+    run.file("config.yaml", job.config.yaml().encode())
+    return run
+
+
+def _summarise(run: TrackedRun, result: Result) -> None:
+    s = result.summary
+    once = {f"{name}": value for name, value in result.test.items()}
+    if s.best_epoch is not None:
+        once |= {"best/epoch": s.best_epoch, "best/loss_val": s.best_loss_val}
+    run.metrics([(name, float(value), 0) for name, value in once.items()])
+    run.tags({"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)})
+
+
+def store_artifacts(run: TrackedRun, result: Result) -> None:
+    """The picture, the environment and the model of the best epoch."""
+    title = f"{result.config.experiment}: {result.config.title()}"
+    run.file("overfitting.png", figures.png(figures.overfitting(result.metrics, result.summary, title)))
+    run.file("environment.txt", provenance.environment().encode())
+    with torch.no_grad():
+        outputs = result.predictor(torch.from_numpy(result.example)).numpy()
+    run.model(result.predictor, result.example, outputs)
+
+
+def note(result: Result) -> str:
+    """Two sentences for the top of the run's page."""
+    config, s = result.config, result.summary
+    return (
+        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the weights "
+        f"of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs ({provenance.hardware()})."
+    )
+
+
+def score(result: Result) -> str:
+    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`."""
+    if "accuracy/test" in result.test:
+        return f"accuracy {result.test['accuracy/test']:.1%}"
+    return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"

@@ -1,0 +1,73 @@
+"""What a person sees: one live line while training, and the closing summary."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from manyfit import curves
+from manyfit.jobs import Job, Result
+from manyfit.recording import score
+
+REDRAW = 0.1  # seconds; nothing is formatted in between
+
+
+class Progress:
+    """A live line: epochs, losses, gap, time left. An Observer; quiet when the output is not a terminal."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.console = Console(stderr=True)
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        title = jobs[0].config.title() if len(jobs) == 1 else f"{len(jobs)} runs"
+        self.task = self.bar.add_task(title, total=jobs[0].config.epochs, losses="")
+        self.drawn = 0.0
+
+    def __enter__(self) -> "Progress":
+        """Start drawing."""
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear the line."""
+        self.bar.stop()
+
+    def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
+        """Redraw, at most every `REDRAW` seconds."""
+        if self.bar.disable or time.monotonic() - self.drawn < REDRAW:
+            return
+        self.drawn = time.monotonic()
+        best = int(np.nanargmin(np.nan_to_num(measured["loss/val"], nan=np.inf)))
+        losses = "  ".join(f"{name} {measured[f'loss/{name}'][best]:.4g}" for name in ("train", "val", "gap"))
+        alive = f"{len(members)} training, best: " if len(members) > 1 else ""
+        self.bar.update(self.task, completed=epoch, losses=alive + losses)
+
+
+def summary(result: Result, where: str) -> str:
+    """The end of a run in five lines: test score, best epoch, verdict in words, seconds, where to look."""
+    s = result.summary
+    epochs = len(result.metrics["loss/val"]) - 1
+    lines: list[tuple[str, Any]] = [
+        ("run", f"{result.config.experiment}: {result.config.title()}"),
+        ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
+        ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g})"),
+        ("verdict", f"{s.verdict}. {curves.sentence(s)}"),
+        ("time", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps"),
+        ("look", where),
+    ]
+    return "\n".join(f"{name:>11}  {text}" for name, text in lines)

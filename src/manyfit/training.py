@@ -1,0 +1,154 @@
+"""fit(configs) -> results: the one path that every training takes, alone or as a population."""
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from manyfit import curves, data
+from manyfit.config import Config
+from manyfit.jobs import Job, Result, prepare
+from manyfit.models import Predictor
+from manyfit.module import Blocks, Training
+from manyfit.population import LINEAR_OPTIMIZERS, Plain, Population, UnitRate, seed_of
+from manyfit.recording import Recorder
+from manyfit.terminal import Progress
+from manyfit.tracking import NoTracker, TrackedRun, Tracker
+
+
+def fit(
+    configs: Sequence[Config],
+    tracker: Tracker | NoTracker | None = None,
+    *,
+    parent: TrackedRun | None = None,
+    artifacts: bool = True,
+) -> list[Result]:
+    """Train configs that may share a population, each as if it were alone, and track each as a run.
+
+    Args:
+        configs: They differ at most in lr, weight decay, seed, dropout rates and schedule.
+        tracker: Where the runs are recorded; None: nowhere.
+        parent: The sweep that the runs belong to.
+        artifacts: Whether every run stores its picture and model.
+
+    Returns:
+        A result for each config, in order.
+
+    Raises:
+        ValueError: Before any run exists: something in a config cannot be used.
+    """
+    jobs = [prepare(config) for config in configs]
+    trainer = _trainer(jobs[0].config)
+    module = _module(jobs, trainer.strategy.root_device)
+    recorder = Recorder(tracker or NoTracker(), jobs, parent)
+    with Progress(jobs) as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
+        module.observers = [recorder.epoch, progress.epoch]
+        try:
+            trainer.fit(module, train_dataloaders=Blocks(module))
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            results = _results(jobs, module)
+            recorder.finish(results, artifacts)
+        except BaseException as error:
+            recorder.fail(error)
+            raise
+    return results
+
+
+def _trainer(config: Config) -> pl.Trainer:
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,
+        max_epochs=config.epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        deterministic=config.trainer.deterministic,
+    )
+
+
+def _module(jobs: Sequence[Job], device: torch.device) -> Training:
+    first, config = jobs[0], jobs[0].config
+    dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
+    dataset = _on_device(first.data, device, dtype)
+    population = Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
+    decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
+    update = UnitRate if first.optimizer.__name__ in LINEAR_OPTIMIZERS else Plain
+    n = len(dataset.x_train)
+    return Training(
+        population,
+        update(population.weights, first.optimizer, first.options, decay),
+        first.loss,
+        dataset,
+        _targets(jobs, dataset),
+        seeds=[job.config.seed for job in jobs],
+        lr=[job.config.optimizer.lr for job in jobs],
+        schedules=[job.schedule for job in jobs],
+        batch_size=first.batch_size,
+        epochs=config.epochs,
+        eval_rows=_eval_rows(n, config).to(device),
+        patience=config.trainer.patience,
+        gradient_clip=config.trainer.gradient_clip,
+        compiled=config.trainer.compile,
+    )
+
+
+def _on_device(dataset: data.Dataset, device: torch.device, dtype: torch.dtype) -> data.Dataset:
+    tensors = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    tensors = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
+    moved = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in tensors.items()}
+    return dataclasses.replace(dataset, **moved)
+
+
+def _targets(jobs: Sequence[Job], dataset: data.Dataset) -> Tensor:
+    """Training targets (members, n) with each member's own label noise; (1, n) where there is none."""
+    noise = jobs[0].config.data.label_noise
+    if not noise:
+        return dataset.y_train[None]
+    noisy = [data.noisy(dataset.y_train.cpu(), len(dataset.classes), noise, job.config.seed) for job in jobs]
+    return torch.stack(noisy).to(dataset.y_train)
+
+
+def _eval_rows(n: int, config: Config) -> Tensor:
+    """The training examples that loss/train is measured on, (m,), always the same for one split."""
+    if n <= config.eval_train_size:
+        return torch.arange(n)
+    generator = torch.Generator().manual_seed(seed_of("eval_train", config.data.split_seed))
+    return torch.randperm(n, generator=generator)[: config.eval_train_size].sort().values
+
+
+def _results(jobs: Sequence[Job], module: Training) -> list[Result]:
+    test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
+    results = []
+    for k, job in enumerate(jobs):
+        present = np.flatnonzero(~np.isnan(module.history["progress/steps"][k]))
+        metrics = {name: values[k, : present[-1] + 1] for name, values in module.history.items()}
+        baseline = job.loss.baseline(module.targets_of(k).cpu(), len(job.data.classes))
+        summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
+        buffers = {name: b[k].cpu() for name, b in module.best.buffers.items()}
+        d = job.data
+        network = module.population.member(module.best.weights[k], buffers).float()
+        predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
+        results.append(
+            Result(
+                config=job.config,
+                metrics=metrics,
+                summary=summary,
+                test={name: float(values[k]) for name, values in test.items()},
+                reason=module.ended[k],
+                predictor=predictor,
+                weights=module.best.weights[k].cpu(),
+                example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
+            )
+        )
+    return results

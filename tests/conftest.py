@@ -1,0 +1,75 @@
+"""What tests share: composing a config as the command does, and trainings that leave nothing behind."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch, as manyfit itself does
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from sklearn.utils import Bunch
+from torch import nn
+
+from manyfit import config as configuration
+from manyfit.config import Config
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+Compose = Callable[..., Config]
+
+
+def options(group: str) -> list[str]:
+    """Every option of a config group, by listing its folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def composed() -> Compose:
+    """A function from overrides, as on the command line, to the checked Config."""
+
+    def build(*overrides: str) -> Config:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+        return configuration.parse(cfg, cfg.hydra.runtime.choices)
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Tests that draw examples draw the same ones every time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mixed_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table with numbers and words, as `table.csv` in the working directory and as what OpenML answers."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": rng.normal(size=120), "colour": rng.choice(["red", "green", "blue"], 120)})
+    frame["y"] = np.where(frame["size"] + (frame["colour"] == "red") > 0.3, "yes", "no")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    bunch = Bunch(
+        frame=frame, data=frame[["size", "colour"]], target=frame["y"], target_names=["y"], details={"name": "fixture"}
+    )
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: bunch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "table.csv"
+
+
+class Normed(nn.Module):
+    """A user's module: not a stack of dense layers, with batch statistics and dropout."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(in_features, 16), nn.BatchNorm1d(16), nn.ELU(), nn.Dropout(0.1))
+        self.head = nn.Linear(16, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        out: torch.Tensor = self.head(self.body(x))
+        return out

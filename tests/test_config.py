@@ -1,0 +1,81 @@
+"""config.parse: what is accepted, and the words of what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, Compose
+
+from manyfit import config as configuration
+from manyfit.config import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr must be a valid number, but got 'abc'"),
+        ("optimizer.lr=-1", "optimizer.lr must be > 0, but got -1"),
+        ("optimizer.lr=0", "optimizer.lr must be > 0, but got 0"),
+        ("optimizer.lr=inf", "optimizer.lr must be a finite number, but got inf"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay must be >= 0, but got -1"),
+        ("batch_size=0", "batch_size must be an integer >= 1 or full, but got 0"),
+        ("batch_size=half", "batch_size must be an integer >= 1 or full, but got 'half'"),
+        ("epochs=0", "epochs must be >= 1, but got 0"),
+        ("epochs=2.5", "epochs must be a valid integer"),
+        ("seed=-1", "seed must be >= 0, but got -1"),
+        ("data.val_fraction=1.5", "data.val_fraction must be < 1, but got 1.5"),
+        ("data.label_noise=1", "data.label_noise must be < 1, but got 1"),
+        ("trainer.precision=8", "trainer.precision must be '32-true', '64-true' or 'bf16-mixed', but got 8"),
+        ("trainer.patience=0", "trainer.patience must be >= 1, but got 0"),
+        ("optimizer=lbfgs", "batch_size must be full with optimizer lbfgs, but got 32"),
+    ],
+)
+def test_bad_value(composed: Compose, override: str, words: str) -> None:
+    """A bad value is refused with its full key, what must hold and what was got."""
+    with pytest.raises(ConfigError) as caught:
+        composed(override)
+    assert words in str(caught.value)
+
+
+def test_two_errors_at_once(composed: Compose) -> None:
+    """All bad values are named together, each once."""
+    with pytest.raises(ConfigError) as caught:
+        composed("optimizer.lr=-1", "batch_size=0")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_missing_value(composed: Compose) -> None:
+    """A value that only the user can know is asked for by its key."""
+    with pytest.raises(ConfigError, match="data.path must be given"):
+        composed("data=csv", "data.target=y")
+
+
+def test_target_is_checked_by_type(composed: Compose) -> None:
+    """A target that does not yield what the group is for is never called."""
+    config = composed()
+    for target in ("os.system", "builtins.open", "urllib.request.urlopen", "torch.nn.Linear", "no.such.thing"):
+        component = config.optimizer.model_copy(update={"target": target})
+        with pytest.raises(ConfigError, match="optimizer._target_ must name"):
+            configuration.target_of(component, "optimizer", __import__("torch").optim.Optimizer)
+
+
+def test_secrets_stay_unresolved(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value taken from the environment, or a password in an address, is not in what is logged."""
+    monkeypatch.setenv("STORE", "http://me:hunter2@127.0.0.1:5000")
+    config = composed("tracking=server", "tracking.uri=${oc.env:STORE}")
+    assert config.tracking.uri == "http://me:hunter2@127.0.0.1:5000"
+    assert config.flat()["tracking.uri"] == "${oc.env:STORE}"
+    plain = composed("tracking=server", "tracking.uri=http://me:hunter2@127.0.0.1:5000")
+    assert "hunter2" not in plain.yaml() + str(plain.flat())
+
+
+def test_title_says_what_differs(composed: Compose) -> None:
+    """A run's name is short and readable."""
+    assert composed("optimizer.lr=3e-3", "batch_size=64").title() == "adam lr=0.003 b=64 s=0"
+    assert composed("model.dropout=0.5", "schedule=cosine", "seed=3").title() == "adam lr=0.001 b=32 p=0.5 cosine s=3"
+
+
+def test_config_imports_no_torch() -> None:
+    """A bad override answers without waiting for torch or mlflow."""
+    code = "import sys; from manyfit import config; assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

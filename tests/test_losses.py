@@ -1,0 +1,57 @@
+"""Losses against closed forms and torch."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from manyfit.losses import BCE, MSE, CrossEntropy, Huber, auto, correct
+
+
+def test_losses_are_torchs() -> None:
+    """Per example, for members that differ."""
+    z, y = torch.randn(3, 7, 4), torch.randint(0, 4, (3, 7))
+    for k in range(3):
+        torch.testing.assert_close(CrossEntropy().per_example(z, y)[k], F.cross_entropy(z[k], y[k], reduction="none"))
+    t = torch.randn(3, 7)
+    torch.testing.assert_close(MSE().per_example(z[..., :1], t), (z[..., 0] - t) ** 2)
+    expected = F.huber_loss(z[..., 0], t, reduction="none", delta=0.3)
+    torch.testing.assert_close(Huber(0.3).per_example(z[..., :1], t), expected)
+
+
+def test_empirical_loss_by_hand() -> None:
+    """BCE at p = 0.1 where the truth is 1: -log 0.1."""
+    logit = torch.logit(torch.tensor(0.1)).view(1, 1, 1)
+    assert BCE().per_example(logit, torch.ones(1, 1)).item() == pytest.approx(-math.log(0.1), rel=1e-6)
+
+
+def test_baseline_is_the_best_constant() -> None:
+    """Cross-entropy: the entropy of the class frequencies; squared error: the variance."""
+    y = torch.tensor([0] * 3 + [1] * 1)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert CrossEntropy().baseline(y, 2) == pytest.approx(entropy, rel=1e-6)
+    assert BCE().baseline(y, 2) == pytest.approx(entropy, rel=1e-6)
+    t = torch.randn(50)
+    assert MSE().baseline(t, 0) == pytest.approx(t.var(correction=0).item(), rel=1e-5)
+
+
+def test_auto_follows_the_task() -> None:
+    """Two classes: bce; more: cross-entropy; numbers: squared error."""
+    assert isinstance(auto("classification", 2), BCE)
+    assert isinstance(auto("classification", 3), CrossEntropy)
+    assert isinstance(auto("regression", 0), MSE)
+
+
+def test_refused() -> None:
+    """A loss says what it cannot do."""
+    with pytest.raises(ValueError, match="bce needs 2 classes, but got 10"):
+        BCE().width(10)
+    with pytest.raises(ValueError, match=r"loss.delta must be > 0, but got 0"):
+        Huber(0.0)
+
+
+def test_correct() -> None:
+    """A single logit decides at 0, several by the largest."""
+    assert correct(torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[1, 1]])).tolist() == [[True, False]]
+    assert correct(torch.tensor([[[1.0, 2], [3, 2]]]), torch.tensor([[1, 1]])).tolist() == [[True, False]]

@@ -1,0 +1,181 @@
+"""training.fit: reproducible, alone and in company, and honest about how a run ended."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from conftest import Compose
+from torch import nn
+
+from manyfit import curves
+from manyfit.config import ConfigError
+from manyfit.jobs import Result, prepare
+from manyfit.training import fit
+
+
+def assert_same_bits(a: Result, b: Result) -> None:
+    """Every metric of every epoch and the best weights are identical; only the clock may differ."""
+    assert set(a.metrics) == set(b.metrics)
+    for name in set(a.metrics) - {"time/seconds"}:
+        np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
+    assert torch.equal(a.weights, b.weights)
+    assert a.test == b.test
+
+
+def alone(configs: Sequence) -> list[Result]:
+    return [fit([config])[0] for config in configs]
+
+
+def test_twice_is_bit_equal(composed: Compose) -> None:
+    """The same config twice gives the same bits."""
+    config = composed("data=moons", "epochs=3", "model.dropout=0.3", "model.hidden=[16]")
+    assert_same_bits(*alone([config, config]))
+
+
+def test_seeds_differ(composed: Compose) -> None:
+    """Another seed gives another curve on the same split."""
+    a, b = alone([composed("data=moons", "epochs=2", "model.hidden=[16]", f"seed={s}") for s in (0, 1)])
+    assert a.metrics["loss/val"][0] != b.metrics["loss/val"][0]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32, "full"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_alone_or_in_company(composed: Compose, batch: int | str, optimizer: str) -> None:
+    """A member's bits do not depend on who trains beside it, at a stable and at a chaotic rate."""
+    common = ("data=wine", "epochs=4", "model.hidden=[16,5]", f"optimizer={optimizer}", f"batch_size={batch}")
+    configs = [
+        composed(*common, f"optimizer.lr={lr}", f"model.dropout={p}", f"seed={seed}", "data.label_noise=0.1")
+        for seed, (lr, p) in enumerate([(1e-3, 0.3), (3e-2, 0.3), (1e-3, 0.0)])
+    ]
+    for a, b in zip(fit(configs), alone(configs), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_metrics_and_shapes(composed: Compose) -> None:
+    """Every metric has a value for every epoch, epoch 0 first; the gap is the difference of the two losses."""
+    (result,) = alone([composed("data=iris", "epochs=3")])
+    metrics = result.metrics
+    assert {len(values) for values in metrics.values()} == {4}
+    np.testing.assert_allclose(metrics["loss/gap"], metrics["loss/val"] - metrics["loss/train"])
+    assert np.isnan(metrics["loss/train_running"][0])
+    assert metrics["progress/steps"].tolist() == [0, 4, 8, 12]  # 106 examples in batches of 32
+    assert metrics["progress/examples"].tolist() == [0, 106, 212, 318]
+    assert set(result.test) == {"loss/test", "accuracy/test"}
+
+
+def test_regression_metrics(composed: Compose) -> None:
+    """RMSE is in the target's own units and R2 agrees with it."""
+    (result,) = alone([composed("data=diabetes", "epochs=3")])
+    target = prepare(composed("data=diabetes")).data
+    raw = target.y_test.double() * target.y_std
+    rmse = result.test["rmse/test"]
+    assert 40 < rmse < 120
+    assert result.test["r2/test"] == pytest.approx(1 - rmse**2 / raw.var(correction=0).item(), rel=1e-5)
+    x = torch.from_numpy(result.example)
+    assert result.predictor(x).item() == pytest.approx(target.y_mean, abs=4 * target.y_std)
+
+
+def test_best_weights_are_the_best_epochs(composed: Compose) -> None:
+    """The epoch found while training is the one the curves say, and its weights give its validation loss."""
+    config = composed("data=moons", "data.noise=0.4", "epochs=12", "optimizer.lr=0.1", "batch_size=8")
+    (result,) = alone([config])
+    assert result.summary.best_epoch == curves.best_epoch(result.metrics["loss/val"])
+    data = prepare(config).data
+    logits = result.predictor.network(data.x_val)[:, 0]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, data.y_val.float()).item()
+    assert loss == pytest.approx(result.metrics["loss/val"][result.summary.best_epoch], rel=1e-5)
+
+
+def test_divergence_is_a_failure(composed: Compose) -> None:
+    """A loss that turns NaN ends the run as FAILED and diverged, with finite best weights."""
+    config = composed("data=diabetes", "optimizer=sgd", "optimizer.lr=1e6", "epochs=5", "model.activation=identity")
+    (result,) = alone([config])
+    assert (result.status, result.reason, result.summary.verdict) == ("FAILED", "diverged", "diverged")
+    assert torch.isfinite(result.weights).all()
+    assert len(result.metrics["loss/val"]) < 6
+
+
+def test_divergence_leaves_the_neighbours_alone(composed: Compose) -> None:
+    """A member that turns NaN is let go; the others keep their bits."""
+    base = ("data=diabetes", "optimizer=sgd", "epochs=4", "model.activation=identity", "optimizer.weight_decay=1e-3")
+    configs = [composed(*base, f"optimizer.lr={lr}") for lr in ("0.01", "1e6", "0.02")]
+    together = fit(configs)
+    assert [result.reason for result in together] == ["finished", "diverged", "finished"]
+    for a, b in zip(together, alone(configs), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_early_stopping(composed: Compose) -> None:
+    """Training stops once validation loss has not improved for `patience` epochs, each member for itself."""
+    base = ("data=moons", "data.noise=0.5", "data.train_size=20", "epochs=60", "trainer.patience=4", "batch_size=4")
+    configs = [composed(*base, f"optimizer.lr={lr}") for lr in (0.1, 1e-4)]
+    fast, slow = together = fit(configs)
+    assert fast.reason == "stopped early"
+    assert len(fast.metrics["loss/val"]) - 1 - fast.summary.best_epoch in (4, 5)
+    assert len(slow.metrics["loss/val"]) > len(fast.metrics["loss/val"])
+    for a, b in zip(together, alone(configs), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_gradient_clip_is_per_member(composed: Compose) -> None:
+    """A clipped step of SGD moves the weights by at most lr times the limit."""
+    base = ("data=moons", "optimizer=sgd", "optimizer.lr=1", "batch_size=full", "epochs=1")
+    clipped, free = alone([composed(*base, "trainer.gradient_clip=1e-3"), composed(*base)])
+    start, start_free = (abs(np.diff(r.metrics["loss/train"])[0]) for r in (clipped, free))
+    assert start < 1e-3 < start_free  # the gradient is shorter than 1, and clipped to 1e-3
+
+
+def test_lbfgs(composed: Compose) -> None:
+    """LBFGS on the full batch gets a perceptron near its optimum within a few epochs."""
+    config = composed("data=breast_cancer", "model=perceptron", "optimizer=lbfgs", "batch_size=full", "epochs=5")
+    (result,) = alone([config])
+    assert result.metrics["loss/train"][-1] < 0.05
+
+
+def test_user_module(composed: Compose) -> None:
+    """Any nn.Module by _target_ trains, batch statistics included."""
+    (result,) = alone([composed("data=iris", "epochs=5", "model._target_=conftest.Normed", "~model.hidden",
+                                "~model.activation", "~model.dropout", "~model.init", "~model.sigma")])  # fmt: skip
+    assert result.metrics["loss/train"][-1] < result.metrics["loss/train"][0]
+
+
+def test_double_precision(composed: Compose) -> None:
+    """precision=64-true trains in float64."""
+    (result,) = alone([composed("data=moons", "epochs=2", "trainer.precision=64-true")])
+    assert result.weights.dtype == torch.float64
+
+
+def test_eval_train_size_is_a_fixed_subset(composed: Compose) -> None:
+    """loss/train on a subset differs from that on all, and training itself does not notice."""
+    few, every = alone([composed("data=moons", "epochs=2", f"eval_train_size={n}") for n in (50, 10000)])
+    assert few.metrics["loss/train"][0] != every.metrics["loss/train"][0]
+    np.testing.assert_array_equal(few.metrics["loss/val"], every.metrics["loss/val"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data=iris", "batch_size=1000"], "batch_size must be <= 106, the training examples, but got 1000"),
+        (["data=iris", "loss=mse"], "loss must suit the data: MSE is for regression, but got a classification task"),
+        (["data=diabetes", "loss=bce"], "loss must suit the data|bce needs 2 classes"),
+        (["data=iris", "+optimizer.momentun=0.9"], "optimizer.momentun must be an argument of torch.optim.Adam"),
+        (["data=iris", "optimizer.betas=[2,2]"], "optimizer must|betas|beta"),
+        (["data=iris", "model.activation=rely"], "model.activation must be one of"),
+        (["data=iris", "model._target_=torch.optim.Adam"], "model._target_ must name a subclass of"),
+        (["data=csv", "data.path=nowhere.csv", "data.target=y"], "data.path must .* but got '?nowhere.csv"),
+        (["schedule=cosine", "schedule.final=-1"], "schedule.final must be"),
+        (["optimizer=lbfgs", "batch_size=full", "+optimizer.weight_decay=0.1"], "optimizer.weight_decay must be 0"),
+    ],
+)
+def test_refused_before_a_run(composed: Compose, overrides: list[str], words: str) -> None:
+    """What cannot be used is refused when everything is built on dummies."""
+    with pytest.raises(ValueError, match=words):
+        prepare(composed(*overrides))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(composed: Compose) -> None:
+    """A GPU that is not there is named before anything runs."""
+    with pytest.raises(ConfigError, match="trainer.accelerator must be available, but got 'gpu'"):
+        prepare(composed("trainer=gpu"))
