@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> float:
         from manyfit import command  # torch, only once the config is accepted
 
         return command.run(checked)
-    except (config.ConfigError, config.TrainingFailed) as error:
+    except (config.ConfigError, config.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
         sys.exit(f"error: {error}")

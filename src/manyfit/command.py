@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from manyfit import terminal
-from manyfit.config import Config, ConfigError, TrainingFailed
+from manyfit.config import Config, ConfigError, TrainingError
 from manyfit.jobs import prepare
 from manyfit.tracking import NoTracker, Tracker
 from manyfit.training import fit
@@ -14,7 +14,7 @@ def run(config: Config) -> float:
 
     Raises:
         ConfigError: Something in the config cannot be used; no run exists then.
-        TrainingFailed: The loss was not finite.
+        TrainingError: The loss was not finite.
     """
     try:
         prepare(config)
@@ -26,7 +26,7 @@ def run(config: Config) -> float:
         tracker.close()
     print(terminal.summary(result, _where(tracker)))
     if result.status == "FAILED":
-        raise TrainingFailed(f"the run {result.reason}: {result.config.title()}")
+        raise TrainingError(f"the run {result.reason}: {result.config.title()}")
     return result.summary.best_loss_val
 
 

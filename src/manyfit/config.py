@@ -1,4 +1,4 @@
-"""The schema: what Hydra composed becomes a checked, frozen Config. No torch here, so that a bad value answers at once."""
+"""The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import inspect
 import pkgutil
@@ -17,7 +17,7 @@ class ConfigError(ValueError):
     """A value that the user gave cannot be used; the message names the full key."""
 
 
-class TrainingFailed(RuntimeError):
+class TrainingError(RuntimeError):
     """A training came to a bad end; its run says so."""
 
 

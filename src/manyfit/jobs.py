@@ -39,8 +39,8 @@ class Result:
     """One run, trained.
 
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
-    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, `example` (1, features)
-    is a row for it; `weights` (parameters,) are the best epoch's, as the population holds them.
+    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
+    (1, features) is a row for it; `weights` (parameters,) are the best epoch's, as the population holds them.
     """
 
     config: Config
@@ -132,8 +132,8 @@ def _optimizer(config: Config) -> tuple[type[torch.optim.Optimizer], dict[str, A
 def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
     if not config.schedule.target.startswith("torch."):
         return configuration.build(config.schedule, "schedule", Schedule)
-    kind = torch.optim.lr_scheduler.LRScheduler
-    cls = configuration.target_of(config.schedule, "schedule", kind)
+    cls = configuration.target_of(config.schedule, "schedule", torch.optim.lr_scheduler.LRScheduler)
+    assert isinstance(cls, type)
     arguments = config.schedule.arguments
     unit = arguments.pop("unit", "epoch")
     return torch_schedule(cls, arguments, unit, config.epochs, steps_per_epoch)

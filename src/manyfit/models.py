@@ -1,5 +1,6 @@
 """Models as ordinary modules, and the elementwise functions that give the same bits wherever an element stands."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ class MLP(nn.Sequential):
             raise ValueError(f"model.sigma must be > 0, but got {sigma}.")
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Linear(a, b), ACTIVATIONS[activation](), nn.Dropout(dropout)]
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
         for layer in self:
@@ -97,7 +98,8 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (g,) = ctx.saved_tensors
-        return grads[0] * g * (1 - g)
+        slope: Tensor = grads[0] * g * (1 - g)
+        return slope
 
 
 class _BCE(torch.autograd.Function):
@@ -172,6 +174,8 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.classes, self.y_mean, self.y_std = network, classes, y_mean, y_std
+        self.x_mean: Tensor
+        self.x_std: Tensor
         self.register_buffer("x_mean", x_mean)
         self.register_buffer("x_std", x_std)
 

@@ -212,7 +212,7 @@ class Training(pl.LightningModule):
             observe(epoch, self.members, measured)
 
     def _note_best(self, epoch: int) -> None:
-        """The last epoch's smoothed loss is known only now, with its right neighbour: weights are kept one epoch back."""
+        """An epoch's smoothed loss is known once the next one is: weights are kept one epoch back."""
         loss = self.history["loss/val"][self.members]
         if epoch > 0:
             window = curves.smooth(loss[:, max(0, epoch - 2) : epoch + 1])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from manyfit.models import ELEMENTWISE, is_dense
 
@@ -145,7 +145,7 @@ class Population:
 
     def unpack(self, weights: Tensor) -> list[Tensor]:
         """Views (members, *shape) of each parameter in a (members, parameters) matrix."""
-        parts = weights.split([*self.sizes, self.padding], 1)
+        parts = weights.split([*self.sizes, self.padding], 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return [part.view(-1, *shape) for part, shape in zip(parts[: len(self.shapes)], self.shapes, strict=True)]
 
     def __call__(self, weights: Tensor, x: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -155,7 +155,7 @@ class Population:
     def _dense(self, weights: Tensor, x: Tensor, keys: Tensor | None) -> Tensor:
         parameters = iter(self.unpack(weights))
         layer_of_mask = 0
-        for layer in self.template:  # type: ignore[union-attr]  # dense: an nn.Sequential
+        for layer in self.template:  # type: ignore[attr-defined]  # dense: an nn.Sequential
             if isinstance(layer, nn.Linear):
                 x = _linear(x, next(parameters), next(parameters))
             elif isinstance(layer, nn.PReLU):
@@ -202,7 +202,7 @@ class Population:
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """x (K, rows, in) times w (K, in, out) plus b (K, out), with the same bits for a member at any K."""
+    """X (K, rows, in) times w (K, in, out) plus b (K, out), with the same bits for a member at any K."""
     narrow_in, narrow_out = w.shape[1] == 1, w.shape[2] == 1
     if narrow_in or narrow_out:  # a product of width 1 takes another kernel: the second column is zero
         w = nn.functional.pad(w, (0, int(narrow_out), 0, int(narrow_in)))
@@ -267,7 +267,7 @@ class UnitRate:
     ) -> None:
         self.delta = torch.zeros_like(weights, requires_grad=True)
         fused = {"fused": True} if "fused" in inspect.signature(cls).parameters and weights.is_floating_point() else {}
-        self.raw: torch.optim.Optimizer = cls([self.delta], **{"lr": 1.0, "weight_decay": 0.0, **fused, **options})  # type: ignore[call-arg]  # each class has its own signature
+        self.raw: torch.optim.Optimizer = cls([self.delta], **{"lr": 1.0, "weight_decay": 0.0, **fused, **options})
         self.decay = weight_decay.to(weights)[:, None]
         self.decays = bool(weight_decay.any())
         self.decoupled = cls.__name__ == "AdamW" or bool(options.get("decoupled_weight_decay"))
@@ -308,7 +308,7 @@ class Plain:
         self, weights: Tensor, cls: type[torch.optim.Optimizer], options: Mapping[str, Any], weight_decay: Tensor
     ) -> None:
         decay = {"weight_decay": float(weight_decay[0])} if "weight_decay" in inspect.signature(cls).parameters else {}
-        self.raw: torch.optim.Optimizer = cls([weights], **{**decay, **options})  # type: ignore[call-arg]
+        self.raw: torch.optim.Optimizer = cls([weights], **{**decay, **options})
 
     def step(self, weights: Tensor, gradient: Callable[[], tuple[Tensor, Tensor]], lr: Tensor) -> Tensor:
         """One update; see UnitRate. The closure may be called several times (LBFGS); returns the first loss."""
@@ -320,7 +320,7 @@ class Plain:
             first.append(losses)
             return losses.sum()
 
-        self.raw.step(closure)  # type: ignore[arg-type]  # torch types the closure as returning float
+        self.raw.step(closure)  # type: ignore[arg-type]  # torch says the closure returns a float
         return first[0]
 
     def keep(self, rows: Tensor) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
 import torch
 
 from manyfit import curves, figures, provenance
@@ -93,8 +92,9 @@ def note(result: Result) -> str:
     """Two sentences for the top of the run's page."""
     config, s = result.config, result.summary
     return (
-        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the weights "
-        f"of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs ({provenance.hardware()})."
+        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
+        f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
+        f"({provenance.hardware()})."
     )
 
 
