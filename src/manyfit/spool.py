@@ -6,7 +6,7 @@ A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
     journal.jsonl   one record per line, appended by the session
     files/          the artifacts that records point to
     acks.jsonl      what MLflow has: ids of its runs, and up to which byte of the journal everything arrived
-    courier.lock    held by whoever delivers (see delivery.py)
+    courier.lock    held by whoever delivers (see courier.py)
     courier.log     what the delivering process had to say
 """
 
@@ -40,7 +40,7 @@ def resolve_uri(uri: str | None, root: Path) -> str:
         ValueError: for a file store (a plain path or `file:`), which MLflow no longer opens.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
-    if "://" not in uri and not uri.startswith("databricks") or uri.startswith("file:"):
+    if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
         raise ValueError(
             f"tracking.uri must be a database or a server, but got {mask(uri)}. Use sqlite:///path/to/mlflow.db, "
             "postgresql://... or http://host:port: MLflow has given up its file store."
@@ -143,8 +143,8 @@ class Spool:
                 self.lock = None
 
 
-def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
-    """Complete records of a journal from a byte offset on, and where they end.
+def read(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[Record], int]:
+    """Complete records of a journal in the `limit` bytes (-1: all) after a byte offset, and where they end.
 
     A torn last line (its writer was killed) does not count; a damaged line reads as `{"op": "unreadable"}`.
     """
@@ -152,7 +152,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
         return [], offset
     with path.open("rb") as file:
         file.seek(offset)
-        data = file.read()
+        data = file.read(limit)
     data = data[: data.rfind(b"\n") + 1]
     return [_parse(line) for line in data.splitlines()], offset + len(data)
 
@@ -238,11 +238,13 @@ class SyncReport:
     Attributes:
         sessions: Sessions of which everything arrived.
         runs: Runs in them.
+        refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
         held: Why others are still held back, one sentence each.
         living: Sessions left alone because their process is running.
     """
 
     sessions: int
     runs: int
+    refused: int
     held: tuple[str, ...]
     living: int

@@ -1,6 +1,6 @@
 """What training sees of tracking: runs to hand values to. Nothing here waits for MLflow or imports it.
 
-Every value goes to the local spool (spool.py); a second process, the courier (delivery.py), takes it from there to
+Every value goes to the local spool (spool.py); a second process, the courier (courier.py), takes it from there to
 MLflow. A process and not a thread, because delivering is Python work: in a thread of this process it left training an
 eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
 """
@@ -33,6 +33,7 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "doctor",
+    "prepare",
     "resolve_uri",
     "sync",
     "ui_command",
@@ -174,7 +175,7 @@ class Tracker:
         """In a session of its own, so that Ctrl-C does not reach it; it watches this process by its id."""
         with (self._spool.folder / spool.LOG).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "manyfit.delivery", str(self._spool.folder), str(os.getpid())],
+                [sys.executable, "-P", "-m", "manyfit.courier", str(self._spool.folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -321,16 +322,27 @@ class NoTracker:
 
 def sync(root: Path, uri: str | None = None) -> SyncReport:
     """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
-    from manyfit import delivery  # imports MLflow: seconds
+    from manyfit import courier  # imports MLflow: seconds
 
-    return delivery.sync(Path(root).absolute(), uri)
+    return courier.sync(Path(root).absolute(), uri)
 
 
 def doctor(root: Path, uri: str | None = None) -> list[str]:
     """Look after the store: one line per finding, beginning with `ok`, `repaired` or `problem`."""
-    from manyfit import delivery
+    from manyfit import courier
 
-    return delivery.doctor(Path(root).absolute(), uri)
+    return courier.doctor(Path(root).absolute(), uri)
+
+
+def prepare(uri: str, root: Path) -> None:
+    """Make the store when it is not there yet.
+
+    Raises:
+        ValueError: when it cannot be opened.
+    """
+    from manyfit import courier
+
+    courier.prepare(uri, Path(root).absolute())
 
 
 def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None = None) -> list[str]:

@@ -1,0 +1,119 @@
+"""The command `manyfit`: look at the runs, deliver what was held back, look after the store."""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and obey; the exit code is 0 only if all is well."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except ValueError as error:
+        print(f"manyfit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="manyfit", description="The runs of ./mlruns, or of MLFLOW_TRACKING_URI.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    ui = commands.add_parser("ui", help="show the runs in a browser (MLflow's UI)")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    ui.set_defaults(command=_ui)
+    sync = commands.add_parser("sync", help="deliver what an outage or a kill held back")
+    sync.set_defaults(command=_sync)
+    doctor = commands.add_parser("doctor", help="look after the store: what is wrong, and what could be repaired")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _root() -> Path:
+    """The folder we are in, if there are runs in it."""
+    if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlruns").is_dir():
+        raise ValueError(f"mlruns/ must be here, but {Path.cwd()} has none. Go to the folder where you started run.py.")
+    return Path.cwd()
+
+
+def _ui(options: argparse.Namespace) -> int:
+    """Serve the UI until Ctrl-C; a remote server has its own."""
+    from manyfit.spool import mask, resolve_uri
+    from manyfit.tracking import prepare, ui_command
+
+    root = _root()
+    uri = resolve_uri(None, root)
+    if uri.startswith("http"):
+        print(f"The runs are on a server, which has its own UI: {mask(uri)}")
+        return 0
+    if not 0 < options.port < 65536:
+        raise ValueError(f"--port must be between 1 and 65535, but got {options.port}.")
+    if _taken(options.host, options.port):
+        raise ValueError(
+            f"--port must be free, but {options.port} is taken. "
+            f"Try `manyfit ui --port {options.port + 1}`, or look whether the UI is already open there."
+        )
+    prepare(uri, root)
+    print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = ui_command(uri, options.port, options.host, root)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)  # its workers are ended with it
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(server)
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    """Ask the server and its workers to go, then insist."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(server.pid, number)
+            server.wait(timeout=10)
+
+
+def _taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def _sync(_: argparse.Namespace) -> int:
+    from manyfit.tracking import sync
+
+    report = sync(_root())
+    print(f"delivered {report.sessions} sessions, {report.runs} runs")
+    if report.living:
+        print(f"left alone {report.living} sessions that are running and deliver themselves")
+    for reason in report.held:
+        print(f"held back {reason}")
+    if report.refused:
+        print(f"refused by the store: {report.refused} deliveries, kept in mlruns/rejected/")
+    return 1 if report.held or report.refused else 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from manyfit.tracking import doctor
+
+    findings = doctor(_root())
+    print("\n".join(findings))
+    return 1 if any(finding.startswith("problem") for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

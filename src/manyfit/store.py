@@ -1,0 +1,318 @@
+"""What we ask of MLflow, and the only module that imports it. Importing it takes seconds: only deliverers do."""
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, and look first whether it arrived
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+os.environ |= DEFAULTS | dict(os.environ)  # MLflow reads some of them when it is imported
+
+# ruff: noqa: E402
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import Schema, TensorSpec
+
+from manyfit import spool
+from manyfit.spool import Record, mask
+
+# MLflow's limits (mlflow/utils/validation.py)
+MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
+MAX_KEY, MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 250, 6000, 8000, 500, 36  # characters
+CUT = " ... [cut]"
+
+# Answers that another try cannot change. Whatever else goes wrong is an outage.
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.spool", "mlflow.parentRunId"
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
+
+Point = tuple[str, float, int, int]  # metric, value, milliseconds, step
+
+
+class RefusedError(Exception):
+    """The store has answered, and will answer the same when asked again."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one log_batch carries."""
+
+    points: Sequence[Point] = ()
+    params: Sequence[tuple[str, str]] = ()
+    tags: Sequence[tuple[str, str]] = ()
+
+    def chunks(self) -> "Iterator[Values]":
+        """The same in as few calls as the limits allow."""
+        points, params, tags = list(self.points), list(self.params), list(self.tags)
+        while points or params or tags:
+            p, t = params[:MAX_PARAMS], tags[:MAX_TAGS]
+            m = points[: MAX_ENTITIES - len(p) - len(t)]
+            yield Values(m, p, t)
+            del points[: len(m)], params[: len(p)], tags[: len(t)]
+
+    def halves(self) -> "list[Values]":
+        """Two smaller calls, to find what in this one is refused; none when it is a single value."""
+        kinds = [Values(points=self.points), Values(params=self.params), Values(tags=self.tags)]
+        filled = [kind for kind in kinds if kind.size]
+        if len(filled) > 1:
+            return filled
+        h = self.size // 2
+        first = Values(self.points[:h], self.params[:h], self.tags[:h])
+        return [first, Values(self.points[h:], self.params[h:], self.tags[h:])] if h else []
+
+    @property
+    def size(self) -> int:
+        """How many values."""
+        return len(self.points) + len(self.params) + len(self.tags)
+
+
+class Store:
+    """An MLflow store, made when it is not there yet.
+
+    Args:
+        uri: Where; with credentials if it needs them.
+        root: Folder that holds `mlruns/`.
+
+    Every method raises RefusedError for an answer that is final, and anything else for an outage.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.uri = uri
+        self.root = root
+        self._experiments: dict[str, str] = {}
+        self._homes: dict[str, str] = {}  # where a run keeps its artifacts
+        spool.mlruns(root).mkdir(parents=True, exist_ok=True)
+        # Two processes that open a new database at once both create its tables, and both fail.
+        with FileLock(spool.mlruns(root) / ".lock"), _answers():
+            if uri == spool.default_uri(root):
+                _write_ahead(spool.mlruns(root) / "mlflow.db")
+            self.client = mlflow.MlflowClient(uri)
+            self.client.search_experiments(max_results=1)
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment, created or restored when it must be; safe against others doing the same."""
+        if name not in self._experiments:
+            with _answers():
+                self._experiments[name] = self._get_experiment(name) or self._create_experiment(name)
+        return self._experiments[name]
+
+    def _get_experiment(self, name: str) -> str | None:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _create_experiment(self, name: str) -> str:
+        server = self.uri.startswith(("http", "databricks"))  # it decides itself where artifacts go
+        location = None if server else str(spool.mlruns(self.root) / "artifacts")
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            found = self._get_experiment(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+            if found is None:
+                raise
+            return found
+
+    def create(self, experiment: str, start: Record, tags: dict[str, str]) -> str:
+        """Create a run with the tags; its id."""
+        cut = {_cut(key, MAX_KEY): _cut(value, MAX_TAG) for key, value in tags.items()}
+        with _answers():
+            run = self.client.create_run(self.experiment(experiment), start["time"], cut, start["name"])
+        self._homes[run.info.run_id] = run.info.artifact_uri
+        return str(run.info.run_id)
+
+    def find(self, experiment: str, own_id: str) -> str | None:
+        """The id of the run that carries our id."""
+        runs = self._search([self.experiment(experiment)], f"tags.`{OURS}` = '{own_id}'")
+        return next((str(run.info.run_id) for run in runs), None)
+
+    def reopen(self, run_id: str) -> dict[str, str] | None:
+        """Set an earlier run RUNNING; its params, or None when it does not exist."""
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in REFUSALS:
+                return None
+            raise
+        with _answers():
+            if run.info.lifecycle_stage == "deleted":
+                self.client.restore_run(run_id)
+            self.client.update_run(run_id, "RUNNING")
+        return dict(run.data.params)
+
+    def present(self, run_id: str) -> set[tuple[str, int]]:
+        """Every (metric, step) that a run has."""
+        with _answers():
+            names = self.client.get_run(run_id).data.metrics
+            return {(m.key, m.step) for name in names for m in self.client.get_metric_history(run_id, name)}
+
+    def log(self, run_id: str, values: Values) -> None:
+        """One log_batch; values must be within the limits of number (see `chunks`), texts are cut."""
+        metrics = [Metric(_cut(key, MAX_KEY), value, when, step) for key, value, when, step in values.points]
+        params = [Param(_cut(key, MAX_KEY), _cut(value, MAX_PARAM)) for key, value in values.params]
+        tags = [RunTag(_cut(key, MAX_KEY), _cut(value, MAX_TAG)) for key, value in values.tags]
+        with _answers():
+            self.client.log_batch(run_id, metrics, params, tags)
+
+    def dataset(self, run_id: str, record: Record) -> None:
+        """Name the data that a run was trained on; `record` holds DatasetRecord's fields."""
+        features = Schema([TensorSpec(np.dtype("float32"), (-1, record["features"]))])
+        dataset = Dataset(
+            name=record["name"][:MAX_NAME],
+            digest=record["digest"][:MAX_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": mask(record["source"])}),
+            schema=json.dumps({"mlflow_tensorspec": {"features": features.to_json(), "targets": None}}),
+            profile=json.dumps({"num_rows": record["rows"], "targets": record["targets"]}),
+        )
+        with _answers():
+            self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def file(self, run_id: str, path: Path, folder: str | None) -> None:
+        """Store a file among the run's artifacts, in `folder`."""
+        with _answers():
+            if run_id not in self._homes:
+                self._homes[run_id] = self.client.get_run(run_id).info.artifact_uri
+            repository = get_artifact_repository(self._homes[run_id], self.uri)
+            repository.log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
+
+    def model(self, run_id: str, program: Path, item: Record, own_id: str) -> None:
+        """Store the exported `program` as the run's one model; on a second try the first is completed or replaced."""
+        client = self.client
+        with _answers():
+            run = client.get_run(run_id)
+            model = None
+            where = f"source_run_id = '{run_id}' and name = 'model'"
+            for earlier in client.search_logged_models([run.info.experiment_id], where):
+                if earlier.tags.get(OURS) == own_id:
+                    model = earlier
+                else:
+                    client.delete_logged_model(earlier.model_id)
+            model = model or client.create_logged_model(run.info.experiment_id, "model", run_id, {OURS: own_id})
+            client.log_model_artifacts(model.model_id, str(_assemble(program, item, run_id, model)))
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            if model.model_id not in {o.model_id for o in (run.outputs.model_outputs if run.outputs else [])}:
+                client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+    def end(self, run_id: str, status: str, when: int | None = None) -> None:
+        """End a run, at a time in milliseconds."""
+        with _answers():
+            self.client.set_terminated(run_id, status, when)
+
+    def running(self) -> dict[str, str]:
+        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.spool`."""
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        runs = self._search(experiments, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
+        return {run.info.run_id: run.data.tags[HOME] for run in runs if HOME in run.data.tags}
+
+    def _search(self, experiments: list[str], where: str, view: int = ViewType.ALL) -> Iterator[Run]:
+        token = None
+        while experiments:
+            with _answers():
+                page = self.client.search_runs(experiments, where, view, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Tell a final answer from an outage."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in REFUSALS:
+            raise RefusedError(mask(str(error))) from error
+        raise
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
+
+
+def _write_ahead(path: Path) -> None:
+    """Begin a database in SQLite's write-ahead mode: a commit flushes once, and readers do not block writers.
+
+    Not on a network file system, where it does not work.
+    """
+    if path.exists() or _file_system(path) in NETWORK:
+        return
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
+def _file_system(path: Path) -> str:
+    mounts = Path("/proc/mounts")
+    lines = mounts.read_text().splitlines() if mounts.exists() else []
+    kinds: dict[PurePath, str] = {PurePath(point): kind for _, point, kind, *_ in map(str.split, lines)}
+    return next((kinds[folder] for folder in path.parents if folder in kinds), "")
+
+
+def _assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
+    """The folder of an MLflow model in its pytorch flavor, around an exported program.
+
+    What `mlflow.pytorch.save_model` writes, without tracing the module a second time (and without importing torch).
+    """
+    folder = program.parent / "model"
+    target = folder / "data" / "model.pt2"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    os.link(program, target)
+    inputs, outputs = (
+        Schema([TensorSpec(np.dtype(kind), (-1, *shape))]) for kind, shape in (item["inputs"], item["outputs"])
+    )
+    made = Model(
+        artifact_path=model.artifact_location,
+        run_id=run_id,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        signature=ModelSignature(inputs, outputs),
+    )
+    made.add_flavor("pytorch", model_data="data", pytorch_version=item["versions"]["torch"], code=None)
+    environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
+    mlflow.pyfunc.add_to_model(made, "mlflow.pytorch", data="data", **environment)
+    made.save(str(folder / "MLmodel"))
+    _requirements(folder, item["versions"] | {"mlflow": mlflow.__version__})
+    return folder
+
+
+def _requirements(folder: Path, versions: dict[str, str]) -> None:
+    """The three files in which a model names what it needs (JSON is YAML)."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    pins = [f"{name}=={version.split('+')[0]}" for name, version in sorted(versions.items())]
+    (folder / "requirements.txt").write_text("\n".join(pins) + "\n")
+    dependencies: list[Any] = [f"python={python}", "pip", {"pip": pins}]
+    conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
+    (folder / "conda.yaml").write_text(json.dumps(conda, indent=2))
+    virtual = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(virtual, indent=2))
