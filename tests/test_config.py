@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Compose
 
+from conftest import ROOT, Compose
 from manyfit import config as configuration
 from manyfit.config import ConfigError
 

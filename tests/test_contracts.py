@@ -1,8 +1,8 @@
 """Every option of every config group, found by listing its folder, composes, builds and trains."""
 
 import pytest
-from conftest import Compose, options
 
+from conftest import Compose, options
 from manyfit.jobs import prepare
 from manyfit.training import fit
 

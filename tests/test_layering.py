@@ -4,19 +4,23 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 LEVELS = [
-    {"models", "schedules", "curves", "config", "tables", "spool", "provenance"},
-    {"losses", "sources", "data", "population", "figures"},
-    {"jobs", "tracking"},
+    {"models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "tables", "spool", "provenance"},
+    {"store", "losses", "sources", "data", "figures"},
+    {"population"},
+    {"jobs", "delivery"},
+    {"courier"},
+    {"tracking"},
     {"module", "recording"},
     {"terminal"},
     {"training"},
     {"command", "cli"},
 ]
 DOORS = {
-    "mlflow": {"tracking"},
+    "mlflow": {"store"},
     "hydra": {"config"},
     "omegaconf": {"config"},
     "matplotlib": {"figures"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from manyfit.losses import BCE, MSE, CrossEntropy, Huber, auto, correct
+from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss, auto, correct
 
 
 def test_losses_are_torchs() -> None:
@@ -55,3 +55,18 @@ def test_correct() -> None:
     """A single logit decides at 0, several by the largest."""
     assert correct(torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[1, 1]])).tolist() == [[True, False]]
     assert correct(torch.tensor([[[1.0, 2], [3, 2]]]), torch.tensor([[1, 1]])).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), BCE(), MSE(), Huber(0.3)], ids=lambda loss: type(loss).__name__)
+def test_gradient_is_autograds(loss: Loss) -> None:
+    """with_gradient gives the loss per example and its derivative, also where a sigmoid saturates."""
+    width = 4 if isinstance(loss, CrossEntropy) else 1
+    z = (torch.randn(3, 7, width, dtype=torch.float64) * 20).requires_grad_()
+    y = torch.randn(3, 7).double() if loss.task == "regression" else torch.randint(0, max(width, 2), (3, 7))
+    losses = loss.per_example(z, y)
+    ours, gradient = loss.with_gradient(z.detach(), y)
+    torch.testing.assert_close(ours, losses.detach())
+    if isinstance(loss, BCE):
+        losses = F.binary_cross_entropy_with_logits(z[..., 0], y.double(), reduction="none")
+        torch.testing.assert_close(ours, losses.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(losses.sum(), z)[0])

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from conftest import Compose
 from torch import nn
 
+from conftest import Compose
 from manyfit import curves
 from manyfit.config import ConfigError
 from manyfit.jobs import Result, prepare

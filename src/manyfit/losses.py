@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyfit.models import bce_with_logits
+from manyfit.dense import sigmoid
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 
@@ -19,6 +19,13 @@ class Loss(ABC):
     @abstractmethod
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each example: outputs (members, rows, width), targets (members, rows) -> (members, rows)."""
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each example (members, rows) and its gradient by the outputs (members, rows, width)."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            losses = self.per_example(outputs, targets)
+            return losses.detach(), torch.autograd.grad(losses.sum(), outputs)[0]
 
     def width(self, classes: int) -> int:
         """How many outputs the model needs for so many classes (0: regression)."""
@@ -41,7 +48,12 @@ class CrossEntropy(Loss):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
-        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        return -F.log_softmax(outputs, -1).gather(-1, targets[..., None]).squeeze(-1)
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """By the outputs: `softmax(z) - onehot(y)`."""
+        logs, index = F.log_softmax(outputs, -1), targets[..., None]
+        return -logs.gather(-1, index).squeeze(-1), logs.exp().scatter_add_(-1, index, -torch.ones_like(logs[..., :1]))
 
     def constant(self, targets: Tensor) -> Tensor:
         """Log class frequencies."""
@@ -55,7 +67,12 @@ class BCE(Loss):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
-        return bce_with_logits(outputs.squeeze(-1), targets.to(outputs.dtype))
+        z, y = outputs.squeeze(-1), targets.to(outputs.dtype)
+        return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """By the logit: `sigmoid(z) - y`."""
+        return self.per_example(outputs, targets), sigmoid(outputs) - targets[..., None].to(outputs.dtype)
 
     def width(self, classes: int) -> int:
         """One logit; two classes only."""
@@ -78,6 +95,11 @@ class MSE(Loss):
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
         return (outputs.squeeze(-1) - targets).square()
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """By the output: `2 (z - y)`."""
+        error = outputs - targets[..., None]
+        return error.squeeze(-1).square(), 2 * error
 
     def constant(self, targets: Tensor) -> Tensor:
         """The mean."""

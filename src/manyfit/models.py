@@ -1,13 +1,11 @@
-"""Models as ordinary modules, and the elementwise functions that give the same bits wherever an element stands."""
+"""Models as ordinary modules, and a trained one as its users call it."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
@@ -78,85 +76,6 @@ def _initialise(layer: nn.Linear, init: str, sigma: float) -> None:
 def _one_of(key: str, value: str, choices: Any) -> None:
     if value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, but got {value!r}.")
-
-
-class _Sigmoid(torch.autograd.Function):
-    """`g(z) = 1 / (1 + e^-z)` with derivative `g (1 - g)`.
-
-    torch's own sigmoid computes the last few elements of a tensor by another routine than the rest, whose last bit
-    differs; exp and division do not. A member's elements must not depend on where in the population they stand.
-    """
-
-    @staticmethod
-    def forward(z: Tensor) -> Tensor:
-        return 1 / (1 + torch.exp(-z))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (g,) = ctx.saved_tensors
-        slope: Tensor = grads[0] * g * (1 - g)
-        return slope
-
-
-class _BCE(torch.autograd.Function):
-    """`-[y log g(z) + (1 - y) log(1 - g(z))]` for logits z and targets y in {0, 1}; derivative `g(z) - y`."""
-
-    @staticmethod
-    def forward(z: Tensor, y: Tensor) -> Tensor:
-        return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        z, y = ctx.saved_tensors
-        return grads[0] * (1 / (1 + torch.exp(-z)) - y), None
-
-
-def sigmoid(z: Tensor) -> Tensor:
-    """The logistic function, elementwise."""
-    result: Tensor = _Sigmoid.apply(z)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-    return result
-
-
-def bce_with_logits(z: Tensor, y: Tensor) -> Tensor:
-    """Binary cross-entropy of logits, elementwise."""
-    result: Tensor = _BCE.apply(z, y)  # type: ignore[no-untyped-call]
-    return result
-
-
-# How a stacked (members, rows, features) tensor passes a layer without weights. Only functions that give an element
-# the same bits wherever it stands; NOTES.md lists what was tried (elu, softplus, mish, ... do not).
-ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
-    nn.Identity: lambda layer, z: z,  # noqa: ARG005
-    nn.ReLU: lambda layer, z: F.relu(z),  # noqa: ARG005
-    nn.LeakyReLU: lambda layer, z: F.leaky_relu(z, layer.negative_slope),
-    nn.Tanh: lambda layer, z: torch.tanh(z),  # noqa: ARG005
-    nn.Sigmoid: lambda layer, z: sigmoid(z),  # noqa: ARG005
-    nn.SiLU: lambda layer, z: z * sigmoid(z),  # noqa: ARG005
-    nn.GELU: lambda layer, z: 0.5 * z * (1 + torch.erf(z * math.sqrt(0.5))),  # noqa: ARG005
-}
-
-
-def is_dense(module: nn.Module) -> bool:
-    """Whether a module is a plain stack of dense layers, elementwise activations and dropout."""
-    return isinstance(module, nn.Sequential) and all(_is_dense_layer(layer) for layer in module)
-
-
-def _is_dense_layer(layer: nn.Module) -> bool:
-    if type(layer) is nn.GELU:
-        return layer.approximate == "none"
-    if type(layer) is nn.Linear:
-        return layer.bias is not None
-    if type(layer) is nn.PReLU:
-        return layer.num_parameters == 1
-    return type(layer) in ELEMENTWISE or type(layer) is nn.Dropout
 
 
 class Predictor(nn.Module):

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from manyfit import curves
 from manyfit.data import Dataset, order
+from manyfit.dropout import BlockOfMasks
 from manyfit.losses import CLASSIFICATION, Loss, correct
-from manyfit.population import LANES, Plain, Population, UnitRate, sum_rows
+from manyfit.optimizers import Plain, UnitRate
+from manyfit.population import LANES, Population
 from manyfit.schedules import Schedule
 
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
@@ -106,6 +108,7 @@ class Training(pl.LightningModule):
         self.running: Tensor | None = None
         self.last_lr = self.lr.copy()
         self.row_weights: dict[tuple[int, int], Tensor] = {}
+        self.calls: dict[int, list[tuple[int, torch.Size]]] = {}
         self.observers: list[Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]] = []
         self.started = time.perf_counter()
         self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
@@ -134,15 +137,17 @@ class Training(pl.LightningModule):
         self.started = time.perf_counter()
         self.finish_epoch(0)
 
+    @torch.no_grad()
     def training_step(self, block: tuple[Tensor, list[int]], batch_idx: int) -> None:  # noqa: ARG002
         """A block of optimizer steps: indices (steps, members, batch) and how many rows of each step count."""
         index, rows = block
         factors = self._factors(len(rows))
         rates = torch.from_numpy(self.lr * factors).to(self.population.weights)[..., None]  # (steps, members, 1)
         keys = self.population.dropout.keys(self.steps_done + 1, len(rows))
+        masks = BlockOfMasks(self.population.dropout, keys, self._calls(index.shape[-1]))
         for step, count in enumerate(rows):
-            losses = self._step(index[step], count, keys[step], rates[step])
-            share = losses.detach() * (count / len(self.x_train))
+            losses = self._step(index[step], count, masks.at(step), rates[step])
+            share = losses * (count / len(self.x_train))
             self.running = share if self.running is None else self.running + share
         self.steps_done += len(rows)
         self.last_lr = self.lr * factors[-1]
@@ -152,30 +157,29 @@ class Training(pl.LightningModule):
         progress = np.arange(self.steps_done, self.steps_done + steps) / (self.epochs * self.steps_per_epoch)
         return np.stack([schedule(progress) for schedule in self.schedules], 1)
 
-    def _step(self, index: Tensor, rows: int, keys: Tensor, lr: Tensor) -> Tensor:
-        members, batch = index.shape
-        flat = index.reshape(-1)
-        x = self.x_train.index_select(0, flat).view(members, batch, *self.x_train.shape[1:])
-        y = (
-            self.y_train.gather(1, index)
-            if len(self.y_train) > 1
-            else self.y_train[0].index_select(0, flat).view(members, batch)
-        )
-        weights = self.population.weights
-        return self.optimizer.step(weights, lambda: self.gradient(weights, x, y, rows, keys), lr)
+    def _calls(self, batch: int) -> list[tuple[int, torch.Size]]:
+        if batch not in self.calls:
+            self.calls[batch] = self.population.dropout_calls(self.x_train[:batch])
+        return self.calls[batch]
 
-    def _gradient(self, weights: Tensor, x: Tensor, y: Tensor, rows: int, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own."""
-        if not self.population.dense:
-            x, y = x[:, :rows], y[:, :rows]
-        outputs = self.population(weights, x, keys).to(weights.dtype)
-        per_example = self.loss.per_example(outputs, y)
-        losses = sum_rows(per_example * self._row_weights(per_example.shape[1], rows))
-        (gradient,) = torch.autograd.grad(losses.sum(), weights)  # the sum: a mean would divide every lr by K
+    def _step(self, index: Tensor, rows: int, masks: list[Tensor], lr: Tensor) -> Tensor:
+        members, batch = index.shape
+        flat = index.view(-1)
+        x = self.x_train.index_select(0, flat).view(members, batch, *self.x_train.shape[1:])
+        if len(self.y_train) > 1:
+            y = self.y_train.gather(1, index)
+        else:
+            y = self.y_train[0].index_select(0, flat).view(members, batch)
+        row_weights = self._row_weights(batch, rows)
+        return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks), lr)
+
+    def _gradient(self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own, clipped."""
+        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss)
         if self.gradient_clip is not None:
-            norm = gradient.square().view(len(weights), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
-            gradient = gradient * (self.gradient_clip / (norm + 1e-6)).clamp(max=1)
-        return losses.detach(), gradient
+            norm = gradient.square().view(len(gradient), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
+            gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1))
+        return losses, gradient
 
     def _row_weights(self, size: int, rows: int) -> Tensor:
         """Weights (size,) of the rows of a batch in its mean: 1 / rows, and 0 on padding."""

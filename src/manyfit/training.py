@@ -1,9 +1,10 @@
 """fit(configs) -> results: the one path that every training takes, alone or as a population."""
 
+import contextlib
 import dataclasses
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from manyfit import curves, data
 from manyfit.config import Config
+from manyfit.dropout import seed_of
 from manyfit.jobs import Job, Result, prepare
 from manyfit.models import Predictor
 from manyfit.module import Blocks, Training
-from manyfit.population import LINEAR_OPTIMIZERS, Plain, Population, UnitRate, seed_of
+from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, UnitRate
+from manyfit.population import Population
 from manyfit.recording import Recorder
 from manyfit.terminal import Progress
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
+
+SMALL_STEP = 16e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
 
 def fit(
@@ -46,7 +51,7 @@ def fit(
     trainer = _trainer(jobs[0].config)
     module = _module(jobs, trainer.strategy.root_device)
     recorder = Recorder(tracker or NoTracker(), jobs, parent)
-    with Progress(jobs) as progress, warnings.catch_warnings():
+    with Progress(jobs) as progress, warnings.catch_warnings(), _threads(module):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         module.observers = [recorder.epoch, progress.epoch]
         try:
@@ -59,6 +64,19 @@ def fit(
             recorder.fail(error)
             raise
     return results
+
+
+@contextlib.contextmanager
+def _threads(module: Training) -> Iterator[None]:
+    """A small step is faster on one thread, and leaves the other cores to tracking. The bits are the same on any."""
+    threads = torch.get_num_threads()
+    work = 6 * module.population.weights.numel() * module.batch_size  # a multiply and an add, forward and twice back
+    if work < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _trainer(config: Config) -> pl.Trainer:

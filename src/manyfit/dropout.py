@@ -1,0 +1,92 @@
+"""Dropout masks that belong to a member: a hash of its own seed, whoever trains beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MASKS_AT_ONCE = 2**17  # elements: about what stays in a core's cache
+
+
+def seed_of(*path: int | str) -> int:
+    """A 64-bit seed that is a function of a path such as ("weights", seed); paths are independent of each other."""
+    words = [int.from_bytes(p.encode(), "little") if isinstance(p, str) else p for p in path]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Two multiply-xorshift rounds on int32, a bijection with full avalanche. Source: Wellons 2018, lowbias32."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+class Dropout:
+    """Masks from a counter-based hash of (seed, step, layer, position): no state, no order of drawing.
+
+    Args:
+        seeds: One per member.
+        rates: Probability of 0, (members, layers), each in [0, 1). Kept to 16 bits; the rescaling is exact for it.
+        device: Where the masks are made.
+    """
+
+    def __init__(self, seeds: Sequence[int], rates: Sequence[Sequence[float]], device: torch.device) -> None:
+        codes = torch.tensor(rates, dtype=torch.float64).mul(65536).round().clamp(max=65535).to(torch.int64)
+        self.layers = codes.shape[1] if codes.ndim == 2 else 0
+        self.active = bool(codes.any())
+        self.thresholds = (codes - 32768).to(torch.int16).to(device)
+        self.scales = (65536 / (65536 - codes)).float().to(device)
+        self.streams = np.array([[seed_of("dropout", s, i) for i in range(self.layers)] for s in seeds], np.uint64)
+        self.positions: dict[int, Tensor] = {}
+
+    def keys(self, first: int, steps: int) -> Tensor:
+        """Keys (steps, members, layers) int32 of consecutive optimizer steps. Source: Steele 2014, SplitMix64."""
+        with np.errstate(over="ignore"):
+            counter = np.arange(first, first + steps, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            z = self.streams + counter[:, None, None]
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+        return torch.from_numpy((z >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(self.thresholds.device)
+
+    def masks(self, keys: Tensor, layer: int, n: int) -> Tensor:
+        """Multipliers (steps, members, n), 0 or 1 / (1 - p), for keys (steps, members, layers)."""
+        if n not in self.positions:
+            self.positions[n] = _mix(torch.arange((n + 1) // 2, dtype=torch.int32, device=keys.device))
+        hashes = _mix(self.positions[n] ^ keys[:, :, layer, None])
+        halves = hashes.view(torch.int16)[..., :n]  # one hash for two elements
+        return (halves >= self.thresholds[:, layer, None]) * self.scales[:, layer, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Leave only these members."""
+        self.thresholds, self.scales = self.thresholds[rows], self.scales[rows]
+        self.streams = self.streams[rows.cpu().numpy()]
+        self.active = bool((self.thresholds > -32768).any())
+
+
+class BlockOfMasks:
+    """The masks of consecutive steps, made for several steps at once where they are small.
+
+    Args:
+        dropout: Makes them.
+        keys: (steps, members, layers).
+        calls: For each application of dropout in a forward pass, its layer and the shape (rows, ...) it sees.
+    """
+
+    def __init__(self, dropout: Dropout, keys: Tensor, calls: Sequence[tuple[int, torch.Size]]) -> None:
+        self.dropout, self.keys, self.calls = dropout, keys, calls if dropout.active else []
+        self.made: list[Tensor] = []
+        self.start = self.stop = 0
+
+    def at(self, step: int) -> list[Tensor]:
+        """Multipliers (members, rows, ...) of each application, in the block's step of this number."""
+        if not self.calls:
+            return []
+        if not self.start <= step < self.stop:
+            elements = self.keys.shape[1] * sum(shape.numel() for _, shape in self.calls)
+            self.start, self.stop = step, min(len(self.keys), step + max(1, MASKS_AT_ONCE // elements))
+            keys = self.keys[self.start : self.stop]
+            made = [self.dropout.masks(keys, layer, shape.numel()) for layer, shape in self.calls]
+            self.made = [m.view(*m.shape[:2], *shape) for m, (_, shape) in zip(made, self.calls, strict=True)]
+        return [m[step - self.start] for m in self.made]

@@ -1,0 +1,90 @@
+"""One unmodified torch optimizer with a learning rate and a weight decay for every member."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A step of these is linear in lr and does not look at the weights (weight decay apart).
+LINEAR_OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
+
+
+class UnitRate:
+    """An unmodified torch optimizer, run at unit rate on a zero vector in place of the weights.
+
+    What its step leaves there is the update at lr = 1, `delta`; then per member `w <- w (1 - lr wd) + lr delta`
+    (decoupled decay; coupled decay is added to the gradient). So lr and weight decay are vectors over members.
+
+    Args:
+        weights: (members, parameters); updated in place.
+        cls: A class of torch.optim named in `LINEAR_OPTIMIZERS`.
+        options: Its arguments, without lr and weight_decay.
+        weight_decay: (members,).
+    """
+
+    def __init__(
+        self, weights: Tensor, cls: type[torch.optim.Optimizer], options: Mapping[str, Any], weight_decay: Tensor
+    ) -> None:
+        self.delta = torch.zeros_like(weights, requires_grad=True)
+        fused = {"fused": True} if "fused" in inspect.signature(cls).parameters and weights.is_floating_point() else {}
+        self.raw: torch.optim.Optimizer = cls([self.delta], **{"lr": 1.0, "weight_decay": 0.0, **fused, **options})
+        self.decay = weight_decay.to(weights)[:, None]
+        self.decays = bool(weight_decay.any())
+        self.decoupled = cls.__name__ == "AdamW" or bool(options.get("decoupled_weight_decay"))
+
+    def step(self, weights: Tensor, gradient: Callable[[], tuple[Tensor, Tensor]], lr: Tensor) -> Tensor:
+        """One update with lr (members, 1); gradient() gives losses (members,) and their gradient. Returns losses."""
+        losses, grad = gradient()
+        self._update(weights, grad, lr)
+        return losses
+
+    @torch.no_grad()
+    def _update(self, weights: Tensor, grad: Tensor, lr: Tensor) -> None:
+        if self.decays and not self.decoupled:
+            grad.add_(self.decay * weights)
+        self.delta.grad = grad
+        self.raw.step()
+        if self.decays and self.decoupled:
+            weights.mul_(1 - lr * self.decay)
+        weights.add_(self.delta.mul_(lr))
+        self.delta.zero_()
+
+    def keep(self, rows: Tensor) -> None:
+        """Leave only these members."""
+        members = len(self.delta)
+        state = self.raw.state.pop(self.delta, {})
+        self.delta = self.delta.detach()[rows].requires_grad_()
+        self.raw.param_groups[0]["params"] = [self.delta]
+        whole = {k: v for k, v in state.items() if not (torch.is_tensor(v) and v.ndim == 2 and len(v) == members)}
+        self.raw.state[self.delta] = whole | {k: v[rows] for k, v in state.items() if k not in whole}
+        self.decay = self.decay[rows]
+        self.decays = bool(self.decay.any())
+
+
+class Plain:
+    """A torch optimizer used as it is, on the weights of a single member: for steps that are not linear in lr."""
+
+    def __init__(
+        self, weights: Tensor, cls: type[torch.optim.Optimizer], options: Mapping[str, Any], weight_decay: Tensor
+    ) -> None:
+        decay = {"weight_decay": float(weight_decay[0])} if "weight_decay" in inspect.signature(cls).parameters else {}
+        self.raw: torch.optim.Optimizer = cls([weights], **{**decay, **options})
+
+    def step(self, weights: Tensor, gradient: Callable[[], tuple[Tensor, Tensor]], lr: Tensor) -> Tensor:
+        """One update; see UnitRate. The closure may be called several times (LBFGS); returns the first loss."""
+        self.raw.param_groups[0]["lr"] = float(lr[0, 0])
+        first: list[Tensor] = []
+
+        def closure() -> Tensor:
+            losses, weights.grad = gradient()
+            first.append(losses)
+            return losses.sum()
+
+        self.raw.step(closure)  # type: ignore[arg-type]  # torch says the closure returns a float
+        return first[0]
+
+    def keep(self, rows: Tensor) -> None:
+        """A single member is never compacted."""
+        assert len(rows) == 1

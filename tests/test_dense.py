@@ -1,0 +1,135 @@
+"""Dense stacks: the lecture's activations, backpropagation against autograd, and bits that do not depend on company."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from manyfit import dense
+from manyfit.dense import ELEMENTWISE, Stack, is_dense
+from manyfit.models import ACTIVATIONS, MLP
+from manyfit.population import Population
+
+CLOSED = {
+    "identity": lambda z: (z, 1.0),
+    "sigmoid": lambda z: (1 / (1 + math.exp(-z)), 1 / (1 + math.exp(-z)) * (1 - 1 / (1 + math.exp(-z)))),
+    "tanh": lambda z: (2 / (1 + math.exp(-2 * z)) - 1, 1 - (2 / (1 + math.exp(-2 * z)) - 1) ** 2),
+    "relu": lambda z: (max(0.0, z), float(z > 0)),
+    "leaky_relu": lambda z: (z if z > 0 else 0.1 * z, 1.0 if z > 0 else 0.1),
+}
+LAYERS = [make() for make in ACTIVATIONS.values() if make is not nn.PReLU]
+
+
+def value_and_slope(layer: nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out, slope = ELEMENTWISE[type(layer)](layer, z)
+    return out, slope(torch.ones_like(z))
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_activation_and_derivative(name: str) -> None:
+    """Value and derivative of each activation are the lecture's."""
+    z = torch.tensor([-30.0, -2.0, -0.3, 0.4, 1.7, 30.0], dtype=torch.float64)
+    out, slope = value_and_slope(ACTIVATIONS[name](), z)
+    expected = [CLOSED[name](value) for value in z.tolist()]
+    assert out.tolist() == pytest.approx([v for v, _ in expected], rel=1e-12)
+    assert slope.tolist() == pytest.approx([d for _, d in expected], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_activation_equals_the_layer(layer: nn.Module) -> None:
+    """What a population computes is what the ordinary layer and autograd compute, saturated or not."""
+    z = torch.linspace(-100, 100, 4001, dtype=torch.float64).requires_grad_()
+    theirs = layer(z)
+    out, slope = value_and_slope(layer, z.detach())
+    torch.testing.assert_close(out, theirs.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, torch.autograd.grad(theirs.sum(), z)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_bits_do_not_depend_on_position(layer: nn.Module) -> None:
+    """An element has the same bits wherever it stands, value and derivative."""
+    whole = torch.randn(70001) * 3
+    for size in (1, 3, 7, 35, 161, 3001, 40001):
+        for start in (0, 1, 16, 77):
+            part = value_and_slope(layer, whole[start : start + size].clone())
+            for a, b in zip(value_and_slope(layer, whole), part, strict=True):
+                assert torch.equal(a[start : start + size], b)
+
+
+def test_torchs_sigmoid_would_fail() -> None:
+    """The reason for our own: torch's rounds an element by where it stands. Should this change, ours can go."""
+    whole = torch.randn(70001) * 3
+    same = [
+        torch.equal(torch.sigmoid(whole)[start : start + size], torch.sigmoid(whole[start : start + size].clone()))
+        for size in (1, 3, 7, 35, 161, 3001)
+        for start in (0, 1, 16, 77)
+    ]
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert not all(same)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(5, [7, 4], 3), (1, [1, 3], 1), (2, [], 2), (3, [6], 1)], ids=str)
+def test_backpropagation_is_autograd(activation: str, shape: tuple[int, list[int], int]) -> None:
+    """Gradients of every parameter, dropout masks included, are autograd's on the ordinary module."""
+    width_in, hidden, width_out = shape
+    module = MLP(width_in, width_out, hidden, activation=activation).double()
+    many = Population([module, module], [0, 1], torch.device("cpu"))
+    assert many.stack is not None
+    x = torch.randn(2, 6, width_in, dtype=torch.float64)
+    masks = [(torch.rand(2, 6, max(h, 2)) > 0.3) * 1.7 for h in hidden]
+    tape: list = []
+    out = many.stack.forward(many.parameters, x, masks, tape)
+    g = torch.randn_like(out)
+    many.stack.backward(many.parameters, many.gradient_parts, g.clone(), tape)
+    for k in range(2):
+        z, drop = x[k], iter(masks)
+        for layer in module:
+            z = z * next(drop)[k][:, : z.shape[1]] if isinstance(layer, nn.Dropout) else layer(z)
+        torch.testing.assert_close(out[k], z.detach())
+        expected = torch.autograd.grad(z, list(module.parameters()), g[k])
+        for part, gradient in zip(many.gradient_parts, expected, strict=True):
+            wanted = dense.stored(gradient)
+            torch.testing.assert_close(part[k], wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 7, 16, 32, 100, 257])
+@pytest.mark.parametrize("widths", [(13, 16, 3), (64, 10, 10), (2, 16, 1), (1, 1, 1), (7, 13, 5), (30, 17, 2)], ids=str)
+def test_bits_do_not_depend_on_company(rows: int, widths: tuple[int, int, int]) -> None:
+    """Outputs and gradients of a member are the same alone and among 2 or 5, at every odd shape."""
+    a, b, c = widths
+    modules = [MLP(a, c, [b], activation="sigmoid") for _ in range(5)]
+    x, g = torch.randn(5, rows, a), torch.randn(5, rows, c)
+
+    def run(members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        many = Population([modules[k] for k in members], members, torch.device("cpu"))
+        assert many.stack is not None
+        tape: list = []
+        out = many.stack.forward(many.parameters, x[members], [], tape)
+        many.stack.backward(many.parameters, many.gradient_parts, g[members], tape)
+        return out, many.gradients
+
+    together = run([0, 1, 2, 3, 4])
+    for members in ([0], [4], [2, 3]):
+        for all_of_them, some in zip(together, run(members), strict=True):
+            assert torch.equal(all_of_them[members], some)
+
+
+def test_sum_rows_keeps_its_bits() -> None:
+    """A member's sum is the same alone and in company, also beyond the size where torch splits a lone sum."""
+    values = torch.randn(5, 100_003)
+    assert all(torch.equal(dense.sum_rows(values[k : k + 1])[0], dense.sum_rows(values)[k]) for k in range(5))
+
+
+def test_which_modules_are_dense() -> None:
+    """Only stacks whose layers keep the bits take the batched products."""
+    assert is_dense(MLP(2, 1))
+    assert is_dense(nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Linear(3, 1)))
+    others = (nn.Linear(2, 1), nn.Sequential(nn.Linear(2, 3), nn.ELU()), nn.Sequential(nn.Linear(2, 3, bias=False)))
+    assert not any(is_dense(module) for module in others)
+
+
+def test_stack_knows_its_width() -> None:
+    """The number of outputs is that of the last dense layer."""
+    assert Stack(list(MLP(4, 1))).width == 1
