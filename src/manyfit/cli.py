@@ -63,7 +63,7 @@ def _ui(options: argparse.Namespace) -> int:
         )
     prepare(uri, root)
     print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = ui_command(uri, options.port, options.host, root)
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # its workers are ended with it

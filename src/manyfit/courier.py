@@ -124,7 +124,7 @@ def sync(root: Path, uri: str | None = None) -> SyncReport:
             done.append(_replay(stores[target], folder))
         except Exception as error:
             held.append(f"{folder.name}: {_explain(error)}")
-    living = sum(map(spool.alive, spool.sessions(root)))
+    living = len(spool.sessions(root)) - len(held)
     return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), tuple(held), living)
 
 

@@ -240,7 +240,7 @@ class SyncReport:
         runs: Runs in them.
         refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
         held: Why others are still held back, one sentence each.
-        living: Sessions left alone because their process is running.
+        living: Sessions left alone because their process, or their courier, is at work.
     """
 
     sessions: int

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from manyfit.spool import Record, mask
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 250, 6000, 8000, 500, 36  # characters
 CUT = " ... [cut]"
+PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -109,7 +111,8 @@ class Store:
         self._homes: dict[str, str] = {}  # where a run keeps its artifacts
         spool.mlruns(root).mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
-        with FileLock(spool.mlruns(root) / ".lock"), _answers():
+        with FileLock(spool.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
             if uri == spool.default_uri(root):
                 _write_ahead(spool.mlruns(root) / "mlflow.db")
             self.client = mlflow.MlflowClient(uri)
@@ -299,8 +302,13 @@ def _assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> P
         signature=ModelSignature(inputs, outputs),
     )
     made.add_flavor("pytorch", model_data="data", pytorch_version=item["versions"]["torch"], code=None)
-    environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
-    mlflow.pyfunc.add_to_model(made, "mlflow.pytorch", data="data", **environment)
+    made.add_flavor(
+        "python_function",
+        loader_module="mlflow.pytorch",
+        python_version=PYTHON,
+        data="data",
+        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+    )
     made.save(str(folder / "MLmodel"))
     _requirements(folder, item["versions"] | {"mlflow": mlflow.__version__})
     return folder
@@ -308,11 +316,10 @@ def _assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> P
 
 def _requirements(folder: Path, versions: dict[str, str]) -> None:
     """The three files in which a model names what it needs (JSON is YAML)."""
-    python = ".".join(map(str, sys.version_info[:3]))
     pins = [f"{name}=={version.split('+')[0]}" for name, version in sorted(versions.items())]
     (folder / "requirements.txt").write_text("\n".join(pins) + "\n")
-    dependencies: list[Any] = [f"python={python}", "pip", {"pip": pins}]
+    dependencies: list[Any] = [f"python={PYTHON}", "pip", {"pip": pins}]
     conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
     (folder / "conda.yaml").write_text(json.dumps(conda, indent=2))
-    virtual = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    virtual = {"python": PYTHON, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(virtual, indent=2))

@@ -198,7 +198,8 @@ class Tracker:
         """Why something is held back: the obstacle the courier noted, else the last it said."""
         if obstacle is None and self._courier.returncode == STILL_AT_WORK:
             return "delivery goes on in the background"
-        lines = (self._spool.folder / spool.LOG).read_text(errors="replace").strip().splitlines()
+        said = self._spool.folder / spool.LOG
+        lines = said.read_text(errors="replace").strip().splitlines() if said.exists() else []
         return obstacle or (mask(lines[-1]) if lines else f"the courier ended with code {self._courier.returncode}")
 
 
@@ -351,4 +352,5 @@ def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None =
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
         *("--default-artifact-root", str(artifacts), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
     ]

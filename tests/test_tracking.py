@@ -1,0 +1,658 @@
+"""What training hands over is what MLflow has, once, whatever dies or is away in between."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from manyfit import cli, spool, tracking
+from manyfit.store import MAX_PARAM, Store, Values
+from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker
+
+DATA = DatasetRecord("digits", "0123abcd", "sklearn.datasets", 1000, 4, 3)
+
+
+@pytest.fixture(autouse=True)
+def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    root = tmp_path_factory.mktemp("empty")
+    Store(spool.default_uri(root), root)
+    copy = root / "copy.db"
+    with sqlite3.connect(root / "mlruns" / "mlflow.db") as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    return copy
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_store: Path) -> Path:
+    """A folder with an empty store in it."""
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns" / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def no_courier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody delivers: all stays in the spool, as in an outage."""
+    monkeypatch.setattr(Tracker, "_start_courier", lambda _: subprocess.Popen(["false"]))
+
+
+def start(tracker: Tracker, **changes: object) -> TrackedRun:
+    arguments: dict[str, object] = {"experiment": "digits", "name": "adam", "params": {"lr": 0.1}, "tags": {}}
+    return tracker.start(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def client(root: Path) -> MlflowClient:
+    return Store(spool.default_uri(root), root).client
+
+
+def runs(root: Path) -> list[Run]:
+    """Every run of a store."""
+    experiments = [e.experiment_id for e in client(root).search_experiments()]
+    return list(client(root).search_runs(experiments))
+
+
+def history(root: Path, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client(root).get_metric_history(run_id, name))
+
+
+def abandon(tracker: Tracker) -> None:
+    """The session's process dies (as far as the spool can tell)."""
+    tracker._courier.wait()
+    tracker._spool.release()
+
+
+# One session with everything, delivered by its courier; the tests below look at it from all sides.
+
+
+@dataclass
+class Recorded:
+    """A closed session and what it was about."""
+
+    root: Path
+    tracker: Tracker
+    parent: TrackedRun
+    child: TrackedRun
+    module: torch.nn.Module
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A sweep and a run in it, with values beyond every limit, started on no store at all."""
+    root = tmp_path_factory.mktemp("recorded")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+    module.eval()
+    with Tracker(f"sqlite:///{root}/mlruns/mlflow.db", root) as tracker:
+        parent = start(tracker, name="sweep")
+        params = {f"p{i}": i for i in range(128)} | {"long": "x" * 7000, "uri": "http://me:secret@host/"}
+        child = start(tracker, parent=parent, dataset=DATA, params=params, tags={"git": "https://token@host/x"})
+        child.metrics([("loss/train", 1 / (i + 1), i) for i in range(1500)])
+        child.metrics([("odd", math.nan, 0), ("odd", math.inf, 1), ("odd", np.float32(0.5), 2)])
+        child.tags(
+            {"mlflow.note.content": "Two sentences. By http://me:secret@host/."} | {f"t{i}": "x" for i in range(120)}
+        )
+        child.file("config.yaml", b"lr: 0.1\n")
+        child.file("figures/a.bin", b"\0\1")
+        example = np.ones((1, 4), np.float32)
+        child.model(module, example, module(torch.from_numpy(example)).detach().numpy())
+        child.end("FINISHED")
+        parent.end("FAILED")
+        assert tracker.close(), tracker.last_error
+    return Recorded(root, tracker, parent, child, module)
+
+
+def of_child(recorded: Recorded) -> Run:
+    assert recorded.child.run_id is not None
+    return client(recorded.root).get_run(recorded.child.run_id)
+
+
+def test_metrics_are_what_was_logged(recorded: Recorded) -> None:
+    """More points than one call carries arrive, each once; NaN stays NaN, an infinity is the largest number."""
+    run_id = str(recorded.child.run_id)
+    assert history(recorded.root, run_id, "loss/train") == [(i, 1 / (i + 1)) for i in range(1500)]
+    (_, nan), (_, infinity), (_, half) = history(recorded.root, run_id, "odd")
+    assert math.isnan(nan)
+    assert infinity > 1e308
+    assert half == 0.5
+
+
+def test_params_and_tags_beyond_the_limits_arrive(recorded: Recorded) -> None:
+    """More params and tags than one call carries arrive; a long value is cut with a visible mark."""
+    run = of_child(recorded)
+    assert len(run.data.params) == 130
+    assert run.data.params["p7"] == "7"
+    assert len(run.data.params["long"]) == MAX_PARAM
+    assert run.data.params["long"].endswith("x ... [cut]")
+    assert sum(key.startswith("t") for key in run.data.tags) == 120
+
+
+def test_credentials_reach_no_param_or_tag(recorded: Recorded) -> None:
+    """User, password and token of an address do not get to the store."""
+    run = of_child(recorded)
+    assert run.data.params["uri"] == "http://***@host/"
+    assert run.data.tags["git"] == "https://***@host/x"
+    assert run.data.tags["mlflow.note.content"] == "Two sentences. By http://***@host/."
+
+
+def test_runs_are_named_nested_and_ended(recorded: Recorded) -> None:
+    """Name, parent, experiment and status are as given, and nothing is left RUNNING."""
+    run = of_child(recorded)
+    assert (run.info.run_name, run.info.status) == ("adam", "FINISHED")
+    assert run.data.tags["mlflow.parentRunId"] == recorded.parent.run_id
+    assert run.data.tags["manyfit.id"] == recorded.child.id
+    assert client(recorded.root).get_run(str(recorded.parent.run_id)).info.status == "FAILED"
+    assert client(recorded.root).get_experiment(run.info.experiment_id).name == "digits"
+
+
+def test_artifacts_lie_under_mlruns(recorded: Recorded) -> None:
+    """An artifact is a file under mlruns/artifacts with the given path and content."""
+    home = recorded.root / "mlruns" / "artifacts" / str(recorded.child.run_id) / "artifacts"
+    assert (home / "config.yaml").read_bytes() == b"lr: 0.1\n"
+    assert (home / "figures" / "a.bin").read_bytes() == b"\0\1"
+    assert mlflow.artifacts.load_text(of_child(recorded).info.artifact_uri + "/config.yaml") == "lr: 0.1\n"
+
+
+def test_dataset_is_an_input(recorded: Recorded) -> None:
+    """The run names its data with digest, size and the context training."""
+    (found,) = of_child(recorded).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("digits", "0123abcd")
+    assert json.loads(found.dataset.profile)["num_rows"] == 1000
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_spool_is_empty_afterwards(recorded: Recorded) -> None:
+    """What has arrived is not kept, and there is nothing to report."""
+    assert list((recorded.root / "mlruns" / "spool").iterdir()) == []
+    assert recorded.tracker.last_error is None
+
+
+def test_model_predicts_the_same(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model loads by the run's id, from pt2 and not a pickle, and takes any number of rows."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.default_uri(recorded.root))
+    inputs = torch.randn(7, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own
+        loaded = mlflow.pytorch.load_model(f"runs:/{recorded.child.run_id}/model")
+    for rows in (inputs, inputs[:1]):
+        torch.testing.assert_close(loaded(rows), recorded.module(rows), rtol=1e-6, atol=0)
+    assert [path.name for path in recorded.root.rglob("model.*")] == ["model.pt2"]
+
+
+@pytest.mark.slow
+def test_model_predicts_the_same_in_a_fresh_process(recorded: Recorded, tmp_path: Path) -> None:
+    """The model loads by the run's id where nothing of ours is imported, and takes any number of rows."""
+    inputs = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    code = (
+        "import sys, numpy as np, torch, mlflow, mlflow.pytorch\n"
+        "mlflow.set_tracking_uri(sys.argv[1]); uri = sys.argv[2]; x = np.load('inputs.npy')\n"
+        "m = mlflow.pytorch.load_model(uri); p = mlflow.pyfunc.load_model(uri)\n"
+        "np.savez('out.npz', seven=m(torch.from_numpy(x)).detach(), one=p.predict(x[:1]))\n"
+        "print(p.metadata.signature)"
+    )
+    uri = f"runs:/{recorded.child.run_id}/model"
+    command = [sys.executable, "-c", code, spool.default_uri(recorded.root), uri]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "Tensor('float32', (-1, 4))" in said
+    assert "Tensor('float32', (-1, 3))" in said
+    expected = recorded.module(torch.from_numpy(inputs)).detach().numpy()
+    out = np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(out["seven"], expected, rtol=1e-6)
+    np.testing.assert_allclose(out["one"], expected[:1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_model_predicts_from_the_command_line(recorded: Recorded, tmp_path: Path) -> None:
+    """`mlflow models predict` serves the model."""
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": [[1, 1, 1, 1]] * 3}))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", f"runs:/{recorded.child.run_id}/model"]
+    command += ["--env-manager", "local", "-i", "in.json", "-o", "out.json"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": spool.default_uri(recorded.root)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    expected = recorded.module(torch.ones(3, 4)).detach().numpy()
+    found = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Sessions that die. The trainer is a real process, and so is the signal.
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from manyfit.tracking import Tracker
+tracker = Tracker(None, Path(sys.argv[1]))
+done, open_ = (
+    tracker.start(experiment="digits", name=name, params={"lr": 1}, tags={}) for name in ("done", "open")
+)
+for step in range(50):
+    for run in (done, open_):
+        run.metrics([("loss/train", float(step), step)])
+        run.file(f"{step}.txt", b"x")
+    if step == 25:
+        while sys.argv[2] == "delivered" and open_.run_id is None: time.sleep(0.05)
+done.end("FINISHED")
+print(tracker._courier.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def killed_trainer(root: Path, when: str, and_courier: bool) -> None:
+    """Run TRAINER to its last line, then kill -9 it, and its courier before it."""
+    with subprocess.Popen([sys.executable, "-c", TRAINER, str(root), when], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        courier = int(process.stdout.readline())
+        if and_courier:
+            os.kill(courier, signal.SIGKILL)
+        process.kill()
+    while and_courier and not list(spool.orphans(root)):  # a killed process takes a moment to let go of its locks
+        time.sleep(0.01)
+
+
+def check_killed(root: Path) -> None:
+    """All that TRAINER said is there, once, and its open run is KILLED."""
+    found = {run.info.run_name: run for run in runs(root)}
+    assert len(runs(root)) == 2
+    assert {name: run.info.status for name, run in found.items()} == {"done": "FINISHED", "open": "KILLED"}
+    for run in found.values():
+        assert history(root, run.info.run_id, "loss/train") == [(i, float(i)) for i in range(50)]
+        assert len(client(root).list_artifacts(run.info.run_id)) == 50
+
+
+@pytest.mark.parametrize("when", ["undelivered", "delivered"])
+def test_sync_delivers_a_killed_session(root: Path, when: str) -> None:
+    """After kill -9 of training and courier, sync loses and doubles nothing, and the open run is KILLED."""
+    killed_trainer(root, when, and_courier=True)
+    report = tracking.sync(root)
+    assert (report.sessions, report.runs, report.held) == (1, 2, ())
+    check_killed(root)
+    assert tracking.sync(root).sessions == 0
+
+
+def test_courier_survives_its_session(root: Path) -> None:
+    """After kill -9 of training alone the courier delivers the rest by itself."""
+    killed_trainer(root, "undelivered", and_courier=False)
+    deadline = time.monotonic() + 30
+    while spool.sessions(root) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    check_killed(root)
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_next_start_delivers_what_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new session on the same store replays an orphan in the background, before its own runs."""
+    orphan = Tracker(None, root)
+    start(orphan, name="first").metrics([("m", 1.0, 0)])
+    abandon(orphan)
+    monkeypatch.undo()
+    with Tracker(None, root) as tracker:
+        start(tracker, name="second").end("FINISHED")
+    assert {run.info.run_name: run.info.status for run in runs(root)} == {"first": "KILLED", "second": "FINISHED"}
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
+    """A session delivered again from its beginning (killed before anything was acknowledged) changes nothing."""
+    tracker = Tracker(None, root)
+    run = start(tracker, dataset=DATA)
+    run.metrics([("m", float(i), i) for i in range(20)] + [("m", math.nan, 20)])
+    run.file("a.txt", b"x")
+    module = torch.nn.Linear(4, 3)
+    run.model(module, np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
+    run.end("FINISHED")
+    assert not tracker.close()
+    (folder,) = spool.sessions(root)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert tracking.sync(root).runs == 1
+    shutil.copytree(tmp_path / "copy", folder)
+    assert tracking.sync(root).held == ()
+    (found,) = runs(root)
+    assert found.info.status == "FINISHED"
+    assert len(client(root).get_metric_history(found.info.run_id, "m")) == 21
+    assert len(found.inputs.dataset_inputs) == len(found.outputs.model_outputs) == 1
+    assert len(client(root).search_logged_models([found.info.experiment_id])) == 1
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
+    """A session killed in the middle of a write is delivered up to there, and its run KILLED."""
+    tracker = Tracker(None, root)
+    start(tracker).metrics([("m", 1.0, 0)])
+    with (tracker._spool.folder / spool.JOURNAL).open("ab") as file:
+        file.write(b'{"op":"metrics","run":')
+    abandon(tracker)
+    assert tracking.sync(root).held == ()
+    (found,) = runs(root)
+    assert (found.info.status, found.data.metrics) == ("KILLED", {"m": 1.0})
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_sync_leaves_a_living_session_alone(root: Path) -> None:
+    """A session whose process lives is not replayed by another."""
+    tracker = Tracker(None, root)
+    start(tracker)
+    assert tracking.sync(root) == tracking.SyncReport(0, 0, 0, (), 1)
+    assert runs(root) == []
+    abandon(tracker)
+
+
+def test_four_first_starters(tmp_path: Path) -> None:
+    """Four processes that start at once on an empty folder all get their runs into one store."""
+    code = (
+        "import sys; from pathlib import Path; from manyfit.tracking import Tracker\n"
+        "with Tracker(None, Path(sys.argv[1])) as t:\n"
+        "    t.start(experiment='one', name=sys.argv[2], params={}, tags={}).end('FINISHED')\n"
+        "    sys.exit(0 if t.close() else t.last_error)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)]) for i in range(4)]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0, 0, 0]
+    assert sorted(run.info.run_name for run in runs(tmp_path)) == ["0", "1", "2", "3"]
+    assert len({run.info.experiment_id for run in runs(tmp_path)}) == 1
+
+
+# Outages and refusals.
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
+    """With no server there training is served, close is False, and everything is in the spool, without a password."""
+    with Tracker(f"http://me:secret@127.0.0.1:{port}", tmp_path) as tracker:
+        run = start(tracker)
+        run.metrics([("m", 1.0, 0)])
+        run.end("FINISHED")
+        assert not tracker.close()
+    assert run.run_id is None
+    assert str(port) in str(tracker.last_error)
+    (folder,) = spool.sessions(tmp_path)
+    assert not any(b"secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    (held,) = tracking.sync(tmp_path).held
+    assert "MLFLOW_TRACKING_URI must be" in held
+
+
+@pytest.fixture
+def serve(tmp_path: Path, port: int) -> Iterator[Callable[[], str]]:
+    """A function that starts a real MLflow server and returns its address."""
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def up() -> str:
+        store = tmp_path / "server"
+        store.mkdir()
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}/mlflow.db"]
+        command += ["--artifacts-destination", str(store / "artifacts"), "--port", str(port), "--workers", "1"]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = subprocess.DEVNULL
+        servers.append(
+            subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, cwd=store, start_new_session=True)
+        )
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}"
+            time.sleep(0.1)
+        raise TimeoutError("mlflow server")
+
+    yield up
+    for server in servers:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callable[[], str]) -> None:
+    """What a missing server held back arrives there when it is up: values, artifacts, dataset and model."""
+    with Tracker(f"http://127.0.0.1:{port}", tmp_path) as tracker:
+        run = start(tracker, dataset=DATA)
+        run.metrics([("m", 1.0, 0), ("m", math.nan, 1)])
+        run.file("figures/a.txt", b"x")
+        run.model(torch.nn.Linear(4, 3), np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
+        run.end("FINISHED")
+        assert not tracker.close()
+    assert len(tracking.sync(tmp_path).held) == 1
+    server = MlflowClient(serve())
+    assert tracking.sync(tmp_path).runs == 1
+    experiment = server.get_experiment_by_name("digits")
+    assert experiment is not None
+    (found,) = server.search_runs([experiment.experiment_id])
+    assert (found.info.status, len(found.inputs.dataset_inputs)) == ("FINISHED", 1)
+    assert len(server.get_metric_history(found.info.run_id, "m")) == 2
+    assert [item.path for item in server.list_artifacts(found.info.run_id, "figures")] == ["figures/a.txt"]
+    assert len(found.outputs.model_outputs) == 1
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_refused_value_spares_the_others(root: Path) -> None:
+    """A value that the store refuses for good is kept aside with the reason; all others arrive."""
+    tracker = Tracker(None, root)
+    run = start(tracker)
+    run.metrics([("bad*name", 1.0, 0)] + [("m", float(i), i) for i in range(10)])
+    run.end("FINISHED")
+    tracker.close()
+    assert tracking.sync(root).refused == 1
+    (found,) = runs(root)
+    assert len(history(root, found.info.run_id, "m")) == 10
+    assert found.info.status == "FINISHED"
+    (kept,) = (root / "mlruns" / "rejected").glob("*.jsonl")
+    assert "bad*name" in kept.read_text()
+    assert any(line.startswith("problem") and "refused" in line for line in tracking.doctor(root))
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
+    """A run that goes on is RUNNING and then ended again; repeated steps stay single, a changed param is a tag."""
+    first = Tracker(None, root)
+    start(first, params={"lr": 1, "epochs": 5}).metrics([("m", float(i), i) for i in range(5)])
+    abandon(first)
+    tracking.sync(root)
+    (before,) = runs(root)
+    second = Tracker(None, root)
+    run = start(second, params={"lr": 1, "epochs": 9}, run_id=before.info.run_id)
+    run.metrics([("m", i + 0.5, i) for i in range(3, 9)])
+    abandon(second)
+    tracking.sync(root)
+    (after,) = runs(root)
+    values = dict(history(root, after.info.run_id, "m"))
+    assert values == {i: float(i) for i in range(5)} | {i: i + 0.5 for i in range(5, 9)}
+    assert len(client(root).get_metric_history(after.info.run_id, "m")) == 9
+    assert after.data.params == {"lr": "1", "epochs": "5"}
+    assert after.data.tags["resumed/epochs"] == "9"
+    assert after.info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_deleted_experiment_is_restored(root: Path) -> None:
+    """A run in an experiment that was deleted brings it back."""
+    experiment = client(root).create_experiment("digits")
+    client(root).delete_experiment(experiment)
+    tracker = Tracker(None, root)
+    start(tracker).end("FINISHED")
+    tracker.close()
+    assert tracking.sync(root).held == ()
+    assert [run.info.experiment_id for run in runs(root)] == [experiment]
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_runs_left_open_are_ended(root: Path) -> None:
+    """A run that nobody ended is FAILED when an error passes, and KILLED when the tracker closes without one."""
+    with pytest.raises(ZeroDivisionError), Tracker(None, root) as tracker:  # noqa: PT012
+        start(tracker, name="failed")
+        _ = 1 / 0
+    with Tracker(None, root) as tracker:
+        start(tracker, name="killed")
+    tracking.sync(root)
+    assert {run.info.run_name: run.info.status for run in runs(root)} == {"failed": "FAILED", "killed": "KILLED"}
+
+
+def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
+    """A run left RUNNING by a session that is gone becomes KILLED; other people's runs are left alone."""
+    home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
+    ours = client(root).create_run("0", tags={"manyfit.spool": home}).info.run_id
+    others = client(root).create_run("0", tags={"manyfit.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
+    assert any("repaired: 1 runs" in line for line in tracking.doctor(root))
+    assert client(root).get_run(ours).info.status == "KILLED"
+    assert client(root).get_run(others).info.status == "RUNNING"
+
+
+def test_unwritable_folder_is_refused_at_once(tmp_path: Path) -> None:
+    """A tracker that could not write says so before a run exists."""
+    (tmp_path / "mlruns").write_text("a file")
+    with pytest.raises(ValueError, match="mlruns must be writable"):
+        Tracker(None, tmp_path)
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_module_that_cannot_be_exported_costs_a_warning(root: Path) -> None:
+    """A user's module that torch.export cannot read is not stored, with a warning, and the run goes on."""
+
+    class Branching(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    tracker = Tracker(None, root)
+    run = start(tracker)
+    with pytest.warns(UserWarning, match="the model was not stored"):
+        run.model(Branching(), np.ones((1, 4), np.float32), np.ones((1, 4), np.float32))
+    run.end("FINISHED")
+    abandon(tracker)
+
+
+def test_no_tracker_takes_everything() -> None:
+    """With tracking off every call is accepted, and nothing happens."""
+    with NoTracker() as tracker:
+        run = tracker.start(experiment="x", name="x", params={}, tags={}, dataset=DATA)
+        run.metrics([("m", 1.0, 0)])
+        run.tags({"a": "b"})
+        run.file("a", b"")
+        run.model(torch.nn.Linear(1, 1), np.ones((1, 1)), np.ones((1, 1)))
+        run.end("FINISHED")
+        assert run.run_id is None
+    assert tracker.close()
+    assert tracker.last_error is None
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_wrong_status_is_refused(root: Path) -> None:
+    """A status that MLflow does not know is an error at once."""
+    tracker = Tracker(None, root)
+    with pytest.raises(ValueError, match="status must be FINISHED, FAILED or KILLED, but got DONE"):
+        start(tracker).end("DONE")
+    abandon(tracker)
+
+
+def test_values_halve_down_to_the_single_one() -> None:
+    """Halving a call ends, and loses nothing."""
+    values = Values([("m", 1.0, 0, i) for i in range(3)], [("p", "1")], [("t", "1"), ("u", "1")])
+    singles: list[Values] = []
+
+    def split(part: Values) -> None:
+        halves = part.halves()
+        if not halves:
+            singles.append(part)
+        for half in halves:
+            split(half)
+
+    split(values)
+    assert [part.size for part in singles] == [1] * 6
+    assert [part.points for part in singles[:3]] == [[("m", 1.0, 0, i)] for i in range(3)]
+
+
+# The command.
+
+
+def test_training_side_imports_no_mlflow() -> None:
+    """What training imports, and `manyfit --help`, load neither MLflow nor torch."""
+    code = "import sys, manyfit.tracking, manyfit.cli; sys.exit(' '.join({'mlflow', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stderr.strip() == b""
+
+
+@pytest.mark.usefixtures("no_courier")
+def test_sync_and_doctor_report_truthfully(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands deliver, say what they did, and exit 0 only when nothing is left."""
+    monkeypatch.chdir(root)
+    tracker = Tracker(None, root)
+    start(tracker).end("FINISHED")
+    tracker.close()
+    assert cli.main(["sync"]) == 0
+    assert "delivered 1 sessions, 1 runs" in capsys.readouterr().out
+    assert cli.main(["doctor"]) == 0
+    assert "ok: store sqlite:///" in capsys.readouterr().out
+    (root / "broken.db").write_bytes(b"this is no database, whatever its name says" * 99)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///broken.db")
+    assert cli.main(["doctor"]) == 1
+    assert "does not answer" in capsys.readouterr().out
+
+
+def test_commands_refuse_a_folder_without_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside a folder with mlruns/ a command makes nothing and says where to go."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sync"]) == 1
+    assert "mlruns/ must be here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ui_says_when_its_port_is_taken(
+    root: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A taken port is an error with the next step."""
+    monkeypatch.chdir(root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert cli.main(["ui", "--port", str(port)]) == 1
+    assert f"--port must be free, but {port} is taken" in capsys.readouterr().err
+
+
+def test_ui_of_a_server_is_its_address(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a remote server there is nothing to start: its address is printed, without the password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@runs.example.org")
+    assert cli.main(["ui"]) == 0
+    assert capsys.readouterr().out.strip().endswith("https://***@runs.example.org")
+
+
+@pytest.mark.slow
+def test_ui_serves_and_ends_cleanly(root: Path, port: int) -> None:
+    """`manyfit ui` prints its address, serves, and ends with code 0 and no process left on Ctrl-C."""
+    command = [sys.executable, "-m", "manyfit.cli", "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as ui:
+        assert ui.stdout is not None
+        assert f"http://127.0.0.1:{port}".encode() in ui.stdout.readline()
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        ui.send_signal(signal.SIGINT)
+        assert ui.wait(timeout=30) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
