@@ -108,7 +108,7 @@ class Tracker:
         that has changed becomes the tag `resumed/<param>`.
         """
         run = TrackedRun(self, os.urandom(16).hex())
-        source = {"mlflow.user": getpass.getuser(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+        source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
         self._spool.append(
             {
                 "op": "start",
@@ -319,6 +319,13 @@ class NoTracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing to do."""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return str(os.getuid())
 
 
 def sync(root: Path, uri: str | None = None) -> SyncReport:
