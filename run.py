@@ -1,6 +1,7 @@
 """The command: Hydra in, objective out. `python run.py --help` lists what can be set."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +24,13 @@ def main(cfg: DictConfig) -> float:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
+    try:
+        config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
     main()

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from manyfit import terminal
 from manyfit.config import Config, ConfigError, TrainingError
 from manyfit.jobs import prepare
 from manyfit.tracking import NoTracker, Tracker
-from manyfit.training import fit
 
 
 def run(config: Config) -> float:
@@ -17,12 +15,14 @@ def run(config: Config) -> float:
         TrainingError: The loss was not finite.
     """
     try:
-        prepare(config)
+        prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
         tracker = NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with tracker:
-        (result,) = fit([config], tracker)
+        from manyfit import terminal, training
+
+        (result,) = training.fit([config], tracker)
         tracker.close()
     print(terminal.summary(result, _where(tracker)))
     if result.status == "FAILED":
@@ -34,5 +34,5 @@ def _where(tracker: Tracker | NoTracker) -> str:
     if isinstance(tracker, NoTracker):
         return "nowhere: tracking=off stores nothing"
     if tracker.last_error:
-        return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost, `manyfit sync` delivers it"
+        return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost: manyfit sync delivers it"
     return "manyfit ui"

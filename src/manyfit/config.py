@@ -1,9 +1,11 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -199,6 +201,13 @@ def _check_together(config: Config) -> None:
     if config.data.val_fraction + config.data.test_fraction >= 1:
         total = config.data.val_fraction + config.data.test_fraction
         raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError unless files can be put into a folder, which need not exist yet."""
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
+        raise ConfigError(f"{folder} must be a folder that can be written, but got {present}. Start from another folder.")
 
 
 def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:

@@ -46,6 +46,7 @@ def fit(
 
     Raises:
         ValueError: Before any run exists: something in a config cannot be used.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the runs are KILLED and keep their epochs.
     """
     jobs = [prepare(config) for config in configs]
     trainer = _trainer(jobs[0].config)
@@ -55,15 +56,21 @@ def fit(
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         module.observers = [recorder.epoch, progress.epoch]
         try:
-            trainer.fit(module, train_dataloaders=Blocks(module))
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+            _train(trainer, module)
             results = _results(jobs, module)
             recorder.finish(results, artifacts)
         except BaseException as error:
             recorder.fail(error)
             raise
     return results
+
+
+def _train(trainer: pl.Trainer, module: Training) -> None:
+    """Run the epochs. Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects."""
+    try:
+        trainer.fit(module, train_dataloaders=Blocks(module))
+    except SystemExit:
+        raise SystemExit(143 if trainer.received_sigterm else 130) from None
 
 
 @contextlib.contextmanager

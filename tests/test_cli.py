@@ -1,0 +1,241 @@
+"""The real command, in a temporary folder, read back with MLflow's own client."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from conftest import ROOT
+
+RUN = str(ROOT / "run.py")
+SMALL = ["data=iris", "epochs=3", "model.hidden=[8]"]
+
+
+def command(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, RUN, *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+
+
+def epochs_stored(folder: Path) -> int:
+    """How many validation losses are in the store, read without disturbing who may be making its tables."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{folder}/mlruns/mlflow.db?mode=ro", uri=True)) as base:
+            return int(base.execute("select count(*) from metrics where key = 'loss/val'").fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+def runs(folder: Path) -> list[Run]:
+    if not (folder / "mlruns" / "mlflow.db").exists():
+        return []
+    experiments = client(folder).search_experiments()
+    return list(client(folder).search_runs([e.experiment_id for e in experiments]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], Run]:
+    """One finished run on iris."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = command(folder, *SMALL, "optimizer=adam", "schedule=cosine")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(folder)
+    return folder, done, run
+
+
+def test_summary(finished: tuple[Path, subprocess.CompletedProcess[str], Run]) -> None:
+    """The terminal ends with test score, best epoch, verdict, time and where to look, and says nothing else."""
+    _, done, _ = finished
+    for word in ("iris: adam lr=0.001 b=32 8 cosine s=0", "test", "accuracy", "best epoch", "verdict", "manyfit ui"):
+        assert word in done.stdout
+    assert done.stderr == ""
+
+
+def test_run_is_tracked(finished: tuple[Path, subprocess.CompletedProcess[str], Run]) -> None:
+    """Name, status, metrics at every epoch, params, tags, note, data set and artifacts are in the store."""
+    folder, _, run = finished
+    store = client(folder)
+    assert (run.info.run_name, run.info.status) == ("adam lr=0.001 b=32 8 cosine s=0", "FINISHED")
+    for name in ("loss/train", "loss/val", "loss/gap", "accuracy/train", "accuracy/val", "lr", "progress/steps"):
+        history = store.get_metric_history(run.info.run_id, name)
+        assert [m.step for m in history] == [0, 1, 2, 3], name
+    assert len(store.get_metric_history(run.info.run_id, "loss/train_running")) == 3
+    gap = run.data.metrics["loss/val"] - run.data.metrics["loss/train"]
+    assert run.data.metrics["loss/gap"] == pytest.approx(gap, rel=1e-12)
+    assert {"best/epoch", "best/loss_val", "loss/test", "accuracy/test"} <= set(run.data.metrics)
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.tags["fit"] in ("good", "overfit", "underfit", "unfinished")
+    assert run.data.tags["mlflow.note.content"].count(". ") >= 1
+    assert {"hardware", "python", "torch"} <= set(run.data.tags)
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "iris"
+    assert data.dataset.digest
+    names = {artifact.path for artifact in store.list_artifacts(run.info.run_id)}
+    assert {"overfitting.png", "config.yaml", "environment.txt"} <= names
+    config = Path(store.download_artifacts(run.info.run_id, "config.yaml")).read_text()
+    assert "lr: 0.001" in config
+
+
+def test_same_command_same_bits(finished: tuple[Path, subprocess.CompletedProcess[str], Run], tmp_path: Path) -> None:
+    """The same command in another process gives the same values to the last bit."""
+    folder, _, run = finished
+    assert command(tmp_path, *SMALL, "optimizer=adam", "schedule=cosine").returncode == 0
+    (again,) = runs(tmp_path)
+    clocks = {"time/seconds"}
+    assert {k: v for k, v in run.data.metrics.items() if k not in clocks} == {
+        k: v for k, v in again.data.metrics.items() if k not in clocks
+    }
+    for name in ("loss/train", "loss/val"):
+        a = [m.value for m in client(folder).get_metric_history(run.info.run_id, name)]
+        b = [m.value for m in client(tmp_path).get_metric_history(again.info.run_id, name)]
+        assert a == b
+
+
+@pytest.mark.slow
+def test_logged_model_predicts(finished: tuple[Path, subprocess.CompletedProcess[str], Run], tmp_path: Path) -> None:
+    """In a fresh process, load_model and `mlflow models predict` give the run's own test accuracy."""
+    folder, _, run = finished
+    code = f"""
+import mlflow, torch, numpy as np
+from sklearn.datasets import load_iris
+from manyfit.config import DataConfig
+from manyfit import data, sources
+mlflow.set_tracking_uri("sqlite:///{folder}/mlruns/mlflow.db")
+model = mlflow.pytorch.load_model("runs:/{run.info.run_id}/model")
+d = data.prepare(sources.iris(), split_seed=0, val_fraction=.15, test_fraction=.15, train_size=None, standardise=True)
+x = d.x_test * d.x_std + d.x_mean
+p = model(x).detach().numpy() if hasattr(model, "parameters") else model.module()(x).detach().numpy()
+print(repr(float((p.argmax(1) == d.y_test.numpy()).mean())))
+np.save("{tmp_path}/p.npy", p); np.save("{tmp_path}/x.npy", x.numpy())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == pytest.approx(run.data.metrics["accuracy/test"])
+    x, p = np.load(tmp_path / "x.npy"), np.load(tmp_path / "p.npy")
+    (tmp_path / "in.json").write_text('{"inputs": ' + str(x[:3].tolist()) + "}")
+    served = subprocess.run(
+        [sys.executable, "-m", "mlflow", "models", "predict", "-m", f"runs:/{run.info.run_id}/model",
+         "--env-manager", "local", "-i", "in.json", "-t", "json"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db"},
+    )  # fmt: skip
+    assert served.returncode == 0, served.stderr
+    predictions = json.loads(served.stdout.strip().splitlines()[-1])["predictions"]
+    np.testing.assert_allclose(np.array(predictions), p[:3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lr=abc"], "optimizer.lr must be a valid number, but got 'abc'"),
+        (["optimizer.lrr=1"], "optimizer.lrr"),
+        (["optimizer=adm"], "adamw"),
+        (["model.dropout=1.2"], "model.dropout must be in [0, 1), but got 1.2"),
+        (["batch_size=5000"], "batch_size must be <= 1257"),
+        (["data=csv", "data.path=no.csv", "data.target=y"], "data.path must"),
+        (["loss=mse"], "loss must suit the data"),
+    ],
+    ids=str,
+)
+def test_bad_input_leaves_no_run(tmp_path: Path, overrides: list[str], words: str) -> None:
+    """A bad value is one clear message, exit code 1, no traceback and no run."""
+    done = command(tmp_path, *overrides)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert runs(tmp_path) == []
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    """Where mlruns cannot be written, that is what is said."""
+    (tmp_path / "mlruns").write_text("a file where the folder should be")
+    done = command(tmp_path, *SMALL)
+    assert done.returncode == 1
+    assert "mlruns must be a folder that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_divergence(tmp_path: Path) -> None:
+    """A loss that turns NaN: FAILED, verdict diverged, exit code 1."""
+    done = command(tmp_path, "data=diabetes", "optimizer=sgd", "optimizer.lr=1e9", "epochs=5")
+    assert done.returncode == 1
+    assert "diverged" in done.stderr.lower()
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["fit"] == "diverged"
+    assert np.isfinite(run.data.metrics["loss/test"])
+
+
+def test_tracking_off(tmp_path: Path) -> None:
+    """tracking=off trains and stores nothing in MLflow."""
+    done = command(tmp_path, *SMALL, "tracking=off")
+    assert done.returncode == 0
+    assert runs(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Ctrl-C or SIGTERM in mid-training: exit code as the shell expects, run KILLED with its epochs so far."""
+    with subprocess.Popen(
+        [sys.executable, RUN, "data=digits", "epochs=100000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not epochs_stored(tmp_path) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    (run,) = runs(tmp_path)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["loss/val"] > 0
+
+
+@pytest.mark.slow
+def test_four_first_runs_at_once(tmp_path: Path) -> None:
+    """Four first runs started at the same moment on an empty folder all succeed."""
+    processes = [
+        subprocess.Popen([sys.executable, RUN, *SMALL, f"seed={s}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for s in range(4)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 4
+
+
+def test_help_is_quick_to_import(tmp_path: Path) -> None:
+    """--help, --cfg and a refused override never import torch or mlflow."""
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = [{RUN!r}, '--cfg', 'job']\n"
+        f"try: runpy.run_path({RUN!r}, run_name='__main__')\n"
+        "finally: assert not {'torch', 'mlflow', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "optimizer:" in done.stdout
