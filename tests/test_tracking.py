@@ -22,9 +22,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from manyfit import cli, spool, tracking
-from manyfit.store import MAX_PARAM, Store, Values
-from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker
+from manyfit import cli, tracking
+from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker, spool
+from manyfit.tracking.store import MAX_PARAM, Store, Values
 
 DATA = DatasetRecord("digits", "0123abcd", "sklearn.datasets", 1000, 4, 3)
 
@@ -513,8 +513,8 @@ def test_runs_left_open_are_ended(root: Path) -> None:
 def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
     """A run left RUNNING by a session that is gone becomes KILLED; other people's runs are left alone."""
     home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
-    ours = client(root).create_run("0", tags={"manyfit.spool": home}).info.run_id
-    others = client(root).create_run("0", tags={"manyfit.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
+    ours = client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id
+    others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
     assert any("repaired: 1 runs" in line for line in tracking.doctor(root))
     assert client(root).get_run(ours).info.status == "KILLED"
     assert client(root).get_run(others).info.status == "RUNNING"

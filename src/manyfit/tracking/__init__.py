@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from manyfit import spool
-from manyfit.spool import SyncReport, mask, resolve_uri
+from manyfit.tracking import spool
+from manyfit.tracking.spool import SyncReport, mask, resolve_uri
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,7 @@ class Tracker:
         """In a session of its own, so that Ctrl-C does not reach it; it watches this process by its id."""
         with (self._spool.folder / spool.LOG).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "manyfit.courier", str(self._spool.folder), str(os.getpid())],
+                [sys.executable, "-P", "-m", "manyfit.tracking.courier", str(self._spool.folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -330,14 +330,14 @@ def _user() -> str:
 
 def sync(root: Path, uri: str | None = None) -> SyncReport:
     """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
-    from manyfit import courier  # imports MLflow: seconds
+    from manyfit.tracking import courier  # imports MLflow: seconds
 
     return courier.sync(Path(root).absolute(), uri)
 
 
 def doctor(root: Path, uri: str | None = None) -> list[str]:
     """Look after the store: one line per finding, beginning with `ok`, `repaired` or `problem`."""
-    from manyfit import courier
+    from manyfit.tracking import courier
 
     return courier.doctor(Path(root).absolute(), uri)
 
@@ -348,7 +348,7 @@ def prepare(uri: str, root: Path) -> None:
     Raises:
         ValueError: when it cannot be opened.
     """
-    from manyfit import courier
+    from manyfit.tracking import courier
 
     courier.prepare(uri, Path(root).absolute())
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manyfit import spool
-from manyfit.spool import Record
-from manyfit.store import HOME, OURS, PARENT, SESSION, Point, RefusedError, Store, Values
+from manyfit.tracking import spool
+from manyfit.tracking.spool import Record
+from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, Point, RefusedError, Store, Values
 
 
 @dataclass

@@ -40,8 +40,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
-from manyfit import spool
-from manyfit.spool import Record, mask
+from manyfit.tracking import spool
+from manyfit.tracking.spool import Record, mask
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
@@ -51,7 +51,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
-OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.spool", "mlflow.parentRunId"
+OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
 
 Point = tuple[str, float, int, int]  # metric, value, milliseconds, step
@@ -231,7 +231,7 @@ class Store:
             self.client.set_terminated(run_id, status, when)
 
     def running(self) -> dict[str, str]:
-        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.spool`."""
+        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.spool`."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         runs = self._search(experiments, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
         return {run.info.run_id: run.data.tags[HOME] for run in runs if HOME in run.data.tags}

@@ -1,8 +1,8 @@
 """Who delivers: the courier of a living session, and those who look after what others left.
 
-Run as `python -m manyfit.courier <session folder> <pid>` this is the courier: it delivers while training goes on, and
-when the session's process is gone, killed or not, it delivers the rest and ends the runs truthfully. `sync` does the
-same for sessions whose courier is gone too, and so does the next courier on the same store.
+Run as `python -m manyfit.tracking.courier <session folder> <pid>` this is the courier: it delivers while training goes
+on, and when the session's process is gone, killed or not, it delivers the rest and ends the runs truthfully. `sync`
+does the same for sessions whose courier is gone too, and so does the next courier on the same store.
 """
 
 import logging
@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from manyfit import spool
-from manyfit.delivery import Session
-from manyfit.spool import SyncReport, mask
-from manyfit.store import Store
+from manyfit.tracking import spool
+from manyfit.tracking.delivery import Session
+from manyfit.tracking.spool import SyncReport, mask
+from manyfit.tracking.store import Store
 
 POLL = 0.1  # seconds between looks at the journal
 PAUSE = 1.0  # seconds between deliveries while training runs, at least; and at least SHARE times what the last one took
@@ -23,7 +23,7 @@ SHARE = 4.0
 LONGEST_WAIT = 30.0  # seconds between tries in an outage
 NICENESS = 5  # training goes first
 
-log = logging.getLogger("manyfit.courier")
+log = logging.getLogger("manyfit.tracking.courier")
 
 
 def courier(folder: Path, owner: int) -> bool:
