@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> float:
         checked = config.parse(cfg, context.runtime.choices)
         from manyfit import command  # torch, only once the config is accepted
 
-        return command.run(checked)
+        return command.run(checked, 0 if context.mode == RunMode.RUN else context.job.num)
     except (config.ConfigError, config.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise

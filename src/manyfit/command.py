@@ -1,33 +1,236 @@
-"""One tracked run from start to end: what `python run.py` does with an accepted config."""
+"""What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from manyfit.config import Config, ConfigError, TrainingError
-from manyfit.jobs import prepare
-from manyfit.tracking import NoTracker, Tracker
+from omegaconf import DictConfig
+
+from manyfit.config import Config, ConfigError, TrainingError, parse
+from manyfit.grouping import grouped
+from manyfit.jobs import Job, Result, prepare
+from manyfit.tracking import NoTracker, TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from manyfit.module import Prune
 
 
-def run(config: Config) -> float:
-    """Train, track and sum up one run; returns its best validation loss.
+@dataclass(frozen=True)
+class Child:
+    """A run of a sweep: its job number, and what came of it; `error` stands in the place of a result."""
+
+    number: int
+    config: Config
+    run: TrackedRun
+    result: Result | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class Sweep:
+    """The runs of one command under one parent run; a context manager. Within it, `run` too makes children.
+
+    Attributes:
+        name: Of the parent run.
+        config: The default config of the sweep: experiment and tracking are its.
+        total: Runs expected, for the progress display.
+        max_members: Largest population; None: as large as pays.
+        prune: Asked after every epoch of every child, by job number, epoch and metrics, whether it is to stop.
+        tags: More tags for the child of a job number.
+        children: Everything that was run, by job number.
+        refused: Jobs whose config was refused, and why.
+    """
+
+    name: str
+    config: Config
+    total: int = 0
+    max_members: int | None = None
+    prune: "Prune | None" = None
+    tags: dict[int, dict[str, str]] = field(default_factory=dict)
+    children: dict[int, Child] = field(default_factory=dict)
+    refused: dict[int, Exception] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        """Start the parent run."""
+        self.tracker = _tracker(self.config)
+        self.parent = self.tracker.start(
+            experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
+        )
+        _sweeps.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the parent run truthfully, and deliver."""
+        _sweeps.remove(self)
+        if error is None:
+            self.parent.end("FINISHED")
+        self.tracker.__exit__(kind, error, trace)
+        if not isinstance(self.tracker, NoTracker):
+            print(f"{'look':>11}  {_where(self.tracker)}")
+
+    def train(self, configs: Mapping[int, Config]) -> list[Child]:
+        """Train configs, by job number, as populations; their runs are children of the parent run.
+
+        Returns:
+            A child for each config, in the order of job numbers; one that cannot be used has its error.
+        """
+        self.total = max(self.total, len(self.children) + len(configs))
+        jobs: dict[int, Job] = {}
+        for number, config in configs.items():
+            try:
+                jobs[number] = prepare(config)
+            except ValueError as error:
+                self.children[number] = self._refused(number, config, error)
+        for group in grouped(jobs, self.max_members):
+            if group.alone:
+                print(f"{len(group.numbers)} runs train one by one: {group.alone}", file=sys.stderr)
+            self._population({number: configs[number] for number in group.numbers})
+        return [self.children[number] for number in sorted(configs)]
+
+    def _population(self, configs: Mapping[int, Config]) -> None:
+        from manyfit import recording, training
+
+        numbers = list(configs)
+        recorder = recording.Recorder(
+            self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
+        )
+        prune = self.prune
+        try:
+            results: list[Result] | None = training.fit(
+                list(configs.values()),
+                recorder,
+                artifacts=self.config.tracking.artifacts == "all",
+                prune=None if prune is None else lambda member, epoch, values: prune(numbers[member], epoch, values),
+                beside=(len(self.children), self.total),
+            )
+        except Exception as error:
+            for number, run in zip(numbers, recorder.runs, strict=True):
+                self.children[number] = Child(number, configs[number], run, error=error)
+            return
+        for number, run, result in zip(numbers, recorder.runs, results or [], strict=True):
+            self.children[number] = Child(number, configs[number], run, result)
+
+    def errors(self) -> dict[int, Exception]:
+        """What went wrong, by job number."""
+        found = dict(self.refused)
+        for number, child in self.children.items():
+            try:
+                objective(child)
+            except Exception as error:
+                found[number] = error
+        return dict(sorted(found.items()))
+
+    def _refused(self, number: int, config: Config, error: Exception) -> Child:
+        """A job that cannot be used: a run that says why."""
+        run = self.tracker.start(
+            experiment=self.config.experiment,
+            name=config.title(),
+            params=config.flat(),
+            tags={"error": f"{type(error).__name__}: {error}", **self.tags.get(number, {})},
+            parent=self.parent,
+        )
+        run.end("FAILED")
+        return Child(number, config, run, error=error)
+
+
+_sweeps: list[Sweep] = []  # the sweep that this process is in the middle of, so that `run` knows
+
+
+def run(config: Config, number: int = 0) -> float:
+    """Train, track and sum up one run; returns its best validation loss. In a sweep it becomes a child.
 
     Raises:
         ConfigError: Something in the config cannot be used; no run exists then.
-        TrainingError: The loss was not finite.
+        TrainingError: The training came to a bad end; its run says so.
     """
+    if _sweeps:
+        (child,) = _sweeps[-1].train({number: config})
+        return objective(child)
     try:
         prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
-        tracker = NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
+        tracker = _tracker(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with tracker:
-        from manyfit import terminal, training
+        from manyfit import recording, terminal, training
 
-        (result,) = training.fit([config], tracker)
+        (result,) = training.fit([config], recording.Recorder(tracker, [config]))
         tracker.close()
     print(terminal.summary(result, _where(tracker)))
+    return _objective(result)
+
+
+def train_jobs(cfgs: Mapping[int, DictConfig], max_members: int | None) -> dict[int, float | Exception]:
+    """Train composed jobs, by job number, as populations: each one's objective, or its error."""
+    outcomes: dict[int, float | Exception] = {}
+    configs: dict[int, Config] = {}
+    for number, cfg in cfgs.items():
+        try:
+            configs[number] = parse(cfg, cfg.hydra.runtime.choices)
+        except ConfigError as error:
+            outcomes[number] = error
+    if not configs:
+        return outcomes
+    with contextlib.nullcontext(_sweeps[-1]) if _sweeps else Sweep("jobs", next(iter(configs.values()))) as sweep:
+        sweep.max_members = max_members
+        sweep.refused |= {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, Exception)}
+        for child in sweep.train(configs):
+            try:
+                outcomes[child.number] = objective(child)
+            except Exception as error:
+                outcomes[child.number] = error
+    return outcomes
+
+
+@contextlib.contextmanager
+def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sweep]:
+    """A sweep over a grid: a parent run, and at the end its report.
+
+    Args:
+        first: The first job, composed.
+        arguments: Of the command.
+        total: How many jobs.
+
+    Raises:
+        SystemExit: Some jobs failed; says how many, and why the first did.
+    """
+    try:
+        config = parse(first, first.hydra.runtime.choices)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    with Sweep(" ".join(arguments), config, total) as sweep:
+        yield sweep
+        from manyfit import reports
+
+        reports.conclude(sweep, reports.rows_of(sweep.children))
+    errors = sweep.errors()
+    if errors:
+        number, reason = next(iter(errors.items()))
+        sys.exit(f"error: {len(errors)} of {total} runs failed; the first is job {number}: {reason}")
+
+
+def objective(child: Child) -> float:
+    """A child's best validation loss, or its error."""
+    if child.error is not None:
+        raise child.error
+    assert child.result is not None
+    return _objective(child.result)
+
+
+def _objective(result: Result) -> float:
     if result.status == "FAILED":
         raise TrainingError(f"the run {result.reason}: {result.config.title()}")
     return result.summary.best_loss_val
+
+
+def _tracker(config: Config) -> Tracker | NoTracker:
+    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
 
 
 def _where(tracker: Tracker | NoTracker) -> str:

@@ -1,6 +1,7 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -162,7 +163,7 @@ def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> C
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
     """
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("experiment", "hydra")])
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("experiment", "hydra", "sweep", "sampler", "pruner")])
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         source = OmegaConf.to_container(cfg, resolve=False)
@@ -177,6 +178,15 @@ def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> C
         raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
     _check_together(parsed)
     return parsed
+
+
+def signature(config: Config) -> str:
+    """What two configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
+    values = config.model_dump(mode="json", exclude={"seed", "schedule", "name"})
+    for key in ("lr", "weight_decay"):
+        values["optimizer"].pop(key, None)
+    values["model"].pop("dropout", None)
+    return json.dumps(values, sort_keys=True)
 
 
 def _sentence(error: Any) -> str:

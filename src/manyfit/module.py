@@ -22,6 +22,9 @@ BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms
 EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
 
 
+Prune = Callable[[int, int, Mapping[str, float]], bool]
+
+
 class Blocks:
     """An epoch as blocks of up to `BLOCK` mini-batches, each a list of (indices (members, batch), rows that count).
 
@@ -109,6 +112,7 @@ class Training(pl.LightningModule):
         self.last_lr = self.lr.copy()
         self.row_weights: dict[tuple[int, int], Tensor] = {}
         self.calls: dict[int, list[tuple[int, torch.Size]]] = {}
+        self.prune: Prune | None = None
         self.observers: list[Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]] = []
         self.started = time.perf_counter()
         self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
@@ -245,7 +249,12 @@ class Training(pl.LightningModule):
                 self.ended.setdefault(int(member), "stopped early")
             elif epoch == self.epochs:
                 self.ended.setdefault(int(member), "finished")
+            elif self.prune is not None and self.prune(int(member), epoch, self._values(int(member), epoch)):
+                self.ended.setdefault(int(member), "pruned")
         self.retire(epoch)
+
+    def _values(self, member: int, epoch: int) -> dict[str, float]:
+        return {name: float(values[member, epoch]) for name, values in self.history.items()}
 
     def retire(self, epoch: int) -> None:
         """Compact away the members named in `ended`; stop the trainer when none is left."""

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from manyfit import curves, figures, provenance
-from manyfit.jobs import Job, Result
+from manyfit.config import Config
+from manyfit.jobs import Job, Result, prepare
 from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker
 
 
@@ -15,13 +16,22 @@ class Recorder:
 
     Args:
         tracker: Where to.
-        jobs: What is being trained.
+        configs: What is being trained.
         parent: The sweep they belong to.
+        tags: More tags for each run.
     """
 
-    def __init__(self, tracker: Tracker | NoTracker, jobs: Sequence[Job], parent: TrackedRun | None = None) -> None:
-        self.runs = [_start(tracker, job, parent) for job in jobs]
-        self.open = set(range(len(jobs)))
+    def __init__(
+        self,
+        tracker: Tracker | NoTracker,
+        configs: Sequence[Config],
+        parent: TrackedRun | None = None,
+        tags: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        jobs = [prepare(config) for config in configs]
+        more = tags or [{}] * len(jobs)
+        self.runs = [_start(tracker, job, parent, extra) for job, extra in zip(jobs, more, strict=True)]
+        self.open = set(range(len(self.runs)))
         self.stores = isinstance(tracker, Tracker)
 
     def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
@@ -47,7 +57,7 @@ class Recorder:
         self.open.clear()
 
 
-def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None) -> TrackedRun:
+def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None, tags: Mapping[str, str]) -> TrackedRun:
     data = job.data
     record = DatasetRecord(
         name=data.name,
@@ -61,7 +71,7 @@ def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None) ->
         experiment=job.config.experiment,
         name=job.config.title(),
         params=job.config.flat(),
-        tags=provenance.tags(),
+        tags=provenance.tags() | dict(tags),
         parent=parent,
         dataset=record,
     )
@@ -75,7 +85,10 @@ def _summarise(run: TrackedRun, result: Result) -> None:
     if s.best_epoch is not None:
         once |= {"best/epoch": s.best_epoch, "best/loss_val": s.best_loss_val}
     run.metrics([(name, float(value), 0) for name, value in once.items()])
-    run.tags({"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)})
+    tags = {"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)}
+    if result.reason == "pruned":
+        tags["pruned_at"] = str(len(result.metrics["loss/val"]) - 1)
+    run.tags(tags)
 
 
 def store_artifacts(run: TrackedRun, result: Result) -> None:

@@ -18,9 +18,15 @@ REDRAW = 0.1  # seconds; nothing is formatted in between
 
 
 class Progress:
-    """A live line: epochs, losses, gap, time left. An Observer; quiet when the output is not a terminal."""
+    """A live line: epochs, losses, gap, time left; in a sweep, runs done as well. Quiet when this is not a terminal.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    Args:
+        jobs: What is training now.
+        done: Runs of the sweep that are done.
+        total: Runs of the sweep; 0: no sweep.
+    """
+
+    def __init__(self, jobs: Sequence[Job], done: int = 0, total: int = 0) -> None:
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
@@ -32,8 +38,10 @@ class Progress:
             disable=not self.console.is_terminal,
             transient=True,
         )
-        title = jobs[0].config.title() if len(jobs) == 1 else f"{len(jobs)} runs"
-        self.task = self.bar.add_task(title, total=jobs[0].config.epochs, losses="")
+        epochs = jobs[0].config.epochs
+        title = f"sweep, {done} of {total} runs done" if total else jobs[0].config.title()
+        self.members, self.epochs, self.done = len(jobs), epochs, done
+        self.task = self.bar.add_task(title, total=max(total, len(jobs)) * epochs, completed=done * epochs, losses="")
         self.drawn = 0.0
 
     def __enter__(self) -> "Progress":
@@ -55,7 +63,10 @@ class Progress:
         best = int(np.nanargmin(np.nan_to_num(measured["loss/val"], nan=np.inf)))
         losses = "  ".join(f"{name} {measured[f'loss/{name}'][best]:.4g}" for name in ("train", "val", "gap"))
         alive = f"{len(members)} training, best: " if len(members) > 1 else ""
-        self.bar.update(self.task, completed=epoch, losses=alive + losses)
+        ended = (self.members - len(members)) * self.epochs
+        self.bar.update(
+            self.task, completed=self.done * self.epochs + ended + len(members) * epoch, losses=alive + losses
+        )
 
 
 def summary(result: Result, where: str) -> str:

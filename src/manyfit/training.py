@@ -16,30 +16,32 @@ from manyfit.config import Config
 from manyfit.dropout import seed_of
 from manyfit.jobs import Job, Result, prepare
 from manyfit.models import Predictor
-from manyfit.module import Blocks, Training
+from manyfit.module import Blocks, Prune, Training
 from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, UnitRate
 from manyfit.population import Population
 from manyfit.recording import Recorder
 from manyfit.terminal import Progress
-from manyfit.tracking import NoTracker, TrackedRun, Tracker
+from manyfit.tracking import NoTracker
 
 SMALL_STEP = 16e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
 
 def fit(
     configs: Sequence[Config],
-    tracker: Tracker | NoTracker | None = None,
+    recorder: Recorder | None = None,
     *,
-    parent: TrackedRun | None = None,
     artifacts: bool = True,
+    prune: Prune | None = None,
+    beside: tuple[int, int] = (0, 0),
 ) -> list[Result]:
     """Train configs that may share a population, each as if it were alone, and track each as a run.
 
     Args:
         configs: They differ at most in lr, weight decay, seed, dropout rates and schedule.
-        tracker: Where the runs are recorded; None: nowhere.
-        parent: The sweep that the runs belong to.
+        recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
+        prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
+        beside: How many runs of a sweep are done, and how many there are in all.
 
     Returns:
         A result for each config, in order.
@@ -51,10 +53,11 @@ def fit(
     jobs = [prepare(config) for config in configs]
     trainer = _trainer(jobs[0].config)
     module = _module(jobs, trainer.strategy.root_device)
-    recorder = Recorder(tracker or NoTracker(), jobs, parent)
-    with Progress(jobs) as progress, warnings.catch_warnings(), _threads(module):
+    recorder = recorder or Recorder(NoTracker(), configs)
+    with Progress(jobs, *beside) as progress, warnings.catch_warnings(), _threads(module):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         module.observers = [recorder.epoch, progress.epoch]
+        module.prune = prune
         try:
             _train(trainer, module)
             results = _results(jobs, module)

@@ -1,0 +1,220 @@
+"""Curves -> pictures. matplotlib without pyplot (no global state: pictures are drawn from a background thread)."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manyfit.curves import Summary, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Source: Okabe & Ito 2008, colours that the colour-blind tell apart.
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
+TRAIN, VAL = BLUE, VERMILLION
+COLOUR = {
+    Verdict.GOOD: GREEN,
+    Verdict.OVERFIT: VERMILLION,
+    Verdict.UNDERFIT: BLUE,
+    Verdict.UNFINISHED: "#B07700",  # orange, dark enough for text
+    Verdict.DIVERGED: INK,
+}
+FONT: dict[str, Any] = {"family": "DejaVu Sans"}  # comes with matplotlib: the same picture on every machine
+LOG_DECADES = 1.5  # a log axis from here: on a linear one the lower decade would be a flat line
+DOTS = 12  # epochs up to which every point is marked
+APART = 0.085  # of an axis' height: least distance of two labels
+
+
+def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str) -> "Figure":
+    """Two panels: the losses with their gap, and accuracy or RMSE; best epoch, onset and verdict marked.
+
+    Args:
+        metrics: `loss/train loss/val` and `accuracy/train accuracy/val` or `rmse/train rmse/val r2/val`, each
+            (epochs + 1,); may hold NaN.
+        summary: Of these curves.
+        title: Which run it is.
+    """
+    figure = canvas(_headline(summary), title, COLOUR[summary.verdict])
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.075, "right": 0.93, "bottom": 0.14, "top": 0.72, "wspace": 0.36}
+    )
+    score = "accuracy" if "accuracy/val" in metrics else "rmse"
+    panel(left, "loss", _best_loss(summary))
+    panel(right, {"accuracy": "accuracy", "rmse": "RMSE"}[score], _best_score(metrics, score, summary))
+    for axes, name in ((left, "loss"), (right, score)):
+        train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
+        scale(axes, [train, val], percent=name == "accuracy")
+        lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
+        _mark(axes, val, summary)
+    _shade(left, _finite(metrics["loss/train"]), _finite(metrics["loss/val"]), summary)
+    return figure
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG: the same bytes for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib
+    return buffer.getvalue()
+
+
+def canvas(headline: str, title: str, colour: str = INK, size: tuple[float, float] = (7.2, 3.3)) -> "Figure":
+    """An empty figure, 150 dots to the inch, under a headline that can be read at a third of its size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    top = 1 - 0.09 / size[1]
+    figure.text(0.018, top, headline, color=colour, fontsize=15, fontweight="bold", va="top", **FONT)
+    figure.text(0.018, top - 0.31 / size[1], title, color=GREY, fontsize=8.5, va="top", **FONT)
+    return figure
+
+
+def panel(axes: "Axes", name: str, remark: str = "", x: str = "epoch") -> None:
+    """The house's axes: two spines, a faint grid, the name of y above instead of beside, a remark to its right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GREY, labelsize=8.5, length=3, which="major", labelcolor=INK)
+    axes.tick_params(length=0, which="minor")
+    axes.set_xlabel(x, color=INK, fontsize=9, labelpad=2, **FONT)
+    axes.text(0, 1.05, name, transform=axes.transAxes, color=INK, fontsize=10.5, fontweight="bold", **FONT)
+    axes.text(1, 1.05, remark, transform=axes.transAxes, color=INK, fontsize=8.5, ha="right", **FONT)
+
+
+def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> None:
+    """Limits and ticks for curves (epochs + 1,) over whole epochs; a log axis where they span many decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+    values = np.concatenate(curves)
+    values = values[np.isfinite(values)]
+    last = max(len(curve) for curve in curves) - 1
+    axes.set_xlim(0, max(last, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    positive = values[values > 0]
+    decades = math.log10(positive.max() / positive.min()) if len(positive) else 0.0
+    if decades > LOG_DECADES and values.min() >= 0 and not percent:
+        axes.set_yscale("log", nonpositive="clip")
+        room = 10 ** (0.05 * decades)
+        axes.set_ylim(positive.min() / room, positive.max() * room)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if decades < 3 else (1,), numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif len(values):
+        room = 0.06 * (values.max() - values.min()) or 0.1 * abs(values.max()) or 0.1
+        axes.set_ylim(values.min() - room, min(values.max() + room, 1.02) if percent else values.max() + room)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None) if percent else FuncFormatter(_number))
+
+
+def lines(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, str]]) -> None:
+    """Curves, each with its name in its colour beside its end, kept apart. After `scale`."""
+    ends = {}
+    for name, (values, colour) in curves.items():
+        known = np.flatnonzero(np.isfinite(values))
+        dots = "o" if len(known) <= DOTS else None
+        axes.plot(np.arange(len(values)), values, color=colour, linewidth=2, marker=dots, markersize=4, clip_on=False)
+        if len(known):
+            ends[name] = _height(axes, float(values[known[-1]]))
+    for name, height in _apart(ends).items():
+        style: dict[str, Any] = {
+            "color": curves[name][1],
+            "fontsize": 9.5,
+            "fontweight": "bold",
+            "va": "center",
+            **FONT,
+        }
+        axes.text(1.025, height, name, transform=axes.transAxes, **style)
+
+
+def _height(axes: "Axes", y: float) -> float:
+    """Where a value lies on the y axis, as a share of its height."""
+    pixel = axes.transData.transform((0, y))[1]
+    return float(np.clip(axes.transAxes.inverted().transform((0, pixel))[1], 0, 1))
+
+
+def _apart(heights: Mapping[str, float]) -> dict[str, float]:
+    """The heights in order, pushed apart evenly where they would overlap."""
+    names = sorted(heights, key=lambda name: heights[name])
+    placed = [heights[name] for name in names]
+    for _ in range(len(names)):
+        for i in range(len(names) - 1):
+            short = APART - (placed[i + 1] - placed[i])
+            if short > 0:
+                placed[i], placed[i + 1] = placed[i] - short / 2, placed[i + 1] + short / 2
+    return dict(zip(names, placed, strict=True))
+
+
+def _mark(axes: "Axes", val: np.ndarray, summary: Summary) -> None:
+    """The best epoch as a ring on the validation curve over a thin line; where the run became infinite, hatching."""
+    if summary.best_epoch is not None and np.isfinite(val[summary.best_epoch]):
+        x = summary.best_epoch
+        axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
+        ring: dict[str, Any] = {
+            "markersize": 8.5,
+            "markerfacecolor": "white",
+            "markeredgecolor": INK,
+            "markeredgewidth": 1.6,
+        }
+        axes.plot([x], [val[x]], "o", label="best", clip_on=False, zorder=5, **ring)
+    broken = -1 if summary.last_epoch is None else summary.last_epoch
+    if broken < len(val) - 1:
+        axes.axvspan(max(broken, 0), max(len(val) - 1, 1), facecolor="none", edgecolor=PALE, hatch="////", linewidth=0)
+        axes.text(
+            (max(broken, 0) + len(val) - 1) / 2, 0.5, "not finite", transform=axes.get_xaxis_transform(),
+            ha="center", va="center", color=GREY, fontsize=8.5, rotation=90, **FONT,
+        )  # fmt: skip
+
+
+def _shade(axes: "Axes", train: np.ndarray, val: np.ndarray, summary: Summary) -> None:
+    """The gap where validation lies above training, darker from the onset; the baseline of a run that underfits."""
+    epochs = np.arange(len(val))
+    onset = len(val) if summary.onset is None else summary.onset
+    for where, alpha in ((epochs <= onset, 0.12), (epochs >= onset, 0.3)):
+        visible = where & (val > train)
+        axes.fill_between(epochs, train, val, where=visible.tolist(), color=VAL, alpha=alpha, linewidth=0)
+    if summary.verdict is Verdict.UNDERFIT:
+        axes.axhline(summary.baseline, color=INK, linewidth=1, linestyle=":", zorder=1.5)
+
+
+def _headline(summary: Summary) -> str:
+    match summary.verdict:
+        case Verdict.OVERFIT:
+            return f"Overfit from epoch {summary.onset}"
+        case Verdict.UNDERFIT:
+            return "Underfit"
+        case Verdict.UNFINISHED:
+            return "Unfinished: still improving"
+        case Verdict.DIVERGED:
+            return "Diverged"
+        case Verdict.GOOD:
+            return "Good fit"
+
+
+def _best_loss(summary: Summary) -> str:
+    if summary.best_epoch is None:
+        return ""
+    return f"\u25cb best val {_number(summary.best_loss_val)} at epoch {summary.best_epoch}"
+
+
+def _best_score(metrics: Mapping[str, np.ndarray], score: str, summary: Summary) -> str:
+    if summary.best_epoch is None:
+        return ""
+    value = float(metrics[f"{score}/val"][summary.best_epoch])
+    if score == "accuracy":
+        return f"\u25cb {value:.1%} there"
+    r2 = f", R\u00b2 {float(metrics['r2/val'][summary.best_epoch]):.2f}" if "r2/val" in metrics else ""
+    return f"\u25cb {_number(value)}{r2} there"
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _number(value: float, _position: int | None = None) -> str:
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")

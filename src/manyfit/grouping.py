@@ -1,0 +1,74 @@
+"""Which jobs are trained together, and how many at once."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from manyfit.config import signature
+from manyfit.jobs import Job
+from manyfit.optimizers import LINEAR_OPTIMIZERS
+from manyfit.population import Population
+
+CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
+COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
+MOST = 1024  # members
+
+
+@dataclass(frozen=True)
+class Group:
+    """Job numbers that train as one population; `alone` is why they cannot, and then it is one number."""
+
+    numbers: list[int]
+    alone: str | None = None
+
+
+def grouped(jobs: Mapping[int, Job], max_members: int | None = None) -> list[Group]:
+    """Split jobs into populations: same signature, and no more members than pays.
+
+    Args:
+        jobs: By job number.
+        max_members: Largest population; None: chosen from the memory that a step touches.
+    """
+    alike: dict[str, list[int]] = defaultdict(list)
+    for number, job in jobs.items():
+        alike[signature(job.config)].append(number)
+    groups: list[Group] = []
+    for numbers in alike.values():
+        first = jobs[numbers[0]]
+        if reason := len(numbers) > 1 and why_alone(first):
+            groups += [Group([number], str(reason)) for number in numbers]
+            continue
+        count = -(-len(numbers) // (max_members or members(first)))
+        size = -(-len(numbers) // count)
+        groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+    return groups
+
+
+def members(job: Job) -> int:
+    """The largest population of members like this one whose step stays in cache; at least one a core."""
+    weights = sum(p.numel() for p in job.network.parameters())
+    widths = sum(p.shape[0] for p in job.network.parameters() if p.ndim > 1)
+    touched = 4 * (COPIES * weights + 3 * job.batch_size * (widths + job.data.x_train.shape[1]))
+    return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
+
+
+def why_alone(job: Job) -> str | None:
+    """Why such a job cannot share a population; None when it can."""
+    if job.optimizer.__name__ not in LINEAR_OPTIMIZERS:
+        return f"a step of {job.optimizer.__name__} is not linear in lr"
+    pair = Population([job.network, job.network], [0, 0], torch.device("cpu"))
+    if pair.stack is not None:
+        return None
+    if pair.buffers:
+        return "the model has buffers, which it changes while it trains"
+    rows = job.data.x_train[:2]
+    try:
+        pair.gradient(
+            rows.expand(2, *rows.shape), job.data.y_train[:2].expand(2, -1), torch.full((2,), 0.5), [], job.loss
+        )
+    except RuntimeError as error:
+        return f"torch.vmap refuses the model: {str(error).splitlines()[0]}"
+    return None

@@ -1,0 +1,71 @@
+"""Pictures: what they must show, not their pixels."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from manyfit import curves, figures
+
+EPOCHS = np.arange(41)
+
+
+def picture(train: np.ndarray, val: np.ndarray, score: str = "accuracy") -> tuple[Figure, curves.Summary]:
+    metrics = {"loss/train": train, "loss/val": val, f"{score}/train": 1 - train / 9, f"{score}/val": 1 - val / 9}
+    if score == "rmse":
+        metrics["r2/val"] = 1 - val
+    summary = curves.summarise(train, val, 2.3)
+    return figures.overfitting(metrics, summary, "a run"), summary
+
+
+OVERFIT = (2.3 * np.exp(-EPOCHS / 8), 2.3 * np.exp(-EPOCHS / 8) + 0.02 * EPOCHS)
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(t.get_text() for t in [*figure.texts, *(t for axes in figure.axes for t in axes.texts)])
+
+
+def test_best_epoch_is_marked() -> None:
+    """A ring stands on the validation curve at the best epoch, in both panels, and its value is written."""
+    figure, summary = picture(*OVERFIT)
+    for axes in figure.axes:
+        (ring,) = [line for line in axes.lines if line.get_label() == "best"]
+        assert ring.get_xdata()[0] == summary.best_epoch
+    assert f"at epoch {summary.best_epoch}" in texts(figure)
+
+
+def test_verdict_is_the_headline() -> None:
+    """The verdict is what one reads first."""
+    figure, summary = picture(*OVERFIT)
+    assert f"Overfit from epoch {summary.onset}" in texts(figure)
+
+
+@pytest.mark.parametrize(("lowest", "scale"), [(1.0, "linear"), (1e-4, "log")])
+def test_log_scale_where_losses_span_decades(lowest: float, scale: str) -> None:
+    """Only a loss over more than 1.5 decades is drawn on a log axis; accuracy never is."""
+    train = np.geomspace(2.3, lowest, 41)
+    figure, _ = picture(train, train * 1.1)
+    assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
+
+
+def test_same_curves_same_bytes() -> None:
+    """The file is a function of the curves alone."""
+    a, b = (figures.png(picture(*OVERFIT)[0]) for _ in range(2))
+    assert a == b
+    assert a.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("score", ["accuracy", "rmse"])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        (np.array([2.3]), np.array([2.4])),
+        (np.array([2.3, 1.0]), np.array([2.4, 1.2])),
+        (np.array([2.3, 1.0, np.nan]), np.array([2.4, 1.2, np.inf])),
+        (np.array([np.nan]), np.array([np.nan])),
+        (np.zeros(4), np.zeros(4)),
+    ],
+    ids=["untrained", "one epoch", "diverged", "never finite", "zero"],
+)
+def test_odd_curves_are_drawn(losses: tuple[np.ndarray, np.ndarray], score: str) -> None:
+    """One epoch, none, a NaN tail, nothing finite, all zero: a picture all the same."""
+    assert len(figures.png(picture(*losses, score=score)[0])) > 5000
