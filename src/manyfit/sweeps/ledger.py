@@ -1,0 +1,186 @@
+"""A study that several processes share: trials are claimed in rounds, and those of the dead are done again.
+
+Every claim is made under the study's lock. So whatever a killed process left half done is seen by the next claim, and a
+trial that is RUNNING without an owner cannot be one that a living process is just asking for. Optuna's heartbeats
+cannot do this: with ask and tell none is ever written.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from manyfit.config import ConfigError
+from manyfit.sweeps.locks import Locks
+from manyfit.sweeps.space import Space
+
+Direction = Literal["minimize", "maximize"]
+
+
+class Ledger:
+    """The trials of one study; a context manager that leaves none RUNNING, whatever ends it.
+
+    Args:
+        url: Of Optuna's storage; a relative SQLite file is relative to the working directory.
+        name: Of the study, which is made if it is not there.
+        direction: minimize or maximize.
+        fingerprint: What must be the same whenever the study goes on.
+        space: What is searched.
+        total: Trials that the study is to have, over all sessions and processes.
+        sampler: Makes the sampler of a claim from the number of trials that exist.
+        points: What is to be tried in the place of a sampler's values: a grid.
+        folder: Of the lock files.
+
+    Raises:
+        ConfigError: The study exists with another fingerprint, or the storage cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        direction: Direction,
+        fingerprint: Mapping[str, Any],
+        space: Space,
+        total: int,
+        sampler: Callable[[int], tuple[BaseSampler, int]],
+        points: list[dict[str, Any]] | None,
+        folder: Path,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
+        self.space, self.total, self.sampler, self.points = space, total, sampler, points
+        self.locks = Locks(folder)
+        self.open: dict[int, Trial] = {}
+        with self.locks.named("create"):  # two first touches of one SQLite file would break each other
+            self.study = _study(url, name, direction)
+            _check(self.study, fingerprint)
+
+    def __enter__(self) -> Self:
+        """Show that we are alive."""
+        self.locks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give back what was claimed and not told."""
+        try:
+            if self.open:
+                with self._alone():
+                    trials = self.trials()
+                    for number in self.open:
+                        self._give_up(trials[number], trials)
+        finally:
+            self.locks.__exit__()
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number; some are lost."""
+        return self.study.get_trials(deepcopy=False)
+
+    def claim(self, size: int) -> list[Trial]:
+        """Up to `size` trials to be run by this process; none when the total is met or others run the rest."""
+        with self._alone():
+            for trial in (trials := self.trials()):
+                if trial.state == TrialState.RUNNING and self._ownerless(trial):
+                    self._give_up(trial, trials)
+            trials = self.trials()
+            waiting = sum(t.state == TrialState.WAITING for t in trials)
+            new = max(0, self.total - sum(not lost(t) for t in trials))
+            if self.points is not None:
+                self._enqueue_points(trials, new)
+            self.study.sampler, seed = self.sampler(len(trials))
+            return [self._ask(seed) for _ in range(min(size, waiting + new))]
+
+    def tell(self, trial: Trial, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
+        """Finish a trial."""
+        for key, content in attributes.items():
+            trial.set_user_attr(key, content)
+        self.study.tell(trial, value, state)
+        self.open.pop(trial.number, None)
+
+    def _ask(self, seed: int) -> Trial:
+        trial = self.study.ask(dict(self.space))
+        self.open[trial.number] = trial
+        trial.set_user_attr("owner", self.locks.owner)
+        trial.set_user_attr("sampler_seed", seed)
+        return trial
+
+    def _ownerless(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get("owner")
+        return owner is None or self.locks.dead(owner)
+
+    def _give_up(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+        """Enqueue the values once more, then fail the trial: killed in between, it is found again and not doubled."""
+        values = values_of(trial)
+        again = any(other.user_attrs.get("retry_of") == trial.number for other in trials)
+        if not again and values.keys() == self.space.keys():  # else it had not come to its values
+            self.study.enqueue_trial(values, user_attrs={"retry_of": trial.number})
+        storage = self.study._storage  # the public Trial of another process cannot be had
+        storage.set_trial_user_attr(trial._trial_id, "lost", True)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _enqueue_points(self, trials: list[FrozenTrial], count: int) -> None:
+        assert self.points is not None
+        known = [values_of(trial) for trial in trials if not lost(trial)]
+        for point in [point for point in self.points if point not in known][:count]:
+            self.study.enqueue_trial(point)
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        return self.locks.named(self.study.study_name)
+
+
+def lost(trial: FrozenTrial) -> bool:
+    """Whether its process died over it: another trial has its values and stands in its place."""
+    return "lost" in trial.user_attrs
+
+
+def values_of(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial's values, also while it waits."""
+    return dict(trial.system_attrs.get("fixed_params") or trial.params)
+
+
+def derived_seed(seed: int, trials: int) -> int:
+    """A sampler's seed: another one for each claim, since the same would give the same values again."""
+    return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+
+
+def _study(url: str, name: str, direction: Direction) -> optuna.Study:
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.RDBStorage(url), study_name=name, direction=direction, load_if_exists=True
+        )
+    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"sweep.storage must be a database that can be used, but got {_masked(url)}: {reason}"
+        ) from None
+
+
+def _masked(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://')[0]}://***{at}{tail}" if at else url
+
+
+def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
+    """Note the fingerprint of a new study; refuse to go on with another one's."""
+    now = json.loads(json.dumps(fingerprint, sort_keys=True, default=str))
+    before = study.user_attrs.get("fingerprint")
+    if before is None:
+        study.set_user_attr("fingerprint", now)
+        return
+    changed = [
+        f"{key} must be {before.get(key, 'left out')} as in study {study.study_name}, but got {now.get(key, 'none')}."
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError("\n".join([*changed, "Set them back, or give sweep.study another name."]))

@@ -1,0 +1,53 @@
+"""Whether a member is to stop: Optuna's pruners, asked after every epoch without a write to the storage."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+
+class Judge:
+    """Asks a pruner about the members of a round.
+
+    A report per epoch and member would cost milliseconds each on SQLite. So the pruner sees a copy of the study in
+    memory: the same name and trial numbers, with the curve that each finished trial keeps in its attributes. A trial
+    that another process finished is replayed into the copy, since some pruners keep what they decided.
+
+    Args:
+        study: The study in its storage.
+        pruner: Sees the copy only.
+    """
+
+    def __init__(self, study: optuna.Study, pruner: BasePruner) -> None:
+        self.pruner = pruner
+        self.storage = optuna.storages.InMemoryStorage()
+        self.copy = optuna.create_study(
+            storage=self.storage, study_name=study.study_name, direction=study.direction, pruner=pruner
+        )
+        self.open: dict[int, int] = {}  # trial number -> its id in the copy
+
+    def refresh(self, trials: Sequence[FrozenTrial], curve_of: Mapping[int, Mapping[int, float]]) -> None:
+        """Bring the copy up to date.
+
+        Args:
+            trials: All of the study.
+            curve_of: Values of finished trials by number and epoch.
+        """
+        for trial in trials[len(self.copy.get_trials(deepcopy=False)) :]:
+            self.copy.add_trial(
+                create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+            )
+            self.open[trial.number] = self.copy.get_trials(deepcopy=False)[trial.number]._trial_id
+        for number in [number for number in self.open if trials[number].state.is_finished()]:
+            known = self.storage.get_trial(self.open[number]).intermediate_values
+            for epoch, value in curve_of.get(number, {}).items():
+                if epoch not in known:
+                    self.stops(number, epoch, value)
+            self.storage.set_trial_state_values(self.open.pop(number), trials[number].state, trials[number].values)
+
+    def stops(self, number: int, epoch: int, value: float) -> bool:
+        """Whether a trial is to stop after an epoch that gave this value."""
+        self.storage.set_trial_intermediate_value(self.open[number], epoch, value)
+        return self.pruner.prune(self.copy, self.storage.get_trial(self.open[number])) and not math.isnan(value)

@@ -1,0 +1,103 @@
+"""The search space: Hydra's grammar for sweeps becomes Optuna's distributions, and a trial's values overrides again."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from manyfit.config import ConfigError
+
+Space = Mapping[str, BaseDistribution]
+
+FORMS = "interval(1e-5,1e-1), tag(log,interval(1e-5,1e-1)), int(interval(1,9)), range(1,9) or choice(16,32)"
+
+
+def space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
+    """The distributions of sweep overrides, by config key; of two for one key the later holds.
+
+    Raises:
+        ConfigError: A space that is empty, upside down or tagged with something else than log.
+    """
+    return {override.get_key_element(): distribution(override) for override in overrides}
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What one sweep override may become.
+
+    `interval` is uniform, `tag(log,...)` uniform in the logarithm, `int(interval(a,b))` every integer from a to b,
+    `range` every number that Hydra's range gives, `choice` (or `a,b,c`) one of the values, without order.
+    """
+    key, value = override.get_key_element(), override.value()
+    if not override.is_sweep_override():
+        raise ConfigError(f"sweep.space.{key} must be a space, such as {FORMS}, but got {override.input_line}.")
+    if unknown := set(getattr(value, "tags", ())) - {"log"}:
+        raise ConfigError(f"sweep.space.{key} must be tagged log or nothing, but got tag {', '.join(sorted(unknown))}.")
+    log = "log" in getattr(value, "tags", ())
+    try:
+        if isinstance(value, IntervalSweep):
+            return _interval(value, log)
+        if isinstance(value, RangeSweep):
+            return _range(value, log)
+        if log:
+            raise ValueError("a choice has no order")
+        values = list(dict.fromkeys(override.sweep_iterator(Transformer.encode)))
+        return CategoricalDistribution(values)  # type: ignore[arg-type]  # encode leaves None, bool, int, float, str
+    except ValueError as error:
+        raise ConfigError(
+            f"sweep.space.{key} must be a space, such as {FORMS}, but got {override.input_line!r}: {error}."
+        ) from None
+
+
+def overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a trial's values are on Hydra's command line."""
+    return tuple(f"{key}={'null' if value is None else value}" for key, value in values.items())
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every point of a space that can be listed, the last key fastest.
+
+    Raises:
+        ConfigError: A key has infinitely many values.
+    """
+    axes = [_values(key, distribution) for key, distribution in space.items()]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def _interval(sweep: IntervalSweep, log: bool) -> BaseDistribution:
+    assert sweep.start is not None
+    assert sweep.end is not None
+    if isinstance(sweep.start, int):
+        return IntDistribution(sweep.start, int(sweep.end), log=log)
+    if not (math.isfinite(sweep.start) and math.isfinite(sweep.end)):
+        raise ValueError("the ends must be finite")
+    return FloatDistribution(sweep.start, sweep.end, log=log)
+
+
+def _range(sweep: RangeSweep, log: bool) -> BaseDistribution:
+    values = sorted(sweep.range())
+    if not values:
+        raise ValueError("the range is empty")
+    if all(isinstance(value, int) for value in values):
+        return IntDistribution(int(values[0]), int(values[-1]), log=log, step=abs(int(sweep.step)))
+    return FloatDistribution(values[0], values[-1], log=log, step=abs(float(sweep.step)))
+
+
+def _values(key: str, distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is None:
+        raise ConfigError(f"sweep.space.{key} must be choice or range with sampler=grid, but got an interval.")
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def described(space: Space) -> dict[str, str]:
+    """Each key's distribution in words that compare equal if and only if the distributions do."""
+    return {key: json.dumps([type(d).__name__, d._asdict()], sort_keys=True) for key, d in sorted(space.items())}
