@@ -71,6 +71,19 @@ class Branches(nn.Module):
         return self.b(self.drop(z * z))
 
 
+class Wide(nn.Module):
+    """A user's module that goes by vmap: not a stack, no buffers."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(in_features, 9), nn.Linear(9, out_features)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        return self.b(self.drop(torch.nn.functional.elu(self.a(x))))
+
+
 def test_user_modules_in_company() -> None:
     """Under vmap each member's loss and gradient are those it has alone, its own masks included."""
     modules = [initialised(Branches, seed) for seed in range(3)]

@@ -52,6 +52,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows first
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
 
 Point = tuple[str, float, int, int]  # metric, value, milliseconds, step
@@ -137,7 +138,7 @@ class Store:
         server = self.uri.startswith(("http", "databricks"))  # it decides itself where artifacts go
         location = None if server else str(spool.mlruns(self.root) / "artifacts")
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            return self.client.create_experiment(name, artifact_location=location, tags=KIND)
         except MlflowException as error:
             found = self._get_experiment(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
             if found is None:

@@ -1,0 +1,176 @@
+"""The promise of the design: a run's curve is the same, to the last bit, alone and in any company."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Compose, options
+from manyfit import training
+from manyfit.config import Config
+from manyfit.dropout import Dropout
+from manyfit.jobs import Result
+from manyfit.optimizers import LINEAR_OPTIMIZERS
+from manyfit.training import fit
+
+SCHEDULES = options("schedule")
+DATA = {"many classes": "data=wine", "one output": "data=moons"}
+
+
+def assert_same_bits(a: Result, b: Result) -> None:
+    """Every metric of every epoch and the best weights are identical; only the clock may differ."""
+    assert set(a.metrics) == set(b.metrics)
+    for name in set(a.metrics) - {"time/seconds"}:
+        np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
+    assert torch.equal(a.weights, b.weights)
+    assert a.test == b.test
+
+
+def sixteen(composed: Compose, *common: str) -> list[Config]:
+    """Members that differ in all they may: lr (a third at the chaotic 0.03), decay, dropout, seed and schedule."""
+    return [
+        composed(
+            *common,
+            f"optimizer.lr={(3e-2, 1e-3, 3e-3)[k % 3]}",
+            f"optimizer.weight_decay={(0.0, 1e-3)[k % 2]}",
+            f"model.dropout={(0.3, 0.0, 0.5)[k % 3]}",
+            f"schedule={SCHEDULES[k % len(SCHEDULES)]}",
+            f"seed={k // 2}",
+        )
+        for k in range(16)
+    ]
+
+
+def check(configs: Sequence[Config], companies: Sequence[Sequence[int]], alone: Sequence[int]) -> None:
+    """Members of every company equal their run alone, or where there is none their run among all."""
+    everyone = fit(configs)
+    for k in alone:
+        assert_same_bits(everyone[k], fit([configs[k]])[0])
+    for company in companies:
+        for k, result in zip(company, fit([configs[k] for k in company]), strict=True):
+            assert_same_bits(everyone[k], result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("batch", [1, 7, 32, "full"])
+@pytest.mark.parametrize("optimizer", [name for name in options("optimizer") if name != "lbfgs"])
+def test_alone_or_in_company(composed: Compose, optimizer: str, batch: int | str, data: str) -> None:
+    """Alone, among 2, 7 and 16, in another order: dropout, label noise, decay, a short last batch, compaction."""
+    configs = sixteen(
+        composed, data, "epochs=10", f"optimizer={optimizer}", f"batch_size={batch}", "model.hidden=[16,5]",
+        "data.label_noise=0.1", "trainer.patience=4",
+    )  # fmt: skip
+    check(configs, companies=[[3, 0], [9, 2, 15, 4, 11, 1, 6]], alone=[0, 1, 14])
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_a_glance(composed: Compose, optimizer: str, data: str) -> None:
+    """The same, small, in every test run."""
+    configs = sixteen(
+        composed, data, "epochs=4", f"optimizer={optimizer}", "batch_size=7", "model.hidden=[16,5]",
+        "data.label_noise=0.1", "trainer.patience=2",
+    )  # fmt: skip
+    check(configs, companies=[[3, 0]], alone=[0, 1])
+
+
+def test_every_linear_optimizer_is_an_option(composed: Compose) -> None:
+    """The slow test goes through conf/; here, those that may share a population and are no option of ours yet."""
+    ours = {composed(f"optimizer={name}", "batch_size=full").optimizer.target for name in options("optimizer")}
+    assert {f"torch.optim.{name}" for name in LINEAR_OPTIMIZERS} - ours == {"torch.optim.Adamax"}
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "gelu", "silu", "prelu", "tanh", "leaky_relu"])
+def test_activations(composed: Compose, activation: str) -> None:
+    """Odd widths and rows, where the last elements of a tensor fall anywhere."""
+    common = ("data=iris", "epochs=3", "batch_size=5", "model.hidden=[7,3]", f"model.activation={activation}")
+    configs = [composed(*common, f"seed={k}", "optimizer.lr=0.03", "model.dropout=0.3") for k in range(5)]
+    check(configs, companies=[[4, 2]], alone=[0, 3])
+
+
+def test_one_thread_or_two(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of threads does not change a bit."""
+    configs = [
+        composed("data=digits", "epochs=2", "batch_size=256", "optimizer.lr=0.03", "model.dropout=0.3", f"seed={k}")
+        for k in range(4)
+    ]
+    monkeypatch.setattr(training, "SMALL_STEP", 0)  # no step is small: take all threads
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = fit(configs)
+        torch.set_num_threads(1)
+        one = fit(configs)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(one, two, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_a_large_full_batch(composed: Compose) -> None:
+    """Beyond 32768 rows torch splits the sum of a lone run over threads: its bits must not change."""
+    configs = [
+        composed("data=moons", "data.n=60000", "epochs=2", "batch_size=full", "model.hidden=[4]", f"seed={k}")
+        for k in range(2)
+    ]  # fmt: skip
+    check(configs, companies=[], alone=[0, 1])
+
+
+def test_clipping(composed: Compose) -> None:
+    """Gradients are clipped per member."""
+    common = ("data=wine", "epochs=3", "trainer.gradient_clip=0.1", "batch_size=7")
+    check([composed(*common, f"seed={k}", "optimizer.lr=0.03") for k in range(3)], companies=[[2, 0]], alone=[0, 1])
+
+
+def test_members_differ(composed: Compose) -> None:
+    """Different seeds give different curves: sameness is not of everything with everything."""
+    a, b = fit([composed("data=wine", "epochs=2", f"seed={k}") for k in range(2)])
+    assert not np.array_equal(a.metrics["loss/val"], b.metrics["loss/val"])
+
+
+def test_negative_control(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks keyed by the position in the population are caught."""
+    honest = Dropout.__init__
+
+    def by_position(self: Dropout, seeds: Sequence[int], *rest: object) -> None:
+        honest(self, range(len(seeds)), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Dropout, "__init__", by_position)
+    configs = [composed("data=wine", "epochs=2", "model.dropout=0.5", f"seed={k}") for k in range(5, 8)]
+    with pytest.raises(AssertionError):
+        check(configs, companies=[[2, 0]], alone=[1])
+
+
+def test_user_models_in_company(composed: Compose) -> None:
+    """Models that go by vmap: 1e-5 over 5 epochs at a stable rate."""
+    common = ("data=iris", "epochs=5", "model._target_=test_population.Wide", "~model.hidden", "~model.activation",
+              "~model.dropout", "~model.init", "~model.sigma")  # fmt: skip
+    configs = [composed(*common, f"seed={k}", "optimizer.lr=1e-3") for k in range(3)]
+    for a, config in zip(fit(configs), configs, strict=True):
+        (b,) = fit([config])
+        for name in ("loss/train", "loss/val", "accuracy/val"):
+            np.testing.assert_allclose(a.metrics[name], b.metrics[name], rtol=1e-5)
+
+
+def test_against_torch(composed: Compose) -> None:
+    """Ten epochs of Adam on a plain nn.Linear network, same weights and order: 1e-5 at a stable rate."""
+    from manyfit.data import order
+    from manyfit.jobs import prepare
+
+    config = composed("data=wine", "epochs=10", "optimizer.lr=1e-3", "batch_size=32", "optimizer.weight_decay=1e-2")
+    job = prepare(config)
+    network, data = job.network.train(), job.data
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    losses = []
+    for epoch in range(11):
+        with torch.no_grad():
+            losses.append(torch.nn.functional.cross_entropy(network(data.x_val), data.y_val).item())
+        for index in order(config.seed, epoch, len(data.x_train)).split(32):
+            loss = torch.nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    together = fit([config, composed("data=wine", "epochs=10", "optimizer.lr=3e-3", "batch_size=32")])
+    np.testing.assert_allclose(together[0].metrics["loss/val"], losses, rtol=1e-5)
