@@ -1,0 +1,263 @@
+"""A finished sweep -> its parent run: figures, table, best config, confirmation, and a note like an abstract."""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from manyfit import confirmation, findings, recording, rerun, sweep_figures
+from manyfit.config import Config
+from manyfit.figures import png
+from manyfit.findings import Row as Row
+from manyfit.findings import Setting, Space, text
+from manyfit.grids import Child
+from manyfit.grids import rows_of as rows_of
+from manyfit.jobs import Result
+from manyfit.provenance import hardware
+from manyfit.tracking import TrackedRun
+
+LISTED = 50  # settings in table.md; table.csv has all
+LR = sweep_figures.LR
+
+
+class Sweep(Protocol):
+    """What is asked of a command.Sweep."""
+
+    config: Config
+    parent: TrackedRun
+    tags: dict[int, dict[str, str]]
+    prune: Any
+
+    def train(self, configs: Mapping[int, Config], /) -> Sequence[Child]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a sweep found, before it is put into words."""
+
+    rows: Sequence[Row]
+    settings: Sequence[Setting]
+    objective: str
+    direction: str
+    searched: str
+    command: str | None = None
+    confirmed: str | None = None
+    warnings: Sequence[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Setting | None:
+        """The setting that won, if any run has a value."""
+        return self.settings[0] if self.settings and self.settings[0].counted else None
+
+    @property
+    def row(self) -> Row | None:
+        """The best run of the best setting."""
+        return findings.best_of(self.best, self.direction) if self.best else None
+
+
+def conclude(
+    sweep: Sweep,
+    rows: Sequence[Row],
+    *,
+    objective: str = "best loss/val",
+    direction: str = "minimize",
+    default: Config | None = None,
+    space: Space | None = None,
+    confirm_seeds: int = 8,
+    importance: Mapping[str, float] | None = None,
+    measure: Callable[[Result], float] | None = None,
+) -> None:
+    """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
+
+    Args:
+        sweep: Whose runs these are; confirmation runs are trained by it.
+        rows: Its runs.
+        objective: What was compared, as `best loss/val` or `last accuracy/val`.
+        direction: `minimize` or `maximize`.
+        default: What the best config is confirmed against, in searches; None: no confirmation.
+        space: By key the (low, high) or the list of choices that was searched; None: a grid.
+        confirm_seeds: Fresh seeds to confirm on; 0: none.
+        importance: By key, where it is known better than from the rows.
+        measure: A result's objective; None: read from `objective`.
+    """
+    settings = findings.ranked(rows, direction)
+    shares = importance if importance is not None else _importances(settings, rows)
+    report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
+    report = replace(
+        report,
+        command=rerun.command(report.row.config, report.row.params) if report.row and report.row.config else None,
+        confirmed=_confirm(sweep, report, default, confirm_seeds, measure),
+        warnings=findings.warnings(rows, settings, space),
+    )
+    if sweep.config.tracking.kind != "off":
+        _store(sweep, report, shares, one_by_one=space is not None or default is not None)
+    print(summary(report))
+
+
+def value_of(result: Result, objective: str, direction: str = "minimize") -> float:
+    """A result's objective by its name, `<best or last> <metric>`."""
+    reducer, _, name = objective.partition(" ")
+    if (reducer, name) == ("best", "loss/val"):
+        return result.summary.best_loss_val
+    curve = result.metrics[name]
+    if reducer == "last" or not np.isfinite(curve).any():
+        return float(curve[-1])
+    return float((np.nanmin if direction == "minimize" else np.nanmax)(np.where(np.isfinite(curve), curve, np.nan)))
+
+
+def summary(report: Report) -> str:
+    """The end of a sweep in the terminal, in the look of terminal.summary."""
+    lines = [("sweep", report.searched)]
+    if report.best and report.row:
+        lines += [("best", f"{report.best.name} (run {report.row.number}, seed {report.row.seed})")]
+        lines += [("value", f"{report.objective} {spread(report.best)}")]
+        lines += [("lr", words)] if (words := sensitivity(report)) else []
+    else:
+        lines += [("best", "none: no run came to a value")]
+    lines += [("verdict", report.confirmed)] if report.confirmed else []
+    lines += [("warning", warning) for warning in report.warnings]
+    lines += [("again", report.command)] if report.command else []
+    return "\n".join(f"{name:>11}  {words}" for name, words in lines)
+
+
+def note(report: Report) -> str:
+    """The note at the top of the parent run's page, in markdown."""
+    parts = [report.searched]
+    if report.best and report.row:
+        sure = f"{report.objective} {spread(report.best)}"
+        parts[0] += f" **{report.best.name}** won: {sure}. {sensitivity(report)}".rstrip()
+    else:
+        parts[0] += " No run came to a value."
+    if report.confirmed:
+        head, _, rest = report.confirmed.partition(":")
+        parts.append(f"**{head[:1].upper()}{head[1:]}:**{rest}" if rest else report.confirmed)
+    parts += ["\n".join(f"- Warning: {warning}" for warning in report.warnings)] if report.warnings else []
+    parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command else []
+    return "\n\n".join(parts)
+
+
+def spread(setting: Setting) -> str:
+    """`0.0431 [0.0402, 0.0460] over 8 seeds`."""
+    if math.isnan(setting.low):
+        return f"{setting.mean:.4g} with one seed"
+    return f"{setting.mean:.4g} [{setting.low:.4g}, {setting.high:.4g}] over {len(setting.counted)} seeds"
+
+
+def sensitivity(report: Report) -> str:
+    """How wide the good rates are, in decades; nothing where lr did not vary."""
+    near = findings.tolerance(report.settings, LR)
+    if LR not in findings.varying(report.settings) or near is None:
+        return ""
+    low, high = near
+    if low == high:
+        return f"Of the rates tried only {low:.3g} comes within {findings.NEAR:.0%} of the best."
+    decades = math.log10(high / low)
+    return f"Rates over {decades:.1f} decades, {low:.2g} to {high:.2g}, come within {findings.NEAR:.0%} of the best."
+
+
+def table(settings: Sequence[Setting], objective: str) -> str:
+    """The settings as a markdown table, best first."""
+    keys = _keys(settings)
+    head = [*keys, "n", objective, "95% CI", "best epoch", "runs"]
+    body = []
+    for s in settings[:LISTED]:
+        limits = "" if math.isnan(s.low) else f"{s.low:.4g} to {s.high:.4g}"
+        value = "" if math.isnan(s.mean) else f"{s.mean:.4g}"
+        epoch = "" if math.isnan(s.best_epoch) else f"{s.best_epoch:g}"
+        states = ", ".join(f"{count} {state}" for state, count in s.states.items())
+        body.append([*(text(s.params.get(key)) for key in keys), str(len(s.counted)), value, limits, epoch, states])
+    rows = [head, ["---"] * len(head), *body]
+    more = f"\n\n{len(settings) - LISTED} more in table.csv" if len(settings) > LISTED else ""
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + more + "\n"
+
+
+def table_csv(settings: Sequence[Setting]) -> str:
+    """The settings for a program, with full precision."""
+    states = ("finished", "pruned", "diverged", "failed")
+    out, keys = io.StringIO(), _keys(settings)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*keys, "n", "mean", "low", "high", "best_epoch", *states, "seeds"])
+    for s in settings:
+        seeds = " ".join(str(row.seed) for row in s.rows)
+        numbers = [len(s.counted), s.mean, s.low, s.high, s.best_epoch]
+        writer.writerow([*(s.params.get(k) for k in keys), *numbers, *(s.states[k] for k in states), seeds])
+    return out.getvalue()
+
+
+def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one: bool) -> None:
+    parent, settings, row = sweep.parent, report.settings, report.row
+    title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
+    history = sweep_figures.history(report.rows, report.objective, report.direction, title) if one_by_one else None
+    figures = {
+        "lr_sensitivity": sweep_figures.lr_sensitivity(settings, report.objective, title),
+        "curves": sweep_figures.curves(report.rows, settings, title),
+        "history": history,
+        "importance": sweep_figures.importance(shares, title),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            parent.file(f"{name}.png", png(figure))
+    parent.file("table.md", table(settings, report.objective).encode())
+    parent.file("table.csv", table_csv(settings).encode())
+    if row and row.config:
+        parent.file("best.yaml", row.config.yaml().encode())
+    if report.command:
+        parent.file("best_command.txt", f"{report.command}\n".encode())
+    states = Counter(row.state for row in report.rows)
+    tags = {"sweep.runs": str(len(report.rows)), "mlflow.note.content": note(report)}
+    if row and (known := row.run_id or (row.run and (row.run.run_id or row.run.id))):
+        tags["best.run_id"] = known
+    parent.tags(tags)
+    failed = float(states["failed"] + states["diverged"])
+    once = [("sweep/finished", float(states["finished"]), 0), ("sweep/failed", failed, 0)]
+    parent.metrics([("best/value", report.best.mean, 0), *once] if report.best else once)
+    if row and row.run and row.result and sweep.config.tracking.artifacts == "best":
+        recording.store_artifacts(row.run, row.result)
+
+
+def _confirm(
+    sweep: Sweep, report: Report, default: Config | None, seeds: int, measure: Callable[[Result], float] | None
+) -> str | None:
+    """The best config against the default on fresh seeds, in words; None where there is nothing to compare."""
+    row = report.row
+    if default is None or seeds < 1 or row is None or row.config is None:
+        return None
+    if confirmation.same(row.config, default):
+        return "nothing to confirm: the best config is the default."
+    fresh = confirmation.fresh_seeds([default.seed, *(row.seed for row in report.rows)], seeds)
+    first = 1 + max(row.number for row in report.rows)
+    sweep.tags.update({first + i: dict(confirmation.TAGS) for i in range(2 * seeds)})
+    prune, sweep.prune = sweep.prune, None  # these are measured to the end
+    try:
+        name = report.objective.partition(" ")[2]
+        value = measure or (lambda result: value_of(result, report.objective, report.direction))
+        found = confirmation.confirm(sweep.train, row.config, default, first, fresh, value, name, report.direction)
+    finally:
+        sweep.prune = prune
+    return found.words()
+
+
+def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> str:
+    """What was searched, on what, with how many runs that ended how."""
+    keys = ", ".join(findings.varying(settings)) or "seeds only"
+    states = Counter(row.state for row in rows)
+    ends = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    seeds = len({row.seed for row in rows})
+    return (
+        f"{keys} on {sweep.config.experiment}: {len(rows)} runs of {len(settings)} settings with {seeds} "
+        f"seed{'s' if seeds != 1 else ''} ({ends or 'none'}; {hardware()})."
+    )
+
+
+def _importances(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, float]:
+    enough = sum(row.counts for row in rows) >= findings.ENOUGH
+    return findings.importances(settings) if enough and len(findings.varying(settings)) > 1 else {}
+
+
+def _keys(settings: Sequence[Setting]) -> list[str]:
+    return list(dict.fromkeys(key for setting in settings for key in setting.params))

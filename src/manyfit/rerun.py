@@ -1,0 +1,86 @@
+"""A config -> the command that runs it again."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from manyfit import config as configuration
+from manyfit.config import Config, ConfigError
+
+CONF = Path(__file__).parents[2] / "conf"
+SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
+
+
+def command(config: Config, mention: Iterable[str] = ()) -> str:
+    """The shortest command that composes exactly this config, for a shell.
+
+    Args:
+        config: What is to be run again.
+        mention: Keys that are named even where they are the default's.
+    """
+    wanted, default = config.flat(), composed([])
+    usual = {} if default is None else default.choices
+    groups = [
+        f"{group}={option}"
+        for group, option in sorted(config.choices.items())
+        if group not in SEARCHING and (group in ("data", "optimizer", *mention) or usual.get(group) != option)
+    ]
+    base = composed(groups)
+    got = {} if base is None else base.flat()
+    named = {"optimizer.lr", "batch_size", "seed", *mention}
+    keys = [key for key, value in wanted.items() if key in named or key not in got or got[key] != value]
+    overrides = [_override(key, wanted[key], new=bool(got) and key not in got) for key in keys]
+    dropped = [f"~{key}" for key in got if key not in wanted and not any(k.startswith(f"{key}.") for k in wanted)]
+    return shlex.join(["python", "run.py", *groups, *dropped, *overrides])
+
+
+def composed(overrides: list[str]) -> Config | None:
+    """The config that overrides compose, by the Hydra that is running or else from the repository's conf/; or None."""
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return _parsed(overrides)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return _parsed(overrides)
+    except (HydraException, OmegaConfBaseException, ConfigError):
+        return None  # then every key is named
+
+
+def _parsed(overrides: list[str]) -> Config:
+    cfg = compose("config", overrides, return_hydra_config=True)
+    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+
+
+def _override(key: str, value: Any, new: bool) -> str:
+    return f"{'+' if new else ''}{key}={written(value)}"
+
+
+def written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(written, value)) + "]"
+    if not isinstance(value, str) or _plain(value):
+        return str(value)
+    escaped = re.sub(r"(\\*)'", lambda m: 2 * m[1] + r"\'", value)
+    trailing = re.search(r"\\*$", escaped)
+    return f"'{escaped}{trailing[0] if trailing else ''}'"
+
+
+def _plain(value: str) -> bool:
+    """Whether Hydra reads these characters as this very string."""
+    if re.fullmatch(r"\$\{[\w.:,/-]+\}", value):
+        return True
+    lookalike = re.fullmatch(r"(?i)null|true|false|nan|[+-]?inf|[+-]?[\d_]*\.?[\d_]*(e[+-]?\d+)?", value)
+    return bool(re.fullmatch(r"[\w./@%-]+", value)) and not lookalike
+
+
