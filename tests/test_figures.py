@@ -69,3 +69,47 @@ def test_same_curves_same_bytes() -> None:
 def test_odd_curves_are_drawn(losses: tuple[np.ndarray, np.ndarray], score: str) -> None:
     """One epoch, none, a NaN tail, nothing finite, all zero: a picture all the same."""
     assert len(figures.png(picture(*losses, score=score)[0])) > 5000
+
+
+def test_where_a_run_became_infinite_is_said_and_shown() -> None:
+    """The headline names the last finite epoch; the names of the curves stand at their ends, not in the margin."""
+    late = np.where(EPOCHS < 20, OVERFIT[0], np.nan)
+    figure, _ = picture(late, late)
+    assert "Diverged after epoch 19" in texts(figure)
+    names = [t for t in figure.axes[0].texts if t.get_text() in ("train", "val")]
+    assert len(names) == 2
+    assert all(0.5 < t.get_position()[0] < 0.6 for t in names)
+
+
+def test_names_of_curves_that_end_together_do_not_overlap() -> None:
+    """They are pushed apart, in the order of the curves."""
+    figure, _ = picture(OVERFIT[0], OVERFIT[0] + 1e-6)
+    heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts}
+    assert heights["val"] - heights["train"] >= figures.APART - 1e-9
+
+
+def test_the_baseline_is_in_the_picture_of_an_underfit() -> None:
+    """Also when both losses lie far from it."""
+    figure, _ = picture(np.full(9, 5.0), np.full(9, 5.1))
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.3 < high
+    assert "baseline 2.3" in texts(figure)
+
+
+def test_a_loss_of_zero_stays_inside_a_log_axis() -> None:
+    """Curves are drawn beyond the axes' edge by half a line, never to minus infinity."""
+    figure, _ = picture(np.where(EPOCHS < 20, 2.3 * 10.0 ** (-EPOCHS / 5), 0.0), OVERFIT[1])
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log"
+    assert all(np.nanmin(line.get_ydata()) >= axes.get_ylim()[0] for line in axes.lines if len(line.get_xdata()) > 2)
+
+
+def test_losses_at_the_limit_of_float_are_drawn() -> None:
+    """Matplotlib would overflow on them."""
+    assert figures.png(picture(np.array([2.3, 1e308, 1e308]), np.array([2.3, 1e308, 1e308]))[0])
+
+
+def test_a_long_title_is_cut() -> None:
+    """It ends inside the picture."""
+    figure = figures.canvas("Good fit", "adam " * 60)
+    assert all(t.get_window_extent().x1 < figure.bbox.x1 for t in figure.texts)

@@ -26,7 +26,11 @@ COLOUR = {
 }
 FONT: dict[str, Any] = {"family": "DejaVu Sans"}  # comes with matplotlib: the same picture on every machine
 LOG_DECADES = 1.5  # a log axis from here: on a linear one the lower decade would be a flat line
+RING = "\u25cb"  # stands in the remarks for the ring at the best epoch
 DOTS = 12  # epochs up to which every point is marked
+LARGEST = 1e100  # beyond it matplotlib's arithmetic overflows; such a loss is drawn as if infinite
+LONGEST = 12.5  # characters of a title to an inch that fit
+MANY = 200  # epochs from which the lines are thin, so that noise does not become a band
 APART = 0.085  # of an axis' height: least distance of two labels
 
 
@@ -41,14 +45,15 @@ def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str)
     """
     figure = canvas(_headline(summary), title, COLOUR[summary.verdict])
     left, right = figure.subplots(
-        1, 2, gridspec_kw={"left": 0.075, "right": 0.93, "bottom": 0.14, "top": 0.72, "wspace": 0.36}
+        1, 2, gridspec_kw={"left": 0.075, "right": 0.92, "bottom": 0.14, "top": 0.72, "wspace": 0.42}
     )
     score = "accuracy" if "accuracy/val" in metrics else "rmse"
     panel(left, "loss", _best_loss(summary))
     panel(right, {"accuracy": "accuracy", "rmse": "RMSE"}[score], _best_score(metrics, score, summary))
     for axes, name in ((left, "loss"), (right, score)):
         train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
-        scale(axes, [train, val], percent=name == "accuracy")
+        underfit = name == "loss" and summary.verdict is Verdict.UNDERFIT  # then the baseline must be seen
+        scale(axes, [train, val, *([np.array([summary.baseline])] if underfit else [])], percent=name == "accuracy")
         lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
         _mark(axes, val, summary)
     _shade(left, _finite(metrics["loss/train"]), _finite(metrics["loss/val"]), summary)
@@ -71,6 +76,8 @@ def canvas(headline: str, title: str, colour: str = INK, size: tuple[float, floa
     figure = Figure(figsize=size, dpi=150, facecolor="white")
     top = 1 - 0.09 / size[1]
     figure.text(0.018, top, headline, color=colour, fontsize=15, fontweight="bold", va="top", **FONT)
+    room = int(LONGEST * size[0])
+    title = title if len(title) <= room else title[: room - 1] + "\u2026"
     figure.text(0.018, top - 0.31 / size[1], title, color=GREY, fontsize=8.5, va="top", **FONT)
     return figure
 
@@ -90,13 +97,13 @@ def panel(axes: "Axes", name: str, remark: str = "", x: str = "epoch") -> None:
 
 def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> None:
     """Limits and ticks for curves (epochs + 1,) over whole epochs; a log axis where they span many decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     values = np.concatenate(curves)
     values = values[np.isfinite(values)]
     last = max(len(curve) for curve in curves) - 1
     axes.set_xlim(0, max(last, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     positive = values[values > 0]
     decades = math.log10(positive.max() / positive.min()) if len(positive) else 0.0
     if decades > LOG_DECADES and values.min() >= 0 and not percent:
@@ -109,27 +116,28 @@ def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> 
         room = 0.06 * (values.max() - values.min()) or 0.1 * abs(values.max()) or 0.1
         axes.set_ylim(values.min() - room, min(values.max() + room, 1.02) if percent else values.max() + room)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None) if percent else FuncFormatter(_number))
+    else:
+        axes.set_yticks([])
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent if percent else _number))
 
 
 def lines(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, str]]) -> None:
     """Curves, each with its name in its colour beside its end, kept apart. After `scale`."""
-    ends = {}
-    for name, (values, colour) in curves.items():
+    heights, ends = {}, {}
+    for name, (given, colour) in curves.items():
+        values = np.maximum(given, axes.get_ylim()[0])  # a 0 on a log axis
         known = np.flatnonzero(np.isfinite(values))
-        dots = "o" if len(known) <= DOTS else None
-        axes.plot(np.arange(len(values)), values, color=colour, linewidth=2, marker=dots, markersize=4, clip_on=False)
+        dots, width = "o" if len(known) <= DOTS else None, 2.0 if len(known) <= MANY else 1.2
+        style: dict[str, Any] = {"color": colour, "linewidth": width, "marker": dots, "markersize": 4}
+        axes.plot(np.arange(len(values)), values, clip_on=False, **style)
         if len(known):
-            ends[name] = _height(axes, float(values[known[-1]]))
-    for name, height in _apart(ends).items():
-        style: dict[str, Any] = {
-            "color": curves[name][1],
-            "fontsize": 9.5,
-            "fontweight": "bold",
-            "va": "center",
-            **FONT,
-        }
-        axes.text(1.025, height, name, transform=axes.transAxes, **style)
+            heights[name] = _height(axes, float(values[known[-1]]))
+            ends[name] = known[-1] / axes.get_xlim()[1] + 0.04
+    bold: dict[str, Any] = {"fontsize": 9.5, "fontweight": "bold", "va": "center", **FONT}
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    for name, height in _apart(heights).items():
+        x, colour = ends[name], curves[name][1]
+        axes.text(x, height, name, transform=axes.transAxes, color=colour, zorder=4, bbox=paper, **bold)
 
 
 def _height(axes: "Axes", y: float) -> float:
@@ -153,22 +161,24 @@ def _apart(heights: Mapping[str, float]) -> dict[str, float]:
 def _mark(axes: "Axes", val: np.ndarray, summary: Summary) -> None:
     """The best epoch as a ring on the validation curve over a thin line; where the run became infinite, hatching."""
     if summary.best_epoch is not None and np.isfinite(val[summary.best_epoch]):
-        x = summary.best_epoch
+        x, y = summary.best_epoch, max(val[summary.best_epoch], axes.get_ylim()[0])
         axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
-        ring: dict[str, Any] = {
-            "markersize": 8.5,
-            "markerfacecolor": "white",
-            "markeredgecolor": INK,
-            "markeredgewidth": 1.6,
-        }
-        axes.plot([x], [val[x]], "o", label="best", clip_on=False, zorder=5, **ring)
-    broken = -1 if summary.last_epoch is None else summary.last_epoch
-    if broken < len(val) - 1:
-        axes.axvspan(max(broken, 0), max(len(val) - 1, 1), facecolor="none", edgecolor=PALE, hatch="////", linewidth=0)
-        axes.text(
-            (max(broken, 0) + len(val) - 1) / 2, 0.5, "not finite", transform=axes.get_xaxis_transform(),
-            ha="center", va="center", color=GREY, fontsize=8.5, rotation=90, **FONT,
-        )  # fmt: skip
+        ring: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": INK, "markeredgewidth": 1.6}
+        axes.plot([x], [y], "o", label="best", markersize=8.5, clip_on=False, zorder=5, **ring)
+    if summary.last_epoch is None or summary.last_epoch < summary.epochs:
+        last, end = summary.last_epoch or 0, max(summary.epochs, 1)
+        axes.axvspan(last, end, facecolor="none", edgecolor=PALE, hatch="////", linewidth=0)
+        if end - last > 0.3 * end:  # room for the words beside the names of the curves
+            style: dict[str, Any] = {
+                "color": GREY,
+                "fontsize": 8.5,
+                "rotation": 90,
+                "ha": "center",
+                "va": "center",
+                **FONT,
+            }
+            x_middle = last + 0.75 * (end - last)
+            axes.text(x_middle, 0.5, "not finite", transform=axes.get_xaxis_transform(), **style)
 
 
 def _shade(axes: "Axes", train: np.ndarray, val: np.ndarray, summary: Summary) -> None:
@@ -191,7 +201,8 @@ def _headline(summary: Summary) -> str:
         case Verdict.UNFINISHED:
             return "Unfinished: still improving"
         case Verdict.DIVERGED:
-            return "Diverged"
+            nonfinite = summary.last_epoch is not None and summary.last_epoch < summary.epochs
+            return f"Diverged after epoch {summary.last_epoch}" if nonfinite else "Diverged"
         case Verdict.GOOD:
             return "Good fit"
 
@@ -199,7 +210,10 @@ def _headline(summary: Summary) -> str:
 def _best_loss(summary: Summary) -> str:
     if summary.best_epoch is None:
         return ""
-    return f"\u25cb best val {_number(summary.best_loss_val)} at epoch {summary.best_epoch}"
+    best = f"{RING} val {_number(summary.best_loss_val)}"
+    if summary.verdict is Verdict.UNDERFIT:
+        return f"{best}   \u00b7\u00b7\u00b7\u00b7 baseline {_number(summary.baseline)}"
+    return f"{best} at epoch {summary.best_epoch}"
 
 
 def _best_score(metrics: Mapping[str, np.ndarray], score: str, summary: Summary) -> str:
@@ -207,14 +221,18 @@ def _best_score(metrics: Mapping[str, np.ndarray], score: str, summary: Summary)
         return ""
     value = float(metrics[f"{score}/val"][summary.best_epoch])
     if score == "accuracy":
-        return f"\u25cb {value:.1%} there"
+        return f"{RING} val {value:.1%}"
     r2 = f", R\u00b2 {float(metrics['r2/val'][summary.best_epoch]):.2f}" if "r2/val" in metrics else ""
-    return f"\u25cb {_number(value)}{r2} there"
+    return f"{RING} val {_number(value)}{r2}"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
 def _number(value: float, _position: int | None = None) -> str:
     return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
+def _percent(share: float, _position: int | None = None) -> str:
+    return f"{100 * share:.3g}%"
