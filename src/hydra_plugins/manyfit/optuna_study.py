@@ -52,13 +52,17 @@ class OptunaStudy(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         try:
-            cfg = loader.load_sweep_config(self.config, fixed)
-            space = sweeps.settings(cfg).space
+            space = sweeps.settings(self.config).space
             swept = [o for o in given if o.is_sweep_override()]
             swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
-            sweeps.run(cfg, swept, fixed, self._launch)
+            sweeps.run(self._compose, swept, fixed, self._launch)
         except ConfigError as error:
             sys.exit(f"error: {error}")
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
 
     def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
         return self.launcher.launch([list(job) for job in jobs], initial_job_idx=first)

@@ -1,81 +1,35 @@
 """Searches: Optuna proposes, populations are trained, and one study remembers it over sessions and processes."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
-from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
-from pydantic import Field, ValidationError
 
 from manyfit import command
 from manyfit import config as configuration
 from manyfit.command import Child
-from manyfit.config import Component, Config, ConfigError, Count, Node
+from manyfit.config import Config, ConfigError
 from manyfit.sweeps import space as spaces
-from manyfit.sweeps.ledger import Ledger, derived_seed, lost
+from manyfit.sweeps.ledger import lost
 from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.search import Objective, Search, Settings, settings
 
-ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
+__all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
 
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
+Compose = Callable[[Sequence[str]], DictConfig]
 
 
-class Objective(Node):
-    """What is searched for: a curve, and the value of it that counts."""
-
-    metric: str = "loss/val"
-    reducer: Literal["best", "last"] = "best"
-
-    def value(self, curve: np.ndarray, direction: str) -> float:
-        """The best or the last of the measured epochs; NaN when none was."""
-        finite = curve[np.isfinite(curve)]
-        if not len(finite):
-            return float("nan")
-        if self.reducer == "last":
-            return float(finite[-1])
-        return float(finite.min() if direction == "minimize" else finite.max())
-
-
-class Settings(Node):
-    """The group `sweep`."""
-
-    space: Mapping[str, str] = Field(default_factory=dict)
-    n_trials: Count = 64
-    objective: Objective = Objective()
-    direction: Literal["minimize", "maximize"] = "minimize"
-    study: str | None = None
-    storage: str = "sqlite:///mlruns/optuna.db"
-    round: Count | None = None
-    confirm_seeds: int = Field(8, ge=0)
-
-
-def settings(cfg: DictConfig) -> Settings:
-    """Check the group `sweep`.
-
-    Raises:
-        ConfigError: A value is of the wrong type or out of range; the message names its full key.
-    """
-    try:
-        return Settings.model_validate(OmegaConf.to_container(cfg.get("sweep") or OmegaConf.create(), resolve=True))
-    except ValidationError as error:
-        lines = {configuration._sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
-        raise ConfigError("\n".join(sorted(lines))) from None
-
-
-def run(cfg: DictConfig, swept: Sequence[Override], fixed: Sequence[str], launch: Launch) -> None:
+def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launch: Launch) -> None:
     """Search until the study has its total, and report.
 
     Args:
-        cfg: The composed default config, with the groups sweep, sampler and pruner.
+        compose: From overrides to the composed config, with the groups sweep, sampler and pruner.
         swept: The space.
         fixed: What every job is given besides.
         launch: Hydra's launcher: the jobs' overrides and the first job's number -> their returns.
@@ -84,69 +38,16 @@ def run(cfg: DictConfig, swept: Sequence[Override], fixed: Sequence[str], launch
         ConfigError: Something cannot be used; no trial was made then.
         SystemExit: Trials failed; says how many, and why the first did.
     """
-    choices = cfg.hydra.runtime.choices
-    default = configuration.parse(cfg, choices)
+    cfg = compose(fixed)
+    default = configuration.parse(cfg, cfg.hydra.runtime.choices)
     search = Search.of(cfg, settings(cfg), default, spaces.space(swept))
-    with search.ledger, command.Sweep(search.name, default, search.settings.n_trials) as sweep:
-        session = Session(search, sweep, launch, tuple(fixed))
-        session.go()
-        finish(search, sweep)
+    with search.ledger:
+        with command.Sweep(search.name, default, search.settings.n_trials) as sweep:
+            session = Session(search, sweep, launch, tuple(fixed))
+            session.go()
+            finish(search, sweep, lambda params: _config(compose, (*fixed, *spaces.overrides(params))))
+        search.note_run_ids(sweep.children.values())
     session.complain()
-
-
-@dataclass(frozen=True)
-class Search:
-    """All that is settled before the first trial."""
-
-    settings: Settings
-    name: str
-    default: Config
-    space: spaces.Space
-    ledger: Ledger
-    pruner: BasePruner | None
-    round: int
-
-    @classmethod
-    def of(cls, cfg: DictConfig, settings: Settings, default: Config, space: spaces.Space) -> "Search":
-        """Check everything and open the study.
-
-        Raises:
-            ConfigError: Something cannot be used.
-        """
-        if not space:
-            raise ConfigError(
-                "sweep.space must have a key, but got none. "
-                "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
-            )
-        described = spaces.described(space)
-        option = default.choices.get("sweep", "none")
-        name = settings.study or "-".join(
-            [default.experiment, "search" if option == "none" else option, _short(described)]
-        )
-        sampler = _component(cfg, "sampler")
-        kind = configuration.target_of(sampler, "sampler", BaseSampler)
-        points = spaces.grid(space) if kind is GridSampler else None
-        total = settings.n_trials if points is None else min(settings.n_trials, len(points))
-        at_once = kind in (RandomSampler, QMCSampler, GridSampler)
-
-        def sampler_of(trials: int) -> tuple[BaseSampler, int]:
-            return _sampler(sampler, default.seed, trials)
-
-        sampler_of(0)  # what it refuses is refused now
-        ledger = Ledger(
-            settings.storage,
-            name,
-            settings.direction,
-            _fingerprint(settings, default, described),
-            space,
-            total,
-            sampler_of,
-            points,
-            Path("mlruns/locks"),
-        )
-        return cls(
-            settings, name, default, space, ledger, _pruner(cfg), settings.round or (total if at_once else ROUND)
-        )
 
 
 @dataclass
@@ -222,7 +123,7 @@ class Session:
             sys.exit(f"error: {len(self.failed)} of {len(self.trials)} trials failed; the first is {number}: {reason}")
 
 
-def finish(search: Search, sweep: command.Sweep) -> None:
+def finish(search: Search, sweep: command.Sweep, config_of: Callable[[Mapping[str, Any]], Config]) -> None:
     """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
     from manyfit import reports
 
@@ -232,46 +133,44 @@ def finish(search: Search, sweep: command.Sweep) -> None:
         return
     children = {child.run.id: child for child in sweep.children.values()}
     seed = search.default.seed
-    rows = [_row(trial, children.get(trial.user_attrs.get("manyfit_run", "")), seed) for trial in trials]
+    ids = search.run_ids()
+    rows = [_row(trial, children.get(trial.user_attrs.get("manyfit_run", "")), ids, seed) for trial in trials]
+    rows = [
+        row if row["config"] or row["state"] != "finished" else row | {"config": config_of(trial.params)}
+        for row, trial in zip(rows, trials, strict=True)
+    ]
     reports.conclude(
         sweep,
         [reports.Row(**row) for row in rows],
-        objective=search.settings.objective,
+        objective=f"{search.settings.objective.reducer} {search.settings.objective.metric}",
         direction=search.settings.direction,
         default=search.default,
-        space=search.space,
+        space=spaces.extent(search.space),
         confirm_seeds=search.settings.confirm_seeds,
     )
-    _note_run_ids(search, sweep)
 
 
-def _row(trial: FrozenTrial, child: Child | None, seed: int) -> dict[str, Any]:
+def _config(compose: Compose, overrides: Sequence[str]) -> Config:
+    cfg = compose(overrides)
+    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+
+
+def _row(trial: FrozenTrial, child: Child | None, ids: Mapping[str, str], seed: int) -> dict[str, Any]:
     attributes = trial.user_attrs
     states = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
     curve = attributes.get("loss_val", attributes.get("curve"))
     return {
         "number": trial.number,
-        "params": trial.params,
+        "params": {key: value for key, value in trial.params.items() if key != "seed"},
         "value": float("nan") if trial.value is None else trial.value,
         "state": states.get(trial.state, attributes.get("ended", "failed")),
         "seed": attributes.get("seed", trial.params.get("seed", seed)),
         "loss_val": None if curve is None else np.array(curve, dtype=float),
         "run": child.run if child else None,
-        "run_id": (child.run.run_id if child else None) or attributes.get("mlflow_run_id"),
+        "run_id": (child.run.run_id if child else None) or ids.get(attributes.get("manyfit_run", "")),
         "config": child.config if child else None,
         "result": child.result if child else None,
     }
-
-
-def _note_run_ids(search: Search, sweep: command.Sweep) -> None:
-    """MLflow's ids that were not known when their trials were told: an ended trial takes no attribute any more."""
-    late = {child.run.id: child.run.run_id for child in sweep.children.values()}
-    known = {
-        trial.user_attrs.get("manyfit_run") for trial in search.ledger.trials() if trial.user_attrs.get("mlflow_run_id")
-    }
-    if missing := {own: run for own, run in late.items() if run and own not in known}:
-        study = search.ledger.study
-        study.set_user_attr("mlflow_run_ids", {**study.user_attrs.get("mlflow_run_ids", {}), **missing})
 
 
 def listed(curve: np.ndarray) -> list[float | None]:
@@ -288,47 +187,3 @@ def _curves(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
         for trial in trials
         if trial.state.is_finished()
     }
-
-
-def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
-    """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
-    flat = default.flat().items()
-    kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator"))}
-    objective = {"sweep.objective": settings.objective.model_dump(), "sweep.direction": settings.direction}
-    return {**kept, **objective, **{f"sweep.space.{key}": text for key, text in space.items()}}
-
-
-def _component(cfg: DictConfig, group: str) -> Component:
-    """The sampler or pruner; only Optuna's own are let through."""
-    node = OmegaConf.to_container(cfg[group], resolve=True)
-    component = Component.model_validate(node)
-    if not component.target.startswith(f"optuna.{group}s."):
-        raise ConfigError(f"{group}._target_ must be one of optuna.{group}s, but got {component.target!r}.")
-    return component
-
-
-def _build(component: Component, group: str, kind: type[Any], **available: Any) -> Any:
-    try:
-        return configuration.build(component, group, kind, **available)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{group} must be buildable: {component.target} says: {error}") from error
-
-
-def _sampler(component: Component, seed: int, trials: int) -> tuple[BaseSampler, int]:
-    """The sampler of a claim and its seed. A low-discrepancy sequence goes on, so its seed stays."""
-    kind = configuration.target_of(component, "sampler", BaseSampler)
-    if kind is GridSampler:  # its points are enqueued: it would forget the one that a dead process had begun
-        return RandomSampler(seed=seed), seed
-    derived = seed if kind is QMCSampler else derived_seed(seed, trials)
-    return _build(component, "sampler", BaseSampler, seed=derived), derived
-
-
-def _pruner(cfg: DictConfig) -> BasePruner | None:
-    pruner: BasePruner = _build(_component(cfg, "pruner"), "pruner", BasePruner)
-    return None if isinstance(pruner, NopPruner) else pruner
-
-
-def _short(described: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:6]

@@ -73,7 +73,7 @@ class Ledger:
         """Give back what was claimed and not told."""
         try:
             if self.open:
-                with self._alone():
+                with self.alone():
                     trials = self.trials()
                     for number in self.open:
                         self._give_up(trials[number], trials)
@@ -86,7 +86,7 @@ class Ledger:
 
     def claim(self, size: int) -> list[Trial]:
         """Up to `size` trials to be run by this process; none when the total is met or others run the rest."""
-        with self._alone():
+        with self.alone():
             for trial in (trials := self.trials()):
                 if trial.state == TrialState.RUNNING and self._ownerless(trial):
                     self._give_up(trial, trials)
@@ -132,7 +132,8 @@ class Ledger:
         for point in [point for point in self.points if point not in known][:count]:
             self.study.enqueue_trial(point)
 
-    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """The study's lock: one process at a time."""
         return self.locks.named(self.study.study_name)
 
 

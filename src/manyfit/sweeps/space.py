@@ -67,6 +67,18 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
 
 
+def extent(space: Space) -> dict[str, tuple[float, float] | list[Any]]:
+    """By key the lowest and highest value that was searched, or the list of choices."""
+    found: dict[str, tuple[float, float] | list[Any]] = {}
+    for key, distribution in space.items():
+        if isinstance(distribution, CategoricalDistribution):
+            found[key] = list(distribution.choices)
+        else:
+            assert isinstance(distribution, IntDistribution | FloatDistribution)
+            found[key] = (distribution.low, distribution.high)
+    return found
+
+
 def _interval(sweep: IntervalSweep, log: bool) -> BaseDistribution:
     assert sweep.start is not None
     assert sweep.end is not None

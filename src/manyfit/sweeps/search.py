@@ -1,0 +1,182 @@
+"""What a search is, settled and checked before its first trial: settings, space, study, sampler and pruner."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
+from pydantic import Field, ValidationError
+
+from manyfit import config as configuration
+from manyfit.command import Child
+from manyfit.config import Component, Config, ConfigError, Count, Node
+from manyfit.sweeps import space as spaces
+from manyfit.sweeps.ledger import Ledger, derived_seed
+
+ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
+
+
+class Objective(Node):
+    """What is searched for: a curve, and the value of it that counts."""
+
+    metric: str = "loss/val"
+    reducer: Literal["best", "last"] = "best"
+
+    def value(self, curve: np.ndarray, direction: str) -> float:
+        """The best or the last of the measured epochs; NaN when none was."""
+        finite = curve[np.isfinite(curve)]
+        if not len(finite):
+            return float("nan")
+        if self.reducer == "last":
+            return float(finite[-1])
+        return float(finite.min() if direction == "minimize" else finite.max())
+
+
+class Settings(Node):
+    """The group `sweep`."""
+
+    space: Mapping[str, str] = Field(default_factory=dict)
+    n_trials: Count = 64
+    objective: Objective = Objective()
+    direction: Literal["minimize", "maximize"] = "minimize"
+    study: str | None = None
+    storage: str = "sqlite:///mlruns/optuna.db"
+    round: Count | None = None
+    confirm_seeds: int = Field(8, ge=0)
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """Check the group `sweep`.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of range; the message names its full key.
+    """
+    try:
+        return Settings.model_validate(OmegaConf.to_container(cfg.get("sweep") or OmegaConf.create(), resolve=True))
+    except ValidationError as error:
+        lines = {configuration._sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
+        raise ConfigError("\n".join(sorted(lines))) from None
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that is settled before the first trial."""
+
+    settings: Settings
+    name: str
+    default: Config
+    space: spaces.Space
+    ledger: Ledger
+    pruner: BasePruner | None
+    round: int
+
+    @classmethod
+    def of(cls, cfg: DictConfig, settings: Settings, default: Config, space: spaces.Space) -> "Search":
+        """Check everything and open the study.
+
+        Raises:
+            ConfigError: Something cannot be used.
+        """
+        if not space:
+            raise ConfigError(
+                "sweep.space must have a key, but got none. "
+                "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
+            )
+        described = spaces.described(space)
+        option = default.choices.get("sweep", "none")
+        name = settings.study or "-".join(
+            [default.experiment, "search" if option == "none" else option, _short(described)]
+        )
+        sampler = _component(cfg, "sampler")
+        kind = configuration.target_of(sampler, "sampler", BaseSampler)
+        points = spaces.grid(space) if kind is GridSampler else None
+        total = settings.n_trials if points is None else min(settings.n_trials, len(points))
+        at_once = kind in (RandomSampler, QMCSampler, GridSampler)
+
+        def sampler_of(trials: int) -> tuple[BaseSampler, int]:
+            return _sampler(sampler, default.seed, trials)
+
+        sampler_of(0)  # what it refuses is refused now
+        ledger = Ledger(
+            settings.storage,
+            name,
+            settings.direction,
+            _fingerprint(settings, default, described),
+            space,
+            total,
+            sampler_of,
+            points,
+            Path("mlruns/locks"),
+        )
+        return cls(
+            settings, name, default, space, ledger, _pruner(cfg), settings.round or (total if at_once else ROUND)
+        )
+
+    def run_ids(self) -> dict[str, str]:
+        """MLflow's ids by our own, as far as they are known."""
+        late: dict[str, str] = self.ledger.study.user_attrs.get("mlflow_run_ids", {})
+        told = [trial.user_attrs for trial in self.ledger.trials() if trial.user_attrs.get("mlflow_run_id")]
+        return late | {attributes["manyfit_run"]: attributes["mlflow_run_id"] for attributes in told}
+
+    def note_run_ids(self, children: Iterable[Child]) -> None:
+        """Keep what was not known when the trials were told: an ended trial takes no attribute any more."""
+        with self.ledger.alone():
+            known = self.run_ids()
+            late = self.ledger.study.user_attrs.get("mlflow_run_ids", {})
+            new = {c.run.id: c.run.run_id for c in children if c.run.run_id and c.run.id not in known}
+            if new:
+                self.ledger.study.set_user_attr("mlflow_run_ids", late | new)
+
+
+def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
+    """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
+    flat = default.flat().items()
+    kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator"))}
+    objective = {"sweep.objective": settings.objective.model_dump(), "sweep.direction": settings.direction}
+    return {**kept, **objective, **{f"sweep.space.{key}": text for key, text in space.items()}}
+
+
+def _component(cfg: DictConfig, group: str) -> Component:
+    """The sampler or pruner; only Optuna's own are let through."""
+    node = OmegaConf.to_container(cfg[group], resolve=True)
+    component = Component.model_validate(node)
+    if not component.target.startswith(f"optuna.{group}s."):
+        raise ConfigError(f"{group}._target_ must be one of optuna.{group}s, but got {component.target!r}.")
+    return component
+
+
+def _build(component: Component, group: str, kind: type[Any], **available: Any) -> Any:
+    try:
+        with warnings.catch_warnings():  # QMC is experimental: who chose it need not hear it each round
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return configuration.build(component, group, kind, **available)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{group} must be buildable: {component.target} says: {error}") from error
+
+
+def _sampler(component: Component, seed: int, trials: int) -> tuple[BaseSampler, int]:
+    """The sampler of a claim and its seed. A low-discrepancy sequence goes on, so its seed stays."""
+    kind = configuration.target_of(component, "sampler", BaseSampler)
+    if kind is GridSampler:  # its points are enqueued: it would forget the one that a dead process had begun
+        return RandomSampler(seed=seed), seed
+    derived = seed if kind is QMCSampler else derived_seed(seed, trials)
+    return _build(component, "sampler", BaseSampler, seed=derived), derived
+
+
+def _pruner(cfg: DictConfig) -> BasePruner | None:
+    pruner: BasePruner = _build(_component(cfg, "pruner"), "pruner", BasePruner)
+    return None if isinstance(pruner, NopPruner) else pruner
+
+
+def _short(described: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:6]

@@ -1,0 +1,355 @@
+"""Searches: the space, the study that outlives its processes, samplers and pruners, and the real command."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from conftest import CONF, ROOT, options
+from manyfit import command, sweeps
+from manyfit.config import ConfigError
+from manyfit.sweeps import ledger, space
+from manyfit.sweeps.ledger import Ledger, lost, values_of
+
+SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off"]
+LR = FloatDistribution(1e-5, 1e-1, log=True)
+
+
+def parsed(*texts: str) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(texts))
+
+
+# the space
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("interval(0,1)", FloatDistribution(0, 1)),
+        ("tag(log,interval(1e-5,1e-1))", LR),
+        ("int(interval(1,9))", IntDistribution(1, 9)),
+        ("tag(log,int(interval(1,512)))", IntDistribution(1, 512, log=True)),
+        ("int(tag(log,interval(1,512)))", IntDistribution(1, 512, log=True)),
+        ("range(1,9)", IntDistribution(1, 8)),
+        ("range(16,65,16)", IntDistribution(16, 64, step=16)),
+        ("range(0,0.6,0.2)", FloatDistribution(0, 0.4, step=0.2)),
+        ("choice(16,32,full)", CategoricalDistribution((16, 32, "full"))),
+        ("16,32", CategoricalDistribution((16, 32))),
+        ("choice([8],[16,16])", CategoricalDistribution(("[8]", "[16,16]"))),
+        ("choice(true,relu)", CategoricalDistribution((True, "relu"))),
+    ],
+)
+def test_each_form_of_the_grammar_has_its_distribution(text: str, expected: Any) -> None:
+    """What Hydra's grammar says is what Optuna samples from."""
+    assert space.space(parsed(f"key={text}")) == {"key": expected}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["interval(1,0)", "tag(log,interval(0,1))", "tag(big,interval(1,2))", "tag(log,choice(1,2))", "range(3,3)", "5"],
+)
+def test_a_space_that_cannot_be_searched_is_refused_with_its_key(text: str) -> None:
+    """The message has the full key, what must hold and what was got."""
+    with pytest.raises(ConfigError, match=r"sweep\.space\.key must be .*, but got"):
+        space.space(parsed(f"key={text}"))
+
+
+@pytest.mark.parametrize("value", [1e-05, 0.1, 7, True, False, "null", "full", "[16,16]", "'a b'"])
+def test_a_value_goes_through_the_command_line_unchanged(value: Any) -> None:
+    """A trial's value written as an override is read back as the same."""
+    (override,) = parsed(*space.overrides({"key": value}))
+    expected = parsed(f"key={value}")[0].value() if isinstance(value, str) else value
+    assert override.value() == expected
+    assert type(override.value()) is type(expected)
+
+
+def test_a_grid_lists_every_point() -> None:
+    """The product of all values; an interval has no list."""
+    points = space.grid(space.space(parsed("a=choice(x,y)", "b=range(1,4)", "c=range(0,0.3,0.1)")))
+    assert len(points) == 2 * 3 * 3
+    with pytest.raises(ConfigError, match="must be choice or range with sampler=grid"):
+        space.grid({"lr": LR})
+
+
+# the objective
+
+
+@pytest.mark.parametrize(
+    ("reducer", "direction", "value"), [("best", "minimize", 1.0), ("best", "maximize", 3.0), ("last", "minimize", 2.0)]
+)
+def test_the_reducer_takes_the_best_or_the_last_measured_value(reducer: Any, direction: str, value: float) -> None:
+    """Epochs without a value do not count."""
+    curve = np.array([3.0, 1.0, 2.0, np.nan])
+    assert sweeps.Objective(reducer=reducer).value(curve, direction) == value
+
+
+@pytest.mark.parametrize(
+    "override", ["sweep.n_trials=0", "sweep.direction=up", "sweep.objective.reducer=mean", "+sweep.x=1"]
+)
+def test_a_wrong_setting_is_refused_with_its_key(override: str) -> None:
+    """In the form of the house."""
+    with pytest.raises(ConfigError, match=override.strip("+").split("=")[0].replace(".", r"\.") + " must"):
+        sweeps.settings(whole(override))
+
+
+# the study
+
+
+def opened(folder: Path, total: int = 6, fingerprint: Mapping[str, Any] | None = None, **changes: Any) -> Ledger:
+    def sampler(trials: int) -> tuple[RandomSampler, int]:
+        seed = ledger.derived_seed(0, trials)
+        return RandomSampler(seed=seed), seed
+
+    arguments: dict[str, Any] = {
+        "url": f"sqlite:///{folder}/optuna.db",
+        "name": "study",
+        "direction": "minimize",
+        "fingerprint": fingerprint or {},
+        "space": {"lr": LR, "b": CategoricalDistribution((1, 2))},
+        "total": total,
+        "sampler": sampler,
+        "points": None,
+        "folder": folder / "locks",
+    }
+    return Ledger(**{**arguments, **changes})
+
+
+def finished(book: Ledger, size: int = 2) -> list[FrozenTrial]:
+    """Claim and tell until nothing is left."""
+    with book:
+        while claimed := book.claim(size):
+            for trial in claimed:
+                book.tell(trial, TrialState.COMPLETE, trial.params["lr"], {})
+    return book.trials()
+
+
+def check(trials: Sequence[FrozenTrial], total: int) -> None:
+    """The total is met, nothing is RUNNING or waits, no values are there twice."""
+    counted = [trial for trial in trials if not lost(trial)]
+    assert len(counted) == total
+    assert all(trial.state.is_finished() for trial in trials)
+    assert max(Counter(json.dumps(trial.params, sort_keys=True) for trial in counted).values()) == 1
+
+
+def test_a_study_goes_on_to_its_total_without_repeating_itself(tmp_path: Path) -> None:
+    """A second session with a larger total adds what is missing, with other values."""
+    finished(opened(tmp_path, total=4))
+    trials = finished(opened(tmp_path, total=9))
+    check(trials, 9)
+    assert len({trial.user_attrs["sampler_seed"] for trial in trials}) > 1
+    assert finished(opened(tmp_path, total=9)) == trials
+
+
+def test_another_fingerprint_is_refused_with_the_difference(tmp_path: Path) -> None:
+    """Key, what the study has and what was got."""
+    opened(tmp_path, fingerprint={"epochs": 50, "seed": 0})
+    with pytest.raises(ConfigError, match="epochs must be 50 as in study study, but got 5."):
+        opened(tmp_path, fingerprint={"epochs": 5, "seed": 0})
+
+
+def test_a_storage_that_cannot_be_used_is_refused_without_its_password(tmp_path: Path) -> None:
+    """The message names the key and hides the password."""
+    with pytest.raises(ConfigError, match="sweep.storage must") as caught:
+        opened(tmp_path, url="nosuch://me:secret@host/base")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, RuntimeError])
+def test_whatever_ends_a_session_leaves_no_trial_running(tmp_path: Path, ending: type[BaseException]) -> None:
+    """What was claimed is done by the next session, with the same values."""
+    book = opened(tmp_path)
+    with contextlib.suppress(ending), book:
+        claimed = book.claim(3)
+        raise ending
+    assert not [trial for trial in book.trials() if trial.state == TrialState.RUNNING]
+    trials = finished(opened(tmp_path))
+    check(trials, 6)
+    again = [trial.params for trial in trials if "retry_of" in trial.user_attrs]
+    assert again == [trial.params for trial in claimed]
+
+
+@pytest.mark.parametrize("write", range(1, 26))
+@pytest.mark.parametrize("grid", [False, True])
+def test_a_process_killed_at_any_write_loses_and_doubles_nothing(tmp_path: Path, write: int, grid: bool) -> None:
+    """A process that dies just before its n-th write to the storage, and then another: the total is met."""
+    values = {"lr": CategoricalDistribution((1, 2, 3)), "b": CategoricalDistribution((1, 2))}
+    changes: dict[str, Any] = {"space": values, "points": space.grid(values)} if grid else {}
+    opened(tmp_path, **changes)
+    for death in (write, max(1, write // 3)):  # the second dies in the middle of clearing up after the first
+        if not (child := os.fork()):
+            book = opened(tmp_path, **changes)
+            _dying(book.study._storage, death)
+            finished(book)
+            os._exit(0)
+        os.waitpid(child, 0)
+    check(finished(opened(tmp_path, **changes)), 6)
+
+
+def _dying(storage: Any, after: int) -> None:
+    """Let a storage end its process, as kill -9 would, before its n-th write."""
+    left = [after]
+
+    def fatal(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in dir(storage):
+        if name.startswith(("set_trial", "create_new_trial")):
+            setattr(storage, name, fatal(getattr(storage, name)))
+
+
+def test_a_living_process_keeps_its_trials(tmp_path: Path) -> None:
+    """Another process takes what is free, and nothing else."""
+    with opened(tmp_path) as one, opened(tmp_path) as two:
+        assert [trial.number for trial in one.claim(4)] == [0, 1, 2, 3]
+        assert [trial.number for trial in two.claim(4)] == [4, 5]
+        assert not two.claim(4)
+        assert not [trial for trial in one.trials() if lost(trial)]
+
+
+# samplers and pruners
+
+
+def whole(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespace]:
+    """The rows that a report was given, in the place of reports.py, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    rows: list[SimpleNamespace] = []
+    fake = SimpleNamespace(Row=SimpleNamespace, conclude=lambda _, given, **__: rows.extend(given))
+    monkeypatch.setitem(sys.modules, "manyfit.reports", fake)
+    monkeypatch.setattr("manyfit.reports", fake, raising=False)
+    return rows
+
+
+def search(swept: Sequence[str], *overrides: str, launch: Any = None) -> None:
+    """`sweeps.run` with a launcher that trains each round as populations, as the launcher fused does."""
+
+    def trained(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
+        return list(command.train_jobs({first + i: whole(*job) for i, job in enumerate(jobs)}, None).values())
+
+    sweeps.run(lambda given: whole(*given), parsed(*swept), [*SMALL, *overrides], launch or trained)
+
+
+@pytest.mark.parametrize("pruner", options("pruner"))
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_every_sampler_goes_with_every_pruner(sampler: str, pruner: str, reported: list[SimpleNamespace]) -> None:
+    """Four trials in two rounds, each with a row that has its values and its curve."""
+    swept = ["batch_size=choice(16,32)", "model.dropout=range(0,0.4,0.1)", "optimizer.weight_decay=range(0,0.02,0.01)"]
+    search(swept, f"sampler={sampler}", f"pruner={pruner}", "sweep.n_trials=4", "sweep.round=2")
+    assert [row.number for row in reported] == [0, 1, 2, 3]
+    assert {row.state for row in reported} <= {"finished", "pruned"}
+    assert all(np.isfinite(row.value) and len(row.loss_val) and row.config.seed == row.seed == 0 for row in reported)
+
+
+def test_only_optunas_own_samplers_are_let_through(reported: list[SimpleNamespace]) -> None:
+    """A target elsewhere is refused before a study exists."""
+    with pytest.raises(ConfigError, match="sampler._target_ must be one of optuna.samplers, but got 'os.system'"):
+        search(["batch_size=choice(16,32)"], "sampler._target_=os.system")
+    assert not reported
+    assert not Path("mlruns").exists()
+
+
+def test_a_pruned_child_is_a_pruned_trial(reported: list[SimpleNamespace]) -> None:
+    """PRUNED, with its last value and the curve up to there; its run's id and the trial's number know each other."""
+    search(["optimizer.lr=range(1,9)"], "pruner=successive_halving", "sampler=grid", "sweep.n_trials=8")
+    trials = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert pruned
+    assert all(trial.value == pytest.approx(trial.user_attrs["curve"][-1]) for trial in pruned)
+    assert all(row.run.id == trials[row.number].user_attrs["manyfit_run"] for row in reported)
+
+
+def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported: list[SimpleNamespace]) -> None:
+    """The other trials go on; the exit names the first reason."""
+    with pytest.raises(SystemExit, match="error: 1 of 2 trials failed; the first is 1: batch_size must be <="):
+        search(["batch_size=choice(16,1000)"], "sampler=grid")
+    assert [row.state for row in reported] == ["finished", "failed"]
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
+def test_an_interrupt_in_training_leaves_no_trial_running(
+    reported: list[SimpleNamespace], ending: type[BaseException]
+) -> None:
+    """What the launcher raises comes through, and the study can go on."""
+
+    def interrupted(*_: Any) -> Sequence[Any]:
+        raise ending
+
+    with pytest.raises(ending):
+        search(["optimizer.lr=choice(0.1,0.2)"], "sampler=grid", launch=interrupted)
+    search(["optimizer.lr=choice(0.1,0.2)"], "sampler=grid")
+    check(optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials, 2)
+    assert sorted(row.params["optimizer.lr"] for row in reported) == [0.1, 0.2]
+
+
+# the command
+
+COMMAND = [sys.executable, str(ROOT / "run.py"), "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
+COMMAND += ["sweep.n_trials=12", "sweep.study=shared", "sweep.confirm_seeds=0"]
+
+
+def done(folder: Path) -> int:
+    """How many trials are told, read without disturbing who may be making the tables."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{folder}/mlruns/optuna.db?mode=ro", uri=True)) as base:
+            return int(base.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def shared(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="shared", storage=f"sqlite:///{folder}/mlruns/optuna.db").trials
+
+
+@pytest.mark.slow
+def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> None:
+    """After kill -9, the same command again: the total is met, nothing is doubled, each trial has its run."""
+    process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while done(tmp_path) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 4 <= done(tmp_path) < 12
+    subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    check(shared(tmp_path), 12)
+    assert all(len(trial.user_attrs["curve"]) == 21 for trial in shared(tmp_path) if not lost(trial))
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_total(tmp_path: Path) -> None:
+    """Started at the same moment in an empty folder, they run the total together and no more."""
+    processes = [subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    check(shared(tmp_path), 12)
+    assert len({values_of(trial)["optimizer.lr"] for trial in shared(tmp_path)}) == 12
+    assert len({trial.user_attrs["owner"] for trial in shared(tmp_path)}) == 2
