@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from manyfit.config import Config
-from manyfit.findings import LEVEL
+from manyfit.findings import interval
 from manyfit.jobs import Result
 
 SEEDS_FROM = 1000
@@ -119,18 +117,8 @@ def confirm(
 
 def paired(differences: Sequence[float]) -> Paired | None:
     """Their mean with the interval of a paired t-test; what is not finite is left out."""
-    from scipy import stats
-
-    values = np.array([value for value in differences if math.isfinite(value)])
-    if not len(values):
-        return None
-    mean = float(values.mean())
-    if len(values) == 1:
-        return Paired(mean, math.nan, math.nan, 1)
-    if not values.std():
-        return Paired(mean, mean, mean, len(values))
-    found = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
-    return Paired(mean, float(found.low), float(found.high), len(values))
+    values = [value for value in differences if math.isfinite(value)]
+    return Paired(*interval(values), len(values)) if values else None
 
 
 def abs_of(found: Paired) -> Paired:

@@ -45,6 +45,7 @@ class Report:
     objective: str
     direction: str
     searched: str
+    config: Config | None = None
     command: str | None = None
     confirmed: str | None = None
     warnings: Sequence[str] = field(default_factory=list)
@@ -88,9 +89,10 @@ def conclude(
     settings = findings.ranked(rows, direction)
     shares = importance if importance is not None else _importances(settings, rows)
     report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
+    report = replace(report, config=_config(report.row, default) if report.row else None)
     report = replace(
         report,
-        command=rerun.command(report.row.config, report.row.params) if report.row and report.row.config else None,
+        command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
         confirmed=_confirm(sweep, report, default, confirm_seeds, measure),
         warnings=findings.warnings(rows, settings, space),
     )
@@ -204,8 +206,8 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
             parent.file(f"{name}.png", png(figure))
     parent.file("table.md", table(settings, report.objective).encode())
     parent.file("table.csv", table_csv(settings).encode())
-    if row and row.config:
-        parent.file("best.yaml", row.config.yaml().encode())
+    if report.config:
+        parent.file("best.yaml", report.config.yaml().encode())
     if report.command:
         parent.file("best_command.txt", f"{report.command}\n".encode())
     states = Counter(row.state for row in report.rows)
@@ -224,10 +226,10 @@ def _confirm(
     sweep: Sweep, report: Report, default: Config | None, seeds: int, measure: Callable[[Result], float] | None
 ) -> str | None:
     """The best config against the default on fresh seeds, in words; None where there is nothing to compare."""
-    row = report.row
-    if default is None or seeds < 1 or row is None or row.config is None:
+    best = report.config
+    if default is None or seeds < 1 or best is None:
         return None
-    if confirmation.same(row.config, default):
+    if confirmation.same(best, default):
         return "nothing to confirm: the best config is the default."
     fresh = confirmation.fresh_seeds([default.seed, *(row.seed for row in report.rows)], seeds)
     first = 1 + max(row.number for row in report.rows)
@@ -236,10 +238,17 @@ def _confirm(
     try:
         name = report.objective.partition(" ")[2]
         value = measure or (lambda result: value_of(result, report.objective, report.direction))
-        found = confirmation.confirm(sweep.train, row.config, default, first, fresh, value, name, report.direction)
+        found = confirmation.confirm(sweep.train, best, default, first, fresh, value, name, report.direction)
     finally:
         sweep.prune = prune
     return found.words()
+
+
+def _config(row: Row, default: Config | None) -> Config | None:
+    """Of the best run; one of an earlier session is composed again."""
+    if row.config is not None or default is None:
+        return row.config
+    return rerun.rebuilt(default, row.params, row.seed)
 
 
 def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> str:

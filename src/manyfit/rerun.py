@@ -25,20 +25,32 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
         config: What is to be run again.
         mention: Keys that are named even where they are the default's.
     """
-    wanted, default = config.flat(), composed([])
+    named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention}
+    return shlex.join(["python", "run.py", *overrides(config, named)])
+
+
+def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
+    """What must be said to compose exactly this config, and the named groups and keys in any case."""
+    wanted, default, named = config.flat(), composed([]), set(named)
     usual = {} if default is None else default.choices
     groups = [
         f"{group}={option}"
         for group, option in sorted(config.choices.items())
-        if group not in SEARCHING and (group in ("data", "optimizer", *mention) or usual.get(group) != option)
+        if group not in SEARCHING and (group in named or usual.get(group) != option)
     ]
     base = composed(groups)
     got = {} if base is None else base.flat()
-    named = {"optimizer.lr", "batch_size", "seed", *mention}
     keys = [key for key, value in wanted.items() if key in named or key not in got or got[key] != value]
-    overrides = [_override(key, wanted[key], new=bool(got) and key not in got) for key in keys]
     dropped = [f"~{key}" for key in got if key not in wanted and not any(k.startswith(f"{key}.") for k in wanted)]
-    return shlex.join(["python", "run.py", *groups, *dropped, *overrides])
+    added = ["+" if got and key not in got else "" for key in keys]
+    return [*groups, *dropped, *(f"{sign}{key}={written(wanted[key])}" for sign, key in zip(added, keys, strict=True))]
+
+
+def rebuilt(default: Config, params: Mapping[str, Any], seed: int) -> Config | None:
+    """The config of a run of an earlier session: the default's, with that run's params and seed; None if it is lost."""
+    changed = {**params, "seed": seed}
+    kept = [override for override in overrides(default) if override.partition("=")[0] not in changed]
+    return composed([*kept, *(f"{key}={written(value)}" for key, value in changed.items())])
 
 
 def composed(overrides: list[str]) -> Config | None:
@@ -55,10 +67,6 @@ def composed(overrides: list[str]) -> Config | None:
 def _parsed(overrides: list[str]) -> Config:
     cfg = compose("config", overrides, return_hydra_config=True)
     return configuration.parse(cfg, cfg.hydra.runtime.choices)
-
-
-def _override(key: str, value: Any, new: bool) -> str:
-    return f"{'+' if new else ''}{key}={written(value)}"
 
 
 def written(value: Any) -> str:

@@ -200,7 +200,7 @@ def _rate_axis(axes: "Axes", low: float, high: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     ticks = ticks or [math.sqrt(low * high)]
-    axes.set_xticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    axes.set_xticks(ticks, labels=[f"{tick:.3g}".replace("e-0", "e-") for tick in ticks])
     axes.set_xticks([], minor=True)
 
 

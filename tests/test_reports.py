@@ -1,0 +1,407 @@
+"""The report on a sweep: numbers against scipy, honest warnings, a command that reruns, a readable note."""
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from conftest import Compose
+from manyfit import command, confirmation, curves, findings, reports, rerun
+from manyfit.config import Config
+from manyfit.findings import Row, ranked
+from manyfit.jobs import Result
+
+LR = "optimizer.lr"
+
+
+@dataclass
+class FakeRun:
+    """Keeps what it is given."""
+
+    id: str = "own"
+    run_id: str | None = "mlflow"
+    files: dict[str, bytes] = field(default_factory=dict)
+    tagged: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    models: int = 0
+
+    def file(self, name: str, content: bytes) -> None:
+        """An artifact."""
+        self.files[name] = content
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Tags."""
+        self.tagged |= tags
+
+    def metrics(self, rows: list[tuple[str, float, int]]) -> None:
+        """Values."""
+        self.measured |= {name: value for name, value, _ in rows}
+
+    def model(self, *_: object) -> None:
+        """Counted."""
+        self.models += 1
+
+
+@dataclass
+class FakeSweep:
+    """Its runs end where `ends` says."""
+
+    config: Config
+    ends: Callable[[Config], float]
+    parent: Any = field(default_factory=FakeRun)
+    tags: dict[int, dict[str, str]] = field(default_factory=dict)
+    children: dict[int, command.Child] = field(default_factory=dict)
+    prune: Any = None
+    calls: list[dict[int, Config]] = field(default_factory=list)
+
+    def train(self, configs: Mapping[int, Config]) -> list[command.Child]:
+        """Made-up results."""
+        assert self.prune is None
+        self.calls.append(dict(configs))
+        found = [child(number, config, self.ends(config)) for number, config in configs.items()]
+        self.children |= {one.number: one for one in found}
+        return found
+
+
+def made(config: Config, end: float) -> Result:
+    """A result whose validation loss falls to `end`; with NaN it diverged."""
+    val = np.r_[2.0, 1.5, end]
+    metrics = {"loss/train": val, "loss/val": val, "accuracy/train": 1 - val / 4, "accuracy/val": 1 - val / 4}
+    summary = curves.summarise(val, val, 2.3)
+    reason = "finished" if math.isfinite(end) else "diverged"
+    test = {"accuracy/test": 1 - end / 2}
+    return Result(config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), np.zeros((1, 2), np.float32))
+
+
+def child(number: int, config: Config, end: float) -> command.Child:
+    run: Any = FakeRun(id=f"own{number}", run_id=f"run{number}")
+    return command.Child(number, config, run, made(config, end))
+
+
+def row(number: int, value: float, state: str = "finished", seed: int = 0, **params: Any) -> Row:
+    named = {key.replace("__", "."): item for key, item in params.items()}
+    return Row(number, named, value, state, seed, np.array([2.0, value]), None, None, None, None)
+
+
+def by_rate(config: Config) -> float:
+    """Best at a rate of 0.01, with some noise that depends on the seed."""
+    noise = 0.02 * math.sin(config.seed)
+    return 0.3 + abs(math.log10(config.optimizer.lr) + 2) / 3 + noise
+
+
+@pytest.fixture
+def swept(composed: Compose) -> FakeSweep:
+    """Three rates with two optimizers and four seeds, trained."""
+    sweep = FakeSweep(composed("data=iris", "epochs=2"), by_rate)
+    jobs = [(o, lr, s) for o in ("adam", "sgd") for lr in (1e-3, 1e-2, 1e-1) for s in range(4)]
+    sweep.train({
+        i: composed("data=iris", "epochs=2", f"optimizer={o}", f"optimizer.lr={lr}", f"seed={s}")
+        for i, (o, lr, s) in enumerate(jobs)
+    })  # fmt: skip
+    sweep.calls.clear()
+    return sweep
+
+
+def test_settings_are_means_over_seeds_with_students_interval() -> None:
+    """As scipy computes it."""
+    values = [0.3, 0.5, 0.34, 0.41]
+    (setting,) = ranked([row(i, value, seed=i, optimizer__lr=0.1) for i, value in enumerate(values)])
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert setting.mean == pytest.approx(np.mean(values))
+    assert (setting.low, setting.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_what_has_no_value_does_not_count() -> None:
+    """Pruned and NaN runs stay out of the mean; settings without any value come last."""
+    rows = [row(0, math.nan, lr=1), row(1, 0.1, "pruned", lr=2), row(2, 0.5, lr=3), row(3, math.nan, seed=1, lr=3)]
+    settings = ranked(rows)
+    assert settings[0].params == {"lr": 3}
+    assert (settings[0].mean, len(settings[0].counted)) == (0.5, 1)
+    assert all(math.isnan(setting.mean) for setting in settings[1:])
+
+
+def test_a_setting_that_diverged_for_a_seed_does_not_win() -> None:
+    """However good its other seeds are."""
+    rows = [row(0, 0.1, lr=1), row(1, math.nan, "diverged", seed=1, lr=1), row(2, 0.5, lr=2)]
+    assert ranked(rows)[0].params == {"lr": 2}
+
+
+def test_direction_turns_the_ranking() -> None:
+    """Accuracy is to be large."""
+    rows = [row(i, value, lr=i) for i, value in enumerate((0.2, 0.9, 0.5))]
+    assert [s.mean for s in ranked(rows, "maximize")] == [0.9, 0.5, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("best", "given", "side"),
+    [
+        (1e-3, [1e-3, 1e-2, 1e-1], "lowest"),
+        (1e-1, [1e-3, 1e-2, 1e-1], "highest"),
+        (1e-2, [1e-3, 1e-2, 1e-1], None),
+        (1.1e-5, (1e-5, 1e-1), "lowest"),
+        (9.9e-2, (1e-5, 1e-1), "highest"),
+        (2e-2, (1e-5, 1e-1), None),
+        (0.0, [0.0, 0.5], None),
+        (0.5, [0.0, 0.5], "highest"),
+        (32, [32], None),
+        (128, [16, "full", 128], "highest"),
+    ],
+)
+def test_edges(best: float, given: Any, side: str | None) -> None:
+    """The rim of a range in decades, the ends of a list; 0 is a natural end."""
+    assert findings._side(best, given) == side
+
+
+def test_edge_warning_names_the_key() -> None:
+    """And what to try."""
+    settings = ranked([row(i, float(i), optimizer__lr=lr) for i, lr in enumerate((0.1, 0.01))])
+    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in findings._edges(settings, None))
+
+
+def test_seed_warnings() -> None:
+    """One seed cannot tell; overlapping intervals do not; clear differences pass."""
+    one = ranked([row(i, float(i), lr=i) for i in range(3)])
+    near = ranked([row(2 * i + s, i + 3.0 * s, seed=s, lr=i) for i in range(2) for s in range(2)])
+    clear = ranked([row(3 * i + s, 10 * i + 0.1 * s, seed=s, lr=i) for i in range(2) for s in range(3)])
+    assert "one seed" in findings._seeds(one)[0]
+    assert "overlap" in findings._seeds(near)[0]
+    assert findings._seeds(clear) == []
+
+
+def test_share_of_bad_runs_and_unequal_budgets(composed: Compose) -> None:
+    """Both are said; a good sweep hears neither."""
+    configs = [composed("data=iris", f"epochs={epochs}") for epochs in (2, 5)]
+    rows = [replace(row(i, 1.0, lr=i), config=config) for i, config in enumerate(configs)]
+    rows += [row(2, math.nan, "failed", lr=2), row(3, math.nan, "diverged", lr=3)]
+    found = " ".join(findings.warnings(rows, ranked(rows)))
+    assert "1 diverged and 1 failed of 4 runs" in found
+    assert "epochs from 2 to 5" in found
+    good = " ".join(findings.warnings(rows[:1], ranked(rows[:1])))
+    assert good == ""
+
+
+def test_importance_finds_what_matters() -> None:
+    """Shares add up to one, and noise has little."""
+    rng = np.random.default_rng(0)
+    rows = [row(i, abs(math.log10(lr) + 2), optimizer__lr=lr, noise=float(rng.uniform()))
+            for i, lr in enumerate(10.0 ** rng.uniform(-4, 0, 40))]  # fmt: skip
+    shares = findings.importances(ranked(rows))
+    assert list(shares) == [LR, "noise"]
+    assert shares[LR] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_rows_of_a_grid_say_what_varies(swept: FakeSweep) -> None:
+    """The chosen optimizer and the rate: neither the seed nor what follows from the optimizer."""
+    rows = reports.rows_of(swept.children)
+    assert len(rows) == 24
+    assert rows[0].params == {"optimizer": "adam", LR: 1e-3}
+    assert {row.seed for row in rows} == {0, 1, 2, 3}
+    assert len(ranked(rows)) == 6
+
+
+def test_rows_of_failed_and_diverged_children(composed: Compose) -> None:
+    """A child without a result failed; lists become text."""
+    configs = [composed("data=iris", f"model.hidden=[{width}]") for width in (4, 8)]
+    run: Any = FakeRun()
+    children = {0: command.Child(0, configs[0], run, error=ValueError("no")), 1: child(1, configs[1], math.nan)}
+    rows = reports.rows_of(children)
+    assert [row.state for row in rows] == ["failed", "diverged"]
+    assert rows[1].params == {"model.hidden": "[8]"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data=iris", "optimizer=sgd", "optimizer.lr=0.03", "seed=7", "batch_size=full"),
+        ("model.hidden=[8,4]", "model.dropout=0.25", "schedule=cosine", "name='a b, c'"),
+        ("data=csv", "data.path='my file.csv'", "data.target=y", "trainer.patience=3"),
+        ("optimizer=adamw", "~optimizer.weight_decay", "+optimizer.foreach=false", "name=\"it's\""),
+        ("name='1e3'", "data.train_size=100", "optimizer.lr=1e-5", "trainer.compile=true"),
+    ],
+)
+def test_the_command_composes_the_config(composed: Compose, overrides: tuple[str, ...]) -> None:
+    """Parsed back as a shell and Hydra do, it is the same config."""
+    config = composed(*overrides)
+    words = shlex.split(rerun.command(config))
+    assert words[:2] == ["python", "run.py"]
+    again = composed(*words[2:])
+    assert again.flat() == config.flat()
+    assert again == config
+
+
+def test_a_run_of_an_earlier_session_is_composed_again(composed: Compose) -> None:
+    """From the default config, its params and its seed."""
+    default = composed("data=iris", "epochs=4", "optimizer.lr=0.5")
+    again = rerun.rebuilt(default, {"optimizer": "sgd", LR: 0.02, "batch_size": 8}, 3)
+    expected = composed("data=iris", "epochs=4", "optimizer=sgd", "optimizer.lr=0.02", "batch_size=8", "seed=3")
+    assert again == expected
+
+
+def test_fresh_seeds_are_fresh() -> None:
+    """Not one of those searched with, all different."""
+    used = [0, 1, 1000, 1003]
+    seeds = confirmation.fresh_seeds(used, 8)
+    assert len(set(seeds)) == 8
+    assert not set(seeds) & set(used)
+
+
+def test_paired_difference_is_that_of_the_paired_t_test() -> None:
+    """As scipy computes it; NaN left out; no spread, no division by it."""
+    a, b = np.array([1.0, 1.2, 0.9, 1.1]), np.array([0.8, 1.1, 0.5, 1.0])
+    found = confirmation.paired([*(a - b), math.nan])
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high, found.n) == pytest.approx((expected.low, expected.high, 4))
+    assert confirmation.paired([0.5, 0.5]) == confirmation.Paired(0.5, 0.5, 0.5, 2)
+    assert confirmation.paired([math.nan]) is None
+
+
+def test_confirmation_in_words() -> None:
+    """Better, worse, or cannot be told; a single pair has no interval."""
+    def words(*interval: float) -> str:
+        found, test = confirmation.Paired(*interval, n=8), confirmation.Paired(1.2, 0.4, 2, 8)  # type: ignore[misc]
+        return confirmation.Confirmation(8, "loss/val", found, "accuracy/test", test).words()
+
+    assert words(0.031, 0.012, 0.05) == (
+        "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and 1.2 [0.4, 2.0] points of test accuracy, "
+        "over 8 fresh seeds"
+    )
+    assert words(-0.031, -0.05, -0.012).startswith("refuted: default beats best by 0.031 [0.012, 0.05] in loss/val")
+    assert words(0.01, -0.1, 0.12).startswith("not confirmed")
+    assert "interval unknown" in words(0.01, math.nan, math.nan)
+
+
+def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str], composed: Compose) -> None:
+    """Files, tags, metrics, note and the best child's picture and model; no history and no confirmation for a grid."""
+    reports.conclude(swept, reports.rows_of(swept.children))
+    parent: FakeRun = swept.parent
+    expected = "lr_sensitivity.png curves.png importance.png table.md table.csv best.yaml best_command.txt"
+    assert set(parent.files) == set(expected.split())
+    assert swept.calls == []
+    best = swept.children[4]
+    assert parent.tagged["best.run_id"] == "run4"
+    assert parent.tagged["sweep.runs"] == "24"
+    assert parent.measured["sweep/finished"] == 24
+    assert parent.measured["best/value"] == pytest.approx(np.mean([0.3 + 0.02 * math.sin(s) for s in range(4)]))
+    assert composed(*shlex.split(parent.files["best_command.txt"].decode())[2:]) == best.config
+    drawn = {number for number, one in swept.children.items() if one.run.models}  # type: ignore[attr-defined]
+    assert drawn == {4}
+    note = parent.tagged["mlflow.note.content"]
+    assert "on iris: 24 runs of 6 settings with 4 seeds" in note
+    assert "optimizer.lr=0.01** won: best loss/val 0.3" in note
+    assert "python run.py data=iris optimizer=adam" in note
+    assert " best  optimizer=adam, optimizer.lr=0.01" in capsys.readouterr().out
+
+
+def test_the_table_holds_every_setting(swept: FakeSweep) -> None:
+    """Sorted, readable by csv."""
+    settings = ranked(reports.rows_of(swept.children))
+    read = list(csv.DictReader(io.StringIO(reports.table_csv(settings))))
+    assert len(read) == 6
+    assert [float(line["mean"]) for line in read] == sorted(setting.mean for setting in settings)
+    assert (read[0]["n"], read[0]["finished"], read[0]["seeds"]) == ("4", "4", "0 1 2 3")
+    assert reports.table(settings, "best loss/val").count("\n") == 8
+
+
+def test_a_search_is_confirmed_on_fresh_seeds(swept: FakeSweep) -> None:
+    """In one call, tagged, numbered after the search, without pruning; with a history."""
+    swept.prune = prune = object()
+    rows = reports.rows_of(swept.children)
+    reports.conclude(swept, rows, default=swept.config, confirm_seeds=5, space={LR: (1e-3, 1e-1)})
+    (trained,) = swept.calls
+    assert list(trained) == list(range(24, 34))
+    seeds = [config.seed for config in trained.values()]
+    assert seeds[:5] == seeds[5:]
+    assert not set(seeds) & {0, 1, 2, 3}
+    assert all(config.source["seed"] == config.seed for config in trained.values())
+    assert {config.optimizer.lr for config in list(trained.values())[:5]} == {0.01}
+    assert swept.tags[24] == {"manyfit.role": "confirmation"}
+    assert swept.prune is prune
+    assert swept.config.source["seed"] == 0
+    assert "**Confirmed:** best beats default by 0.333 [0.333, 0.333]" in swept.parent.tagged["mlflow.note.content"]
+    assert "history.png" in swept.parent.files
+
+
+def test_the_default_need_not_be_confirmed(swept: FakeSweep) -> None:
+    """When it is the best itself."""
+    default = swept.children[6].config
+    reports.conclude(swept, reports.rows_of(swept.children), default=default)
+    assert swept.calls == []
+    assert "the best config is the default" in swept.parent.tagged["mlflow.note.content"]
+
+
+def test_a_best_run_of_an_earlier_session(composed: Compose) -> None:
+    """Its config is composed again: command, confirmation and best.yaml are there, picture and model are not."""
+    default = composed("data=iris")
+    sweep = FakeSweep(default, by_rate)
+    rows = [row(i, by_rate(composed(f"optimizer.lr={lr}")), optimizer__lr=lr) for i, lr in enumerate((0.1, 0.01))]
+    reports.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: (1e-3, 1)})
+    assert b"optimizer.lr=0.01" in sweep.parent.files["best_command.txt"]
+    assert len(sweep.calls[0]) == 4
+
+
+MIXTURES = {
+    "none": [],
+    "one": [row(0, 0.5, optimizer__lr=0.1)],
+    "seeds only": [row(i, 0.5 + i, seed=i) for i in range(3)],
+    "all failed": [row(i, math.nan, "failed", optimizer__lr=0.1 * (i + 1)) for i in range(3)],
+    "all diverged": [row(i, math.nan, "diverged", optimizer__lr=0.1 * (i + 1)) for i in range(3)],
+    "all pruned": [row(i, 0.3, "pruned", optimizer__lr=0.1 * (i + 1)) for i in range(3)],
+    "mixed": [row(i, 0.3 * i, state, optimizer__lr=0.1 * (i + 1), batch_size="full" if i % 2 else 8)
+              for i, state in enumerate(("finished", "pruned", "diverged", "failed") * 4)],
+    "missing params": [row(0, 0.3, optimizer__lr=0.1), row(1, 0.4, batch_size=8)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_any_mixture_of_runs_is_reported(composed: Compose, name: str, direction: str) -> None:
+    """There is always a note, a table and a summary."""
+    default = composed("data=iris")
+    sweep = FakeSweep(default, lambda config: math.nan if config.seed % 2 else 0.5)
+    reports.conclude(sweep, MIXTURES[name], default=default, direction=direction, confirm_seeds=2)
+    assert "mlflow.note.content" in sweep.parent.tagged
+    assert "table.md" in sweep.parent.files
+
+
+def test_tracking_off_prints_and_stores_nothing(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers are wanted all the same."""
+    sweep = FakeSweep(composed("data=iris", "tracking=off"), by_rate)
+    reports.conclude(sweep, MIXTURES["one"])
+    assert sweep.parent.files == {}
+    assert "best loss/val 0.5" in capsys.readouterr().out
+
+
+def test_value_of(composed: Compose) -> None:
+    """The objective by its name."""
+    result = made(composed("data=iris"), 0.4)
+    assert reports.value_of(result, "best loss/val") == 0.4
+    assert reports.value_of(result, "best accuracy/val", "maximize") == pytest.approx(0.9)
+    assert reports.value_of(result, "last accuracy/val", "maximize") == pytest.approx(0.9)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_from_start_to_end(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, tracked and confirmed: the parent's artifacts are in the store."""
+    monkeypatch.chdir(tmp_path)
+    base = ("data=iris", "epochs=3", "trainer=cpu")
+    default = composed(*base)
+    with command.Sweep("rates", default) as sweep:
+        sweep.train({i: composed(*base, f"optimizer.lr={lr}") for i, lr in enumerate((1e-2, 3e-2))})
+        rows = reports.rows_of(sweep.children)
+        reports.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: [1e-2, 3e-2]})
+    names = {path.name for path in (tmp_path / "mlruns" / "artifacts").rglob("*.*")}
+    assert {"lr_sensitivity.png", "curves.png", "history.png", "table.md", "best.yaml", "overfitting.png"} <= names
+    assert len(sweep.children) == 6
