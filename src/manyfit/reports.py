@@ -45,7 +45,6 @@ class Report:
     objective: str
     direction: str
     searched: str
-    config: Config | None = None
     command: str | None = None
     confirmed: str | None = None
     warnings: Sequence[str] = field(default_factory=list)
@@ -54,6 +53,11 @@ class Report:
     def best(self) -> Setting | None:
         """The setting that won, if any run has a value."""
         return self.settings[0] if self.settings and self.settings[0].counted else None
+
+    @property
+    def config(self) -> Config | None:
+        """Of the best run."""
+        return self.row.config if self.row else None
 
     @property
     def row(self) -> Row | None:
@@ -89,7 +93,6 @@ def conclude(
     settings = findings.ranked(rows, direction)
     shares = importance if importance is not None else _importances(settings, rows)
     report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
-    report = replace(report, config=_config(report.row, default) if report.row else None)
     report = replace(
         report,
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
@@ -244,13 +247,6 @@ def _confirm(
     return found.words()
 
 
-def _config(row: Row, default: Config | None) -> Config | None:
-    """Of the best run; one of an earlier session is composed again."""
-    if row.config is not None or default is None:
-        return row.config
-    return rerun.rebuilt(default, row.params, row.seed)
-
-
 def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> str:
     """What was searched, on what, with how many runs that ended how."""
     keys = ", ".join(findings.varying(settings)) or "seeds only"
@@ -258,9 +254,13 @@ def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) ->
     ends = ", ".join(f"{count} {state}" for state, count in states.most_common())
     seeds = len({row.seed for row in rows})
     return (
-        f"{keys} on {sweep.config.experiment}: {len(rows)} runs of {len(settings)} settings with {seeds} "
-        f"seed{'s' if seeds != 1 else ''} ({ends or 'none'}; {hardware()})."
+        f"{keys} on {sweep.config.experiment}: {_count(len(rows), 'run')} of {_count(len(settings), 'setting')} with "
+        f"{_count(seeds, 'seed')} ({ends or 'none'}; {hardware()})."
     )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _importances(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, float]:

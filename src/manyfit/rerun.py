@@ -46,13 +46,6 @@ def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
     return [*groups, *dropped, *(f"{sign}{key}={written(wanted[key])}" for sign, key in zip(added, keys, strict=True))]
 
 
-def rebuilt(default: Config, params: Mapping[str, Any], seed: int) -> Config | None:
-    """The config of a run of an earlier session: the default's, with that run's params and seed; None if it is lost."""
-    changed = {**params, "seed": seed}
-    kept = [override for override in overrides(default) if override.partition("=")[0] not in changed]
-    return composed([*kept, *(f"{key}={written(value)}" for key, value in changed.items())])
-
-
 def composed(overrides: list[str]) -> Config | None:
     """The config that overrides compose, by the Hydra that is running or else from the repository's conf/; or None."""
     try:
