@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit import curves
+from manyfit.best import Best
 from manyfit.data import Dataset, order
 from manyfit.dropout import BlockOfMasks
 from manyfit.losses import CLASSIFICATION, Loss, correct
@@ -46,18 +45,6 @@ class Blocks:
         rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
         for start in range(0, steps, BLOCK):
             yield index[start : start + BLOCK], rows[start : start + BLOCK]
-
-
-@dataclass
-class Best:
-    """The best weights so far of every member, by smoothed validation loss (curves.smooth), one row a member."""
-
-    weights: Tensor
-    buffers: dict[str, Tensor]
-    value: np.ndarray
-    epoch: np.ndarray
-    previous: Tensor
-    previous_buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Training(pl.LightningModule):
@@ -118,14 +105,7 @@ class Training(pl.LightningModule):
         self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
         if compiled:
             self.gradient = torch.compile(self._gradient, dynamic=False)
-        weights = population.weights.detach()
-        self.best = Best(
-            weights.clone(),
-            {n: b.clone() for n, b in population.buffers.items()},
-            np.full(len(population), np.inf),
-            np.zeros(len(population), int),
-            weights.clone(),
-        )
+        self.best = Best(population.weights, population.buffers)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The raw optimizer: Lightning only asks that there be one."""
@@ -202,7 +182,7 @@ class Training(pl.LightningModule):
 
     def finish_epoch(self, epoch: int) -> None:
         """Write this epoch's metrics of the members present into `history`, (all members, epochs + 1) each."""
-        measured = self.evaluate(self.population.weights.detach(), self.population.buffers, ("train", "val"))
+        measured = self.evaluate(self.population.weights, self.population.buffers, ("train", "val"))
         measured["loss/gap"] = measured["loss/val"] - measured["loss/train"]
         measured["lr"] = self.last_lr
         if self.running is not None:
@@ -215,30 +195,10 @@ class Training(pl.LightningModule):
         for name, values in measured.items():
             row = self.history.setdefault(name, np.full((len(self.best.epoch), self.epochs + 1), np.nan))
             row[self.members, epoch] = values
-        self._note_best(epoch)
+        loss = self.history["loss/val"][self.members, : epoch + 1]
+        self.best.note(self.members, loss, self.population.weights, self.population.buffers)
         for observe in self.observers:
             observe(epoch, self.members, measured)
-
-    def _note_best(self, epoch: int) -> None:
-        """An epoch's smoothed loss is known once the next one is: weights are kept one epoch back."""
-        loss = self.history["loss/val"][self.members]
-        if epoch > 0:
-            window = curves.smooth(loss[:, max(0, epoch - 2) : epoch + 1])
-            self._accept(window[:, -2], epoch - 1, self.best.previous)
-        self.best.previous = self.population.weights.detach().clone()
-        self.best.previous_buffers = {n: b.clone() for n, b in self.population.buffers.items()}
-
-    def _accept(self, value: np.ndarray, epoch: int, weights: Tensor) -> None:
-        better = np.nan_to_num(value, nan=np.inf) < self.best.value[self.members]
-        if not better.any():
-            return
-        rows = self.members[better]
-        self.best.value[rows], self.best.epoch[rows] = value[better], epoch
-        here = torch.from_numpy(np.flatnonzero(better)).to(weights.device)
-        there = torch.from_numpy(rows).to(weights.device)
-        self.best.weights[there] = weights[here]
-        for name, buffer in self.best.previous_buffers.items():
-            self.best.buffers[name][there] = buffer[here]
 
     def _retire_ended(self, epoch: int) -> None:
         loss = np.stack([self.history[f"loss/{split}"][self.members, epoch] for split in ("train", "val")])
@@ -261,18 +221,13 @@ class Training(pl.LightningModule):
         stay = np.array([int(m) not in self.ended for m in self.members])
         if stay.all():
             return
-        loss = self.history["loss/val"][self.members, max(0, epoch - 1) : epoch + 1]
-        last = np.where(stay, np.inf, curves.smooth(loss)[:, -1])
-        self._accept(last, epoch, self.best.previous)
+        self.best.leave(self.members, self.history["loss/val"][self.members, : epoch + 1], stay)
         if not stay.any():
             self.trainer.should_stop = True
             return
-        rows = torch.from_numpy(np.flatnonzero(stay))
-        rows = rows.to(self.population.weights.device)
+        rows = torch.from_numpy(np.flatnonzero(stay)).to(self.population.weights.device)
         self.population.keep(rows)
         self.optimizer.keep(rows)
-        self.best.previous = self.best.previous[rows]
-        self.best.previous_buffers = {n: b[rows] for n, b in self.best.previous_buffers.items()}
         if len(self.y_train) > 1:
             self.y_train = self.y_train[rows]
         self.members, self.lr, self.last_lr = self.members[stay], self.lr[stay], self.last_lr[stay]
