@@ -157,14 +157,14 @@ def varying(settings: Sequence[Setting]) -> list[str]:
 
 def tolerance(settings: Sequence[Setting], key: str) -> tuple[float, float] | None:
     """Smallest and largest value of a numeric param among settings as good as the best; None where there are none."""
-    best = settings[0].mean if settings else math.nan
-    values = [
-        float(value)
-        for setting in settings
-        if setting.reliable and abs(setting.mean - best) <= NEAR * abs(best)
-        if is_number(value := setting.params.get(key))
-    ]
+    values = [float(value) for setting in close(settings) if is_number(value := setting.params.get(key))]
     return (min(values), max(values)) if values else None
+
+
+def close(settings: Sequence[Setting]) -> list[Setting]:
+    """Those as good as the best."""
+    best = settings[0].mean if settings else math.nan
+    return [setting for setting in settings if setting.reliable and abs(setting.mean - best) <= NEAR * abs(best)]
 
 
 def importances(settings: Sequence[Setting]) -> dict[str, float]:
@@ -191,7 +191,7 @@ def importances(settings: Sequence[Setting]) -> dict[str, float]:
 
 def warnings(rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None) -> list[str]:
     """What a reader must know before believing the result, one sentence each."""
-    found = [*_edges(settings, space), *_seeds(settings)]
+    found = [*_edges(settings, space), *_seeds(settings, searched=space is not None)]
     bad = [row for row in rows if row.state in ("failed", "diverged")]
     if len(bad) >= BAD * max(len(rows), 1) and bad:
         kinds = Counter(row.state for row in bad)
@@ -241,13 +241,14 @@ def _beyond(side: str) -> str:
     return "lower ones" if side == "lowest" else "higher ones"
 
 
-def _seeds(settings: Sequence[Setting]) -> list[str]:
+def _seeds(settings: Sequence[Setting], searched: bool = False) -> list[str]:
     known = [setting for setting in settings if math.isfinite(setting.mean)]
     if len(known) < 2:
         return []
     first, second = known[:2]
     if min(len(first.counted), len(second.counted)) < 2:
-        return ["one seed per setting cannot tell close settings apart; add seeds, such as 'seed=range(0,8)'."]
+        advice = "" if searched else "; add seeds, such as 'seed=range(0,8)'"
+        return [f"one seed per setting cannot tell close settings apart{advice}."]
     if first.low <= second.high and second.low <= first.high:
         return [f"too few seeds to tell the best from the second, {second.name}: their intervals overlap."]
     return []

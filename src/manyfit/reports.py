@@ -161,8 +161,11 @@ def sensitivity(report: Report) -> str:
     low, high = near
     if low == high:
         return f"Of the rates tried only {low:.3g} comes within {findings.NEAR:.0%} of the best."
-    decades = math.log10(high / low)
-    return f"Rates over {decades:.1f} decades, {low:.2g} to {high:.2g}, come within {findings.NEAR:.0%} of the best."
+    count, decades = len(findings.close(report.settings)), math.log10(high / low)
+    return (
+        f"{count} settings with rates from {low:.2g} to {high:.2g} ({decades:.1f} decades) come "
+        f"within {findings.NEAR:.0%} of the best."
+    )
 
 
 def table(settings: Sequence[Setting], objective: str) -> str:

@@ -31,7 +31,7 @@ def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "
     A line joins mean values where nothing else varies, with a band of a standard deviation over seeds; diverged runs
     are crosses at the top edge; the band of rates as good as the best is shaded.
     """
-    points = [s for s in settings if _rate(s) > 0]
+    points = [s for s in settings if _rate(s) > 0 and (s.counted or not s.reliable)]
     if LR not in varying(points):
         return None
     by = _by(points)
