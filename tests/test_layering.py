@@ -15,15 +15,15 @@ LEVELS = [
     {"module", "recording", "grouping"},
     {"terminal"},
     {"training"},
-    {"command"},
     {"reports"},
+    {"command"},
     {"sweeps"},
 ]
 DOORS = {
     "mlflow": {"tracking"},
     "optuna": {"sweeps"},
-    "hydra": {"sweeps"},
-    "omegaconf": {"config", "command", "sweeps"},
+    "hydra": {"reports", "sweeps"},
+    "omegaconf": {"config", "command", "reports", "sweeps"},
     "matplotlib": {"figures", "reports"},
 }
 SOURCE = ROOT / "src" / "manyfit"

@@ -16,10 +16,11 @@ from scipy import stats
 from torch import nn
 
 from conftest import Compose
-from manyfit import command, confirmation, curves, findings, reports, rerun
+from manyfit import command, curves, reports
 from manyfit.config import Config
-from manyfit.findings import Row, ranked
 from manyfit.jobs import Result
+from manyfit.reports import confirmation, findings, rerun
+from manyfit.reports.findings import Row, ranked
 
 LR = "optimizer.lr"
 
@@ -232,7 +233,7 @@ def test_rows_of_failed_and_diverged_children(composed: Compose) -> None:
         ("data=iris", "optimizer=sgd", "optimizer.lr=0.03", "seed=7", "batch_size=full"),
         ("model.hidden=[8,4]", "model.dropout=0.25", "schedule=cosine", "name='a b, c'"),
         ("data=csv", "data.path='my file.csv'", "data.target=y", "trainer.patience=3"),
-        ("optimizer=adamw", "~optimizer.weight_decay", "+optimizer.foreach=false", "name=\"it's\""),
+        ("optimizer=adamw", "~optimizer.weight_decay", "+optimizer.foreach=false", 'name="it\'s"'),
         ("name='1e3'", "data.train_size=100", "optimizer.lr=1e-5", "trainer.compile=true"),
     ],
 )
@@ -267,6 +268,7 @@ def test_paired_difference_is_that_of_the_paired_t_test() -> None:
 
 def test_confirmation_in_words() -> None:
     """Better, worse, or cannot be told; a single pair has no interval."""
+
     def words(*interval: float) -> str:
         found, test = confirmation.Paired(*interval, n=8), confirmation.Paired(1.2, 0.4, 2, 8)  # type: ignore[misc]
         return confirmation.Confirmation(8, "loss/val", found, "accuracy/test", test).words()

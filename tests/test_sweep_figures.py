@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from manyfit import sweep_figures
 from manyfit.figures import png
-from manyfit.findings import Row, ranked
+from manyfit.reports import figures as sweep_figures
+from manyfit.reports.findings import Row, ranked
 
 LR = "optimizer.lr"
 

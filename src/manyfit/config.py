@@ -163,7 +163,9 @@ def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> C
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
     """
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("experiment", "hydra", "sweep", "sampler", "pruner")])
+    cfg = OmegaConf.masked_copy(
+        cfg, [str(key) for key in cfg if key not in ("experiment", "hydra", "sweep", "sampler", "pruner")]
+    )
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         source = OmegaConf.to_container(cfg, resolve=False)
@@ -217,7 +219,9 @@ def require_writable(folder: Path) -> None:
     """Raise ConfigError unless files can be put into a folder, which need not exist yet."""
     present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
-        raise ConfigError(f"{folder} must be a folder that can be written, but got {present}. Start from another folder.")
+        raise ConfigError(
+            f"{folder} must be a folder that can be written, but got {present}. Start from another folder."
+        )
 
 
 def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:

@@ -83,5 +83,3 @@ def _plain(value: str) -> bool:
         return True
     lookalike = re.fullmatch(r"(?i)null|true|false|nan|[+-]?inf|[+-]?[\d_]*\.?[\d_]*(e[+-]?\d+)?", value)
     return bool(re.fullmatch(r"[\w./@%-]+", value)) and not lookalike
-
-

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from manyfit.config import Config
-from manyfit.findings import Row, Value
 from manyfit.jobs import Result
-from manyfit.rerun import written
+from manyfit.reports.findings import Row, Value
+from manyfit.reports.rerun import written
 from manyfit.tracking import TrackedRun
 
 

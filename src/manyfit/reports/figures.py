@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyfit.figures import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
-from manyfit.findings import Row, Setting, is_number, text, tolerance, varying
+from manyfit.reports.findings import Row, Setting, is_number, text, tolerance, varying
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,11 @@ SHOWN = 3  # settings drawn with mean and band
 UNVALUED = (("pruned", "| pruned", GREY), ("diverged", "\u00d7 diverged", GREY), ("failed", "\u00d7 failed", INK))
 TALLEST = 3.0  # curves are cut at so many times the loss of the untrained network
 RING: dict[str, Any] = {
-    "markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.8, "zorder": 6,
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgecolor": INK,
+    "markeredgewidth": 1.8,
+    "zorder": 6,
 }
 
 

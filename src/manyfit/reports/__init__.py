@@ -10,19 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from manyfit import confirmation, findings, recording, rerun, sweep_figures
+from manyfit import recording
 from manyfit.config import Config
 from manyfit.figures import png
-from manyfit.findings import Row as Row
-from manyfit.findings import Setting, Space, text
-from manyfit.grids import Child
-from manyfit.grids import rows_of as rows_of
 from manyfit.jobs import Result
 from manyfit.provenance import hardware
+from manyfit.reports import confirmation, figures, findings, rerun
+from manyfit.reports.findings import Row as Row
+from manyfit.reports.findings import Setting, Space, text
+from manyfit.reports.grids import Child
+from manyfit.reports.grids import rows_of as rows_of
 from manyfit.tracking import TrackedRun
 
 LISTED = 50  # settings in table.md; table.csv has all
-LR = sweep_figures.LR
+LR = figures.LR
 
 
 class Sweep(Protocol):
@@ -200,14 +201,14 @@ def table_csv(settings: Sequence[Setting]) -> str:
 def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one: bool) -> None:
     parent, settings, row = sweep.parent, report.settings, report.row
     title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
-    history = sweep_figures.history(report.rows, report.objective, report.direction, title) if one_by_one else None
-    figures = {
-        "lr_sensitivity": sweep_figures.lr_sensitivity(settings, report.objective, title),
-        "curves": sweep_figures.curves(report.rows, settings, title),
+    history = figures.history(report.rows, report.objective, report.direction, title) if one_by_one else None
+    pictures = {
+        "lr_sensitivity": figures.lr_sensitivity(settings, report.objective, title),
+        "curves": figures.curves(report.rows, settings, title),
         "history": history,
-        "importance": sweep_figures.importance(shares, title),
+        "importance": figures.importance(shares, title),
     }
-    for name, figure in figures.items():
+    for name, figure in pictures.items():
         if figure is not None:
             parent.file(f"{name}.png", png(figure))
     parent.file("table.md", table(settings, report.objective).encode())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from manyfit.config import Config
-from manyfit.findings import interval
 from manyfit.jobs import Result
+from manyfit.reports.findings import interval
 
 SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""
