@@ -183,7 +183,7 @@ def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> C
 
 
 def signature(config: Config) -> str:
-    """What two configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
+    """What configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
     values = config.model_dump(mode="json", exclude={"seed", "schedule", "name"})
     for key in ("lr", "weight_decay"):
         values["optimizer"].pop(key, None)
