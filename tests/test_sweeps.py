@@ -313,7 +313,7 @@ def test_an_interrupt_in_training_leaves_no_trial_running(
 
 # the command
 
-COMMAND = [sys.executable, str(ROOT / "run.py"), "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
+COMMAND = [sys.executable, str(ROOT / "run.py"), "-m", "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
 COMMAND += ["sweep.n_trials=12", "sweep.study=shared", "sweep.confirm_seeds=0", "batch_size=choice(16,32,64)"]
 
 
