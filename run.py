@@ -26,6 +26,10 @@ def main(cfg: DictConfig) -> float:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            print("stopped: what was training is KILLED and keeps its epochs", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

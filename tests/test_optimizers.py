@@ -48,7 +48,8 @@ def test_unit_rate_is_the_optimizer(name: str, options: dict) -> None:
 def test_lbfgs_is_used_plainly() -> None:
     """LBFGS gets a closure and finds the minimum of a quadratic in a step."""
     weights = torch.randn(1, 16).requires_grad_()
-    optimizer = Plain(weights, torch.optim.LBFGS, {"line_search_fn": "strong_wolfe"}, torch.zeros(1))
+    parts = weights.detach()[0]
+    optimizer = Plain([parts], torch.optim.LBFGS, {"line_search_fn": "strong_wolfe"}, torch.zeros(1), lambda g: [g[0]])
 
     def gradient() -> tuple[torch.Tensor, torch.Tensor]:
         loss = (weights - 3).square().sum(1)

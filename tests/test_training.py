@@ -179,3 +179,100 @@ def test_no_gpu(composed: Compose) -> None:
     """A GPU that is not there is named before anything runs."""
     with pytest.raises(ConfigError, match="trainer.accelerator must be available, but got 'gpu'"):
         prepare(composed("trainer=gpu"))
+
+
+class Scaled(nn.Sequential):
+    """A user's Sequential whose forward is its own."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(nn.Linear(in_features, 8), nn.ReLU(), nn.Linear(8, out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        out: torch.Tensor = super().forward(x) * 0.1
+        return out
+
+
+class Drawing(nn.Module):
+    """A user's module that draws random numbers of its own."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        out: torch.Tensor = self.layer(nn.functional.dropout(x, 0.3, self.training))
+        return out
+
+
+class Frozen(Drawing):
+    """A user's module that is not all trainable."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.layer.bias.requires_grad_(False)
+
+
+def users(composed: Compose, name: str, *overrides: str):  # noqa: ANN201  # a Config
+    gone = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
+    return composed("data=iris", "epochs=3", f"model._target_={name}", *gone, *overrides)
+
+
+@pytest.mark.parametrize("name", ["Scaled", "Drawing"])
+def test_users_forward_is_what_trains(composed: Compose, name: str) -> None:
+    """What is measured is what the user's own forward gives, twice the same."""
+    config = users(composed, f"test_training.{name}")
+    one, two = alone([config, config])
+    assert_same_bits(one, two)
+    data = prepare(config).data
+    with torch.no_grad():
+        guess = one.predictor(data.x_test * data.x_std + data.x_mean).argmax(1)
+    assert (guess == data.y_test).double().mean().item() == pytest.approx(one.test["accuracy/test"])
+
+
+def test_models_that_cannot_train_are_refused(composed: Compose) -> None:
+    """Frozen parameters, and batch statistics over a last batch of one row, are found before a run."""
+    with pytest.raises(ConfigError, match="model must leave all parameters trainable"):
+        prepare(users(composed, "test_training.Frozen"))
+    with pytest.raises(ConfigError, match="also the 1 of an epoch's last batch"):
+        prepare(users(composed, "conftest.Normed", "batch_size=105"))
+
+
+def test_other_optimizers_see_ordinary_parameters(composed: Compose) -> None:
+    """An optimizer that looks at the shape of a weight gets it as an ordinary module has it."""
+    gone = ["~optimizer.betas", "~optimizer.eps", "~optimizer.amsgrad"]
+    config = composed("data=iris", "epochs=4", "batch_size=full", "optimizer._target_=torch.optim.Adafactor", *gone)
+    job = prepare(config)
+    network, optimizer = job.network.train(), torch.optim.Adafactor(job.network.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.cross_entropy(network(job.data.x_train), job.data.y_train)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    (result,) = alone([config])
+    np.testing.assert_allclose(result.metrics["loss/train"], losses, rtol=1e-5)
+
+
+def test_an_explosion_is_a_failure(composed: Compose) -> None:
+    """A loss that stays finite beyond all bounds ends the run as a NaN does."""
+    config = composed("data=iris", "optimizer=sgd", "optimizer.lr=1000", "model.activation=tanh", "epochs=6")
+    (result,) = alone([config])
+    assert (result.status, result.summary.verdict) == ("FAILED", "diverged")
+
+
+@pytest.mark.parametrize("override", ["trainer.precision=bf16-mixed", "trainer.gradient_clip=0.01", "schedule=cosine"])
+def test_an_option_changes_something(composed: Compose, override: str) -> None:
+    """No option is accepted and ignored."""
+    a, b = alone([composed("data=iris", "epochs=2", *more) for more in ([], [override])])
+    assert not np.array_equal(a.metrics["loss/train"], b.metrics["loss/train"])
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_run(composed: Compose) -> None:
+    """compile=true gives the same curve, to rounding."""
+    base = ("data=iris", "epochs=3", "model.dropout=0.2")
+    a, b = alone([composed(*base), composed(*base, "trainer.compile=true")])
+    np.testing.assert_allclose(a.metrics["loss/val"], b.metrics["loss/val"], rtol=1e-4)

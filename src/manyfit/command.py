@@ -238,4 +238,6 @@ def _where(tracker: Tracker | NoTracker) -> str:
         return "nowhere: tracking=off stores nothing"
     if tracker.last_error:
         return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost: manyfit sync delivers it"
+    if tracker.elsewhere:
+        return f"MLFLOW_TRACKING_URI={tracker.elsewhere} manyfit ui"
     return "manyfit ui"

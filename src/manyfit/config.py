@@ -7,13 +7,14 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+CREDENTIALS = re.compile(r"://[^/]*:[^/]*@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -119,6 +120,8 @@ class Config(Node):
     @property
     def experiment(self) -> str:
         """Name of the MLflow experiment."""
+        if self.name is None and self.choices.get("data") == "csv" and not self.choices.get("experiment"):
+            return Path(str(self.data.arguments["path"])).name.split(".")[0]
         return self.name or self.choices.get("experiment") or self.choices.get("data") or self.data.target
 
     def flat(self) -> dict[str, Any]:
@@ -207,6 +210,11 @@ def _sentence(error: Any) -> str:
 
 
 def _check_together(config: Config) -> None:
+    if CREDENTIALS.search(str(config.source["tracking"].get("uri"))):
+        raise ConfigError(
+            "tracking.uri must hold no password, since configs are written down. Put the address into the environment "
+            "variable MLFLOW_TRACKING_URI, or into one of your own: tracking.uri='${oc.env:MY_STORE}'."
+        )
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
@@ -263,11 +271,26 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
     for name in component.arguments:
         if name not in known and not flexible:
             raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {', '.join(known)}.")
-    arguments = {name: value for name, value in available.items() if name in known} | component.arguments
+    given = {name: _typed(target, key, name, value) for name, value in component.arguments.items()}
     try:
-        return target(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{key} must be buildable: {component.target} says: {error}.") from error
+        return target(**{name: value for name, value in available.items() if name in known} | given)
+    except Exception as error:
+        if str(error).startswith((f"{key}.", f"{key} must")):
+            raise ConfigError(str(error)) from error
+        raise ConfigError(f"{key} must be accepted by {component.target}, but it says: {error}.") from error
+
+
+def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
+    """A value as our own target's annotation says; what others annotate is theirs to check."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hint = get_type_hints(function).get(name) if target.__module__.startswith("manyfit.") else None
+    if hint is None:
+        return value
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(_sentence({**first, "loc": (key, name, *first["loc"])})) from None
 
 
 def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:

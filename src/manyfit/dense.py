@@ -75,8 +75,22 @@ ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Slope]]
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether a module is a stack of dense layers, activations of `ELEMENTWISE` (or PReLU) and dropout."""
-    return isinstance(module, nn.Sequential) and all(_is_dense_layer(layer) for layer in module)
+    """Whether a module is a stack of dense layers, activations of `ELEMENTWISE` (or PReLU) and dropout, and no more.
+
+    A subclass of nn.Sequential with a forward or hooks of its own is none, nor one that uses a layer twice, nor one
+    whose first weights are not those of a dense layer.
+    """
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(module)
+    weighted = [layer for layer in layers if next(layer.parameters(), None) is not None]
+    return (
+        all(_is_dense_layer(layer) for layer in layers)
+        and bool(weighted)
+        and isinstance(weighted[0], nn.Linear)
+        and len(set(weighted)) == len(weighted)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    )
 
 
 def _is_dense_layer(layer: nn.Module) -> bool:
@@ -177,8 +191,9 @@ class Stack:
         """For each dense layer whether its product, and those of its two gradients, must be computed as two."""
         if len(x) > 1 or x.device.type != "cpu":
             return [(False, False, False)] * len(self.linear)
+        threads = torch.get_num_threads()
         return [
-            _differs_alone(x.shape[1], max(layer.in_features, 2), max(layer.out_features, 2), x.dtype)
+            _differs_alone(x.shape[1], max(layer.in_features, 2), max(layer.out_features, 2), x.dtype, threads)
             for layer in self.linear
         ]
 
@@ -191,7 +206,13 @@ def _product(a: Tensor, b: Tensor, doubled: bool, bias: Tensor | None = None) ->
 
 
 @functools.cache
-def _differs_alone(rows: int, width_in: int, width_out: int, dtype: torch.dtype) -> tuple[bool, bool, bool]:
+def _differs_alone(
+    rows: int,
+    width_in: int,
+    width_out: int,
+    dtype: torch.dtype,
+    threads: int,  # noqa: ARG001  # part of the key: MKL's choice depends on it
+) -> tuple[bool, bool, bool]:
     """Whether a lone product x.W, x'.g or g.W' is rounded otherwise than one of a batch: tried, on this processor.
 
     MKL has kernels of its own for a lone product with a side of about 5 to 17.

@@ -9,7 +9,7 @@ import torch
 
 from manyfit.config import signature
 from manyfit.jobs import Job
-from manyfit.optimizers import LINEAR_OPTIMIZERS
+from manyfit.optimizers import is_linear
 from manyfit.population import Population
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
@@ -57,7 +57,7 @@ def members(job: Job) -> int:
 
 def why_alone(job: Job) -> str | None:
     """Why such a job cannot share a population; None when it can."""
-    if job.optimizer.__name__ not in LINEAR_OPTIMIZERS:
+    if not is_linear(job.optimizer):
         return f"a step of {job.optimizer.__name__} is not linear in lr"
     pair = Population([job.network, job.network], [0, 0], torch.device("cpu"))
     if pair.stack is not None:

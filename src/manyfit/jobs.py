@@ -1,5 +1,6 @@
 """What goes into a training, built and tried beforehand, and what comes out of it."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class Result:
 
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
-    (1, features) is a row for it; `weights` (parameters,) are the best epoch's, as the population holds them.
+    (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
+    are the best epoch's, as the population holds them.
     """
 
     config: Config
@@ -51,6 +53,8 @@ class Result:
     predictor: nn.Module
     weights: Tensor
     example: np.ndarray
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
 
     @property
     def status(self) -> str:
@@ -99,24 +103,29 @@ def prepare(config: Config) -> Job:
         ),
         config.seed,
     )
-    _try_network(network, dataset, width)
-    optimizer, options = _optimizer(config)
+    _try_network(network, dataset, width, n % batch_size or batch_size)
+    optimizer, options = _optimizer(config, network)
     return Job(config, dataset, loss, network, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
 
 
-def _try_network(network: nn.Module, dataset: data.Dataset, width: int) -> None:
+def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: int) -> None:
+    """Evaluate two rows, and train on as many as the last batch of an epoch has."""
+    features = dataset.x_train.shape[1]
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError("model must leave all parameters trainable, but some have requires_grad=False.")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             got = tuple(network.eval()(dataset.x_train[:2]).shape)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            copy.deepcopy(network).train()(dataset.x_train[:last])
+    except Exception as error:
         raise ConfigError(
-            f"model must map rows of {dataset.x_train.shape[1]} features, but it says: {error}."
+            f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}."
         ) from error
     if got != (len(dataset.x_train[:2]), width):
         raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
 
 
-def _optimizer(config: Config) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer's class and its options apart from lr and weight_decay, tried on a dummy."""
     target = configuration.target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
     assert isinstance(target, type)
@@ -124,8 +133,8 @@ def _optimizer(config: Config) -> tuple[type[torch.optim.Optimizer], dict[str, A
         raise ConfigError(f"optimizer.weight_decay must be 0 with {config.optimizer.target}, which has none.")
     if config.optimizer.arguments.get("maximize"):
         raise ConfigError("optimizer.maximize must be false, but got true: a loss is minimised.")
-    dummy = [torch.zeros(1, requires_grad=True)]
-    configuration.build(config.optimizer, "optimizer", torch.optim.Optimizer, params=dummy, lr=config.optimizer.lr)
+    params = list(copy.deepcopy(network).parameters())
+    configuration.build(config.optimizer, "optimizer", torch.optim.Optimizer, params=params, lr=config.optimizer.lr)
     return target, config.optimizer.arguments
 
 

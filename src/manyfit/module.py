@@ -119,6 +119,7 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Epoch 0: the untrained network."""
         self.started = time.perf_counter()
+        self.last_lr = self.lr * self._factors(1)[0]
         self.finish_epoch(0)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """One unmodified torch optimizer with a learning rate and a weight decay for every member."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,11 @@ from torch import Tensor
 
 # A step of these is linear in lr and does not look at the weights (weight decay apart).
 LINEAR_OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
+
+
+def is_linear(cls: type[torch.optim.Optimizer]) -> bool:
+    """Whether a class is torch's own of `LINEAR_OPTIMIZERS`; one of the same name from elsewhere is not."""
+    return cls.__name__ in LINEAR_OPTIMIZERS and getattr(torch.optim, cls.__name__) is cls
 
 
 class UnitRate:
@@ -64,21 +69,38 @@ class UnitRate:
 
 
 class Plain:
-    """A torch optimizer used as it is, on the weights of a single member: for steps that are not linear in lr."""
+    """A torch optimizer used as it is, on a single member: for steps that are not linear in lr.
+
+    Args:
+        parts: The member's parameters in their ordinary shapes, as views of the population's weights.
+        cls: Any optimizer class.
+        options: Its arguments, without lr and weight_decay.
+        weight_decay: (1,).
+        views: From a gradient (1, parameters) to views of it like `parts`.
+    """
 
     def __init__(
-        self, weights: Tensor, cls: type[torch.optim.Optimizer], options: Mapping[str, Any], weight_decay: Tensor
+        self,
+        parts: Sequence[Tensor],
+        cls: type[torch.optim.Optimizer],
+        options: Mapping[str, Any],
+        weight_decay: Tensor,
+        views: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
         decay = {"weight_decay": float(weight_decay[0])} if "weight_decay" in inspect.signature(cls).parameters else {}
-        self.raw: torch.optim.Optimizer = cls([weights], **{**decay, **options})
+        self.parts, self.views = list(parts), views
+        self.raw: torch.optim.Optimizer = cls(self.parts, **{**decay, **options})
 
     def step(self, weights: Tensor, gradient: Callable[[], tuple[Tensor, Tensor]], lr: Tensor) -> Tensor:
         """One update; see UnitRate. The closure may be called several times (LBFGS); returns the first loss."""
+        del weights  # the parts are views of them
         self.raw.param_groups[0]["lr"] = float(lr[0, 0])
         first: list[Tensor] = []
 
         def closure() -> Tensor:
-            losses, weights.grad = gradient()
+            losses, whole = gradient()
+            for part, grad in zip(self.parts, self.views(whole), strict=True):
+                part.grad = grad.contiguous()  # LBFGS flattens gradients by view
             first.append(losses)
             return losses.sum()
 

@@ -147,13 +147,20 @@ class Population:
         outputs: Tensor = functional_call(self.program, state, (x,))
         return outputs
 
+    def ordinary(self, row: Tensor) -> list[Tensor]:
+        """Views of one member's row (1, parameters), each in the shape that its parameter has in an ordinary module."""
+        views = []
+        for parameter, kept in zip(self.template.parameters(), self.unpack(row), strict=True):
+            part = kept[0].T if self.stack is not None and parameter.ndim == 2 else kept[0]
+            views.append(part[tuple(slice(size) for size in parameter.shape)])
+        return views
+
     def member(self, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
         """An ordinary module in evaluation mode with one member's weights (parameters,) and buffers."""
         module = copy.deepcopy(self.template)
         with torch.no_grad():
-            for parameter, kept in zip(module.parameters(), self.unpack(row[None].cpu()), strict=True):
-                part = kept[0].T if self.stack is not None and parameter.ndim == 2 else kept[0]
-                parameter.copy_(part[tuple(slice(size) for size in parameter.shape)])
+            for parameter, part in zip(module.parameters(), self.ordinary(row[None].cpu()), strict=True):
+                parameter.copy_(part)
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
         return module.eval()

@@ -1,5 +1,6 @@
 """From the epochs and results of a population to tracked runs."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -92,10 +93,12 @@ def _summarise(run: TrackedRun, result: Result) -> None:
 
 
 def store_artifacts(run: TrackedRun, result: Result) -> None:
-    """The picture, the environment and the model of the best epoch."""
+    """The picture, the environment, the model of the best epoch and the names of its columns."""
     title = f"{result.config.experiment}: {result.config.title()}"
     run.file("overfitting.png", figures.png(figures.overfitting(result.metrics, result.summary, title)))
     run.file("environment.txt", provenance.environment().encode())
+    names = {"features": result.features, "classes": result.classes}
+    run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
     with torch.no_grad():
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
     run.model(result.predictor, result.example, outputs)

@@ -17,13 +17,13 @@ from manyfit.dropout import seed_of
 from manyfit.jobs import Job, Result, prepare
 from manyfit.models import Predictor
 from manyfit.module import Blocks, Prune, Training
-from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, UnitRate
+from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
 from manyfit.recording import Recorder
 from manyfit.terminal import Progress
 from manyfit.tracking import NoTracker
 
-SMALL_STEP = 16e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
+SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
 
 def fit(
@@ -71,7 +71,9 @@ def fit(
 def _train(trainer: pl.Trainer, module: Training) -> None:
     """Run the epochs. Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects."""
     try:
-        trainer.fit(module, train_dataloaders=Blocks(module))
+        with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
+            torch.manual_seed(seed_of("training", module.seeds[0]))
+            trainer.fit(module, train_dataloaders=Blocks(module))
     except SystemExit:
         raise SystemExit(143 if trainer.received_sigterm else 130) from None
 
@@ -111,11 +113,15 @@ def _module(jobs: Sequence[Job], device: torch.device) -> Training:
     dataset = _on_device(first.data, device, dtype)
     population = Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
     decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
-    update = UnitRate if first.optimizer.__name__ in LINEAR_OPTIMIZERS else Plain
+    if is_linear(first.optimizer):
+        optimizer: UnitRate | Plain = UnitRate(population.weights, first.optimizer, first.options, decay)
+    else:
+        parts = population.ordinary(population.weights)
+        optimizer = Plain(parts, first.optimizer, first.options, decay, population.ordinary)
     n = len(dataset.x_train)
     return Training(
         population,
-        update(population.weights, first.optimizer, first.options, decay),
+        optimizer,
         first.loss,
         dataset,
         _targets(jobs, dataset),
@@ -173,9 +179,11 @@ def _results(jobs: Sequence[Job], module: Training) -> list[Result]:
                 metrics=metrics,
                 summary=summary,
                 test={name: float(values[k]) for name, values in test.items()},
-                reason=module.ended[k],
+                reason="diverged" if summary.verdict is curves.Verdict.DIVERGED else module.ended[k],
                 predictor=predictor,
                 weights=module.best.weights[k].cpu(),
+                features=d.features,
+                classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
             )
         )

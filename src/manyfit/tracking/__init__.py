@@ -127,6 +127,11 @@ class Tracker:
         return run
 
     @property
+    def elsewhere(self) -> str | None:
+        """The store's address, without credentials, when `manyfit ui` would not find it by itself."""
+        return None if self.uri == resolve_uri(None, self.root) else mask(self.uri)
+
+    @property
     def last_error(self) -> str | None:
         """Why values are held back; None when nothing is."""
         return self._spool.error or (None if self._delivered else self.acks().error)

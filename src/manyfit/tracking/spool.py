@@ -57,8 +57,9 @@ def default_uri(root: Path) -> str:
 
 
 def mask(text: str) -> str:
-    """The text with credentials in addresses (`scheme://user:password@host`) replaced by ***."""
-    return re.sub(r"(\w://)[^/\s@]+(?:@[^/\s@]+)*@", r"\1***@", text)
+    """The text with credentials in addresses (`scheme://user:password@host`, `?password=...`) replaced by ***."""
+    text = re.sub(r"(\w://)[^/\s@]+(?:@[^/\s@]+)*@", r"\1***@", text)
+    return re.sub(r"([?&](?:password|passwd|token|secret|key)=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def now() -> int:
