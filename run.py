@@ -24,17 +24,16 @@ def main(cfg: DictConfig) -> float:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as stop:
-        if stop.code in (130, 143):
-            print("stopped: what was training is KILLED and keeps its epochs", file=sys.stderr)
-        raise
 
 
 if __name__ == "__main__":
     try:
         config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+        main()
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
-    main()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = getattr(stop, "code", 130)
+        if code in (130, 143):
+            print("stopped: what was training is KILLED and keeps its epochs", file=sys.stderr)
+        sys.exit(code)

@@ -248,3 +248,9 @@ def test_summary_of_a_run_that_diverged():
     assert never.last_epoch is None
     assert never.severity == 0
     assert all(map(math.isnan, (never.best_loss_val, never.gap, never.best_gap, never.area)))
+
+
+def test_a_short_steep_descent_is_unfinished() -> None:
+    """Digits after five epochs: every epoch falls by a fifth or more, so nothing is good yet."""
+    val = np.array([2.32, 1.65, 0.61, 0.301, 0.212, 0.170])
+    assert curves.summarise(val * 0.95, val, 2.3).verdict is curves.Verdict.UNFINISHED

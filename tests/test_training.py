@@ -214,7 +214,7 @@ class Frozen(Drawing):
         self.layer.bias.requires_grad_(False)
 
 
-def users(composed: Compose, name: str, *overrides: str):  # noqa: ANN201  # a Config
+def users(composed: Compose, name: str, *overrides: str):  # a Config
     gone = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
     return composed("data=iris", "epochs=3", f"model._target_={name}", *gone, *overrides)
 

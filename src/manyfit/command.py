@@ -87,9 +87,11 @@ class Sweep:
                 jobs[number] = prepare(config)
             except ValueError as error:
                 self.children[number] = self._refused(number, config, error)
-        for group in grouped(jobs, self.max_members):
-            if group.alone:
-                print(f"{len(group.numbers)} runs train one by one: {group.alone}", file=sys.stderr)
+        groups = grouped(jobs, self.max_members)
+        for reason in {group.alone: None for group in groups if group.alone}:
+            numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
+            print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
+        for group in groups:
             self._population({number: configs[number] for number in group.numbers})
         return [self.children[number] for number in sorted(configs)]
 
@@ -115,6 +117,20 @@ class Sweep:
             return
         for number, run, result in zip(numbers, recorder.runs, results or [], strict=True):
             self.children[number] = Child(number, configs[number], run, result)
+
+    def refuse(self, number: int, name: str, error: Exception) -> None:
+        """A job whose config cannot be used gets a run that says why."""
+        if number in self.refused or number in self.children:
+            return
+        self.refused[number] = error
+        run = self.tracker.start(
+            experiment=self.config.experiment,
+            name=name,
+            params={},
+            tags={"error": str(error), "ended": "refused", **self.tags.get(number, {})},
+            parent=self.parent,
+        )
+        run.end("FAILED")
 
     def errors(self) -> dict[int, Exception]:
         """What went wrong, by job number."""
@@ -175,11 +191,13 @@ def train_jobs(cfgs: Mapping[int, DictConfig], max_members: int | None) -> dict[
             configs[number] = parse(cfg, cfg.hydra.runtime.choices)
         except ConfigError as error:
             outcomes[number] = error
-    if not configs:
+    if not _sweeps and not configs:
         return outcomes
     with contextlib.nullcontext(_sweeps[-1]) if _sweeps else Sweep("jobs", next(iter(configs.values()))) as sweep:
         sweep.max_members = max_members
-        sweep.refused |= {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, Exception)}
+        for number, refusal in outcomes.items():
+            assert isinstance(refusal, Exception)
+            sweep.refuse(number, " ".join(cfgs[number].hydra.overrides.task), refusal)
         for child in sweep.train(configs):
             try:
                 outcomes[child.number] = objective(child)
@@ -193,7 +211,7 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
     """A sweep over a grid: a parent run, and at the end its report.
 
     Args:
-        first: The first job, composed.
+        first: What all jobs share, composed.
         arguments: Of the command.
         total: How many jobs.
 
@@ -208,7 +226,8 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
         yield sweep
         from manyfit import reports
 
-        reports.conclude(sweep, reports.rows_of(sweep.children))
+        refused = [reports.Row.refused(number) for number in sorted(sweep.refused)]
+        reports.conclude(sweep, reports.rows_of(sweep.children) + refused)
     errors = sweep.errors()
     if errors:
         number, reason = next(iter(errors.items()))

@@ -190,7 +190,8 @@ def signature(config: Config) -> str:
     values = config.model_dump(mode="json", exclude={"seed", "schedule", "name"})
     for key in ("lr", "weight_decay"):
         values["optimizer"].pop(key, None)
-    values["model"].pop("dropout", None)
+    if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout
+        values["model"].pop("dropout", None)
     return json.dumps(values, sort_keys=True)
 
 

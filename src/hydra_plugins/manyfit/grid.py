@@ -8,7 +8,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 
@@ -41,10 +41,15 @@ class GridSweeper(BasicSweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        first = self.hydra_context.config_loader.load_sweep_config(self.config, list(batches[0][0]))
+        shared = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        first = self.hydra_context.config_loader.load_sweep_config(self.config, shared)
         returns: list[Sequence[JobReturn]] = []
-        with command.grid(first, arguments, sum(len(batch) for batch in batches)):
+        with command.grid(first, arguments, sum(len(batch) for batch in batches)) as sweep:
             for batch in batches:
                 self.validate_batch_is_legal(batch)
-                returns.append(self.launcher.launch(batch, initial_job_idx=sum(len(r) for r in returns)))
+                number = sum(len(r) for r in returns)
+                returns.append(self.launcher.launch(batch, initial_job_idx=number))
+                for job, done in enumerate(returns[-1], number):  # what Hydra's own launcher could not even start
+                    if done.status is JobStatus.FAILED and isinstance(done._return_value, Exception):
+                        sweep.refuse(job, " ".join(done.overrides or []), done._return_value)
         return returns

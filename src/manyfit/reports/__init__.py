@@ -219,14 +219,28 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
         parent.file("best_command.txt", f"{report.command}\n".encode())
     states = Counter(row.state for row in report.rows)
     tags = {"sweep.runs": str(len(report.rows)), "mlflow.note.content": note(report)}
-    if row and (known := row.run_id or (row.run and (row.run.run_id or row.run.id))):
+    if row and (known := row.run_id or (row.run and row.run.run_id)):
         tags["best.run_id"] = known
+    if row and row.run:
+        tags["best.manyfit.id"] = row.run.id  # that tag of the run; MLflow's own id may not have come back yet
     parent.tags(tags)
     failed = float(states["failed"] + states["diverged"])
     once = [("sweep/finished", float(states["finished"]), 0), ("sweep/failed", failed, 0)]
     parent.metrics([("best/value", report.best.mean, 0), *once] if report.best else once)
-    if row and row.run and row.result and sweep.config.tracking.artifacts == "best":
-        recording.store_artifacts(row.run, row.result)
+    if row and sweep.config.tracking.artifacts == "best":
+        _store_best(sweep, report, row)
+
+
+def _store_best(sweep: Sweep, report: Report, row: Row) -> None:
+    """Picture and model of the best run; one of an earlier session is trained again, to the same bits."""
+    run, result = row.run, row.result
+    if result is None and row.config is not None:
+        number = max([*(r.number for r in report.rows), *sweep.children], default=-1) + 1
+        sweep.tags[number] = {"manyfit.role": f"run {row.number} again, for its picture and model"}
+        (child,) = sweep.train({number: row.config})
+        run, result = child.run, child.result
+    if run is not None and result is not None:
+        recording.store_artifacts(run, result)
 
 
 def _confirm(

@@ -14,6 +14,8 @@ from manyfit import command
 from manyfit import config as configuration
 from manyfit.command import Child
 from manyfit.config import Config, ConfigError
+from manyfit.jobs import prepare
+from manyfit.losses import CLASSIFICATION
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import lost
 from manyfit.sweeps.pruning import Judge
@@ -40,6 +42,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     """
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
+    _check_metric(settings(cfg).objective.metric, default)
     search = Search.of(cfg, settings(cfg), default, spaces.space(swept))
     with search.ledger:
         with command.Sweep(search.name, default, search.settings.n_trials) as sweep:
@@ -48,6 +51,22 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
             finish(search, sweep, lambda params: _config(compose, (*fixed, *spaces.overrides(params))))
         search.note_run_ids(sweep.children.values())
     session.complain()
+
+
+def _check_metric(metric: str, default: Config) -> None:
+    """Before a study exists: the data can be used, and the objective is a curve of a run on them."""
+    try:
+        task = prepare(default).data.task
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    scores = (
+        ["accuracy/train", "accuracy/val"]
+        if task == CLASSIFICATION
+        else ["rmse/train", "rmse/val", "r2/train", "r2/val"]
+    )
+    names = ["loss/train", "loss/val", "loss/gap", "loss/train_running", *scores]
+    if metric not in names:
+        raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
 
 
 @dataclass

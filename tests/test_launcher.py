@@ -1,0 +1,123 @@
+"""The launcher `fused` and the sweeper `grid`: the real command, read back, and compared with Hydra's own way."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+
+from conftest import CONF, ROOT
+from hydra_plugins.manyfit.fused import FusedLauncher
+from test_cli import client, command, runs
+
+GRID = ["-m", "data=iris", "epochs=3", "model.hidden=[8]", "optimizer=sgd,adam", "optimizer.lr=1e-3,3e-2", "seed=0,1"]
+
+
+def children(folder: Path) -> dict[str, Run]:
+    """The runs of a sweep by name; its one parent is left out."""
+    found = runs(folder)
+    (parent,) = [run for run in found if run.data.tags.get("manyfit.kind") == "sweep"]
+    assert parent.info.status in ("FINISHED", "FAILED")
+    rest = [run for run in found if run.info.run_id != parent.info.run_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in rest} == {parent.info.run_id}
+    return {run.info.run_name: run for run in rest}
+
+
+def curve(folder: Path, run: Run, name: str) -> list[float]:
+    return [m.value for m in client(folder).get_metric_history(run.info.run_id, name)]
+
+
+@pytest.mark.slow
+def test_grid_is_the_runs_one_by_one(tmp_path: Path) -> None:
+    """Fused and basic leave the same children, bit for bit, and so does a plain command; job folders are Hydra's."""
+    fused, basic, plain = (tmp_path / name for name in ("fused", "basic", "plain"))
+    for folder, arguments in ((fused, GRID), (basic, [*GRID, "hydra/launcher=basic"])):
+        folder.mkdir()
+        done = command(folder, *arguments)
+        assert done.returncode == 0, done.stderr
+    plain.mkdir()
+    assert command(plain, "data=iris", "epochs=3", "model.hidden=[8]", "optimizer.lr=3e-2", "seed=1").returncode == 0
+    together, alone = children(fused), children(basic)
+    assert set(together) == set(alone)
+    assert len(together) == 8
+    for name, run in together.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params == alone[name].data.params
+        for metric in set(run.data.metrics) - {"time/seconds"}:
+            assert curve(fused, run, metric) == curve(basic, alone[name], metric), (name, metric)
+    (lone,) = runs(plain)
+    member = together[lone.info.run_name]
+    assert curve(plain, lone, "loss/val") == curve(fused, member, "loss/val")
+    assert member.data.params == lone.data.params
+    jobs = sorted(path.relative_to(fused).parts[4] for path in fused.glob("mlruns/jobs/*/*/*/.hydra"))
+    assert jobs == [str(i) for i in range(8)]
+    for name in ("config.yaml", "overrides.yaml", "hydra.yaml"):
+        (a,), (b,) = (list(folder.glob(f"mlruns/jobs/*/*/5/.hydra/{name}")) for folder in (fused, basic))
+        if name != "hydra.yaml":
+            assert a.read_text() == b.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["hydra/launcher=basic"]], ids=["fused", "basic"])
+def test_one_bad_job_fails_alone(tmp_path: Path, more: list[str]) -> None:
+    """A job that cannot be used, one whose batch is too large and one that diverges: the rest finish, exit code 1."""
+    done = command(
+        tmp_path, "-m", "data=iris", "epochs=2", "optimizer=sgd", "optimizer.lr=-1,1e-2", "batch_size=16,1000", *more
+    )
+    assert done.returncode == 1
+    assert "3 of 4 runs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = children(tmp_path)
+    assert sorted(run.info.status for run in found.values()) == ["FAILED"] * 3 + ["FINISHED"]
+    errors = " ".join(run.data.tags.get("error", "") for run in found.values())
+    assert "batch_size must be <= 106" in errors
+    assert "optimizer.lr must be > 0, but got -1" in errors
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [["optimizer=sgd", "optimizer.lr=0.1", "seed=3"], ["optimizer=sgd", "optimizer.lr=0.2", "seed=4"]],
+        [["model.hidden=[3,4]"], ["model.hidden=[5]"]],
+        [["optimizer=adam", "seed=1"], ["optimizer=sgd", "seed=1"]],
+        [["+optimizer.foo=1", "seed=1"], ["seed=2"], ["++seed=3"], ["~data.noise"]],
+        [["trainer.patience=null", "name='a b'"], ["trainer.patience=3", "name=c"]],
+    ],
+    ids=str,
+)
+def test_jobs_are_composed_as_hydra_does(jobs: list[list[str]]) -> None:
+    """Composing many jobs the quick way gives what Hydra gives for each, but for a name that nothing uses."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", ["data=moons"], run_mode=RunMode.MULTIRUN)
+        launcher = FusedLauncher()
+        context = SimpleNamespace(config_loader=loader)
+        launcher.setup(hydra_context=context, task_function=lambda _: None, config=config)  # type: ignore[arg-type]
+        for overrides in jobs:
+            composed = launcher._load(overrides), loader.load_sweep_config(config, overrides)
+            ours, theirs = (OmegaConf.to_container(cfg) for cfg in composed)
+            for each in (ours, theirs):
+                del each["hydra"]["job"]["override_dirname"]
+            assert ours == theirs
+
+
+def test_max_members_is_checked() -> None:
+    """A population has at least one member."""
+    with pytest.raises(ValueError, match="hydra.launcher.max_members must be >= 1 or null, but got 0"):
+        FusedLauncher(0)
+
+
+def test_plugins_are_light() -> None:
+    """Hydra imports every plugin at each start: they bring in neither torch nor mlflow nor optuna."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, hydra_plugins.manyfit.fused, hydra_plugins.manyfit.grid, hydra_plugins.manyfit.optuna_study\n"
+        "assert not {'torch', 'mlflow', 'optuna'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
