@@ -84,7 +84,7 @@ def test_one_bad_job_fails_alone(tmp_path: Path, more: list[str]) -> None:
         [["optimizer=sgd", "optimizer.lr=0.1", "seed=3"], ["optimizer=sgd", "optimizer.lr=0.2", "seed=4"]],
         [["model.hidden=[3,4]"], ["model.hidden=[5]"]],
         [["optimizer=adam", "seed=1"], ["optimizer=sgd", "seed=1"]],
-        [["+optimizer.foo=1", "seed=1"], ["seed=2"], ["++seed=3"], ["~data.noise"]],
+        [["+optimizer.foo=1", "seed=1"], ["seed=2"], ["++seed=3"], ["~optimizer.eps"]],
         [["trainer.patience=null", "name='a b'"], ["trainer.patience=3", "name=c"]],
     ],
     ids=str,

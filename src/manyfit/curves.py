@@ -216,7 +216,7 @@ def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Verdict:
     recent = max(1, epochs // RECENT)
     now = level if epochs >= WINDOW else val  # smoothing would shorten a fall of one epoch
     falls = -np.diff(val[-1 - STEADY :])  # of a few epochs, a steep descent looks like noise: but it does not turn back
-    steadily = bool(len(falls)) and bool((falls > FALLING * val[-1]).all())
+    steadily = bool(len(falls)) and bool((falls > max(FALLING * val[-1], NEGLIGIBLE * baseline)).all())
     fell = steadily or now[-1 - recent] - now[-1] > max(FALLING * now[-1], margin)
     if best > epochs - recent and fell:
         return Verdict.UNFINISHED

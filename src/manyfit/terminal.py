@@ -78,7 +78,7 @@ def summary(result: Result, where: str) -> str:
         ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
         ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g})"),
         ("verdict", curves.sentence(s)),
-        ("time", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps"),
+        ("training", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps"),
         ("look", where),
     ]
     return "\n".join(f"{name:>11}  {text}" for name, text in lines)

@@ -235,7 +235,7 @@ def _store_best(sweep: Sweep, report: Report, row: Row) -> None:
     """Picture and model of the best run; one of an earlier session is trained again, to the same bits."""
     run, result = row.run, row.result
     if result is None and row.config is not None:
-        number = max([*(r.number for r in report.rows), *sweep.children], default=-1) + 1
+        number = max([r.number for r in report.rows] + list(sweep.tags), default=-1) + 1
         sweep.tags[number] = {"manyfit.role": f"run {row.number} again, for its picture and model"}
         (child,) = sweep.train({number: row.config})
         run, result = child.run, child.result

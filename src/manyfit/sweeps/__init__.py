@@ -59,12 +59,9 @@ def _check_metric(metric: str, default: Config) -> None:
         task = prepare(default).data.task
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    scores = (
-        ["accuracy/train", "accuracy/val"]
-        if task == CLASSIFICATION
-        else ["rmse/train", "rmse/val", "r2/train", "r2/val"]
-    )
-    names = ["loss/train", "loss/val", "loss/gap", "loss/train_running", *scores]
+    scores = ["accuracy"] if task == CLASSIFICATION else ["rmse", "r2"]
+    names = [f"{name}/{split}" for name in ("loss", *scores) for split in ("train", "val")]
+    names += ["loss/gap", "loss/train_running"]
     if metric not in names:
         raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
 
