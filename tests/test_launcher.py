@@ -1,7 +1,6 @@
 """The launcher `fused` and the sweeper `grid`: the real command, read back, and compared with Hydra's own way."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra import initialize_config_dir
@@ -11,6 +10,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from conftest import CONF, ROOT
+from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
 from test_cli import client, command, runs
 
@@ -94,11 +94,9 @@ def test_jobs_are_composed_as_hydra_does(jobs: list[list[str]]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", ["data=moons"], run_mode=RunMode.MULTIRUN)
-        launcher = FusedLauncher()
-        context = SimpleNamespace(config_loader=loader)
-        launcher.setup(hydra_context=context, task_function=lambda _: None, config=config)  # type: ignore[arg-type]
+        composer = Composer(loader, config)
         for overrides in jobs:
-            composed = launcher._load(overrides), loader.load_sweep_config(config, overrides)
+            composed = composer.load(overrides), loader.load_sweep_config(config, overrides)
             ours, theirs = (OmegaConf.to_container(cfg) for cfg in composed)
             for each in (ours, theirs):
                 del each["hydra"]["job"]["override_dirname"]

@@ -1,5 +1,6 @@
 """The promise of the design: a run's curve is the same, to the last bit, alone and in any company."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_against_torch(composed: Compose) -> None:
 
     config = composed("data=wine", "epochs=10", "optimizer.lr=1e-3", "batch_size=32", "optimizer.weight_decay=1e-2")
     job = prepare(config)
-    network, data = job.network.train(), job.data
+    network, data = copy.deepcopy(job.network).train(), job.data
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-2)
     losses = []
     for epoch in range(11):

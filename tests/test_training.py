@@ -1,5 +1,6 @@
 """training.fit: reproducible, alone and in company, and honest about how a run ended."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -244,7 +245,8 @@ def test_other_optimizers_see_ordinary_parameters(composed: Compose) -> None:
     gone = ["~optimizer.betas", "~optimizer.eps", "~optimizer.amsgrad"]
     config = composed("data=iris", "epochs=4", "batch_size=full", "optimizer._target_=torch.optim.Adafactor", *gone)
     job = prepare(config)
-    network, optimizer = job.network.train(), torch.optim.Adafactor(job.network.parameters(), lr=1e-3)
+    network = copy.deepcopy(job.network).train()
+    optimizer = torch.optim.Adafactor(network.parameters(), lr=1e-3)
     losses = []
     for _ in range(5):
         loss = nn.functional.cross_entropy(network(job.data.x_train), job.data.y_train)

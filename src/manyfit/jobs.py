@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,24 @@ def _dataset(config_json: str) -> data.Dataset:
 
 
 def prepare(config: Config) -> Job:
-    """Load the data and build everything once.
+    """Load the data and build everything once; asked again, it gives the same job, which nobody may change.
 
     Raises:
         ValueError: Something in the config cannot be used; the message names the key.
     """
+    key = config.model_dump_json(by_alias=True) + config.experiment
+    if key not in _prepared:
+        while len(_prepared) >= REMEMBERED:
+            _prepared.pop(next(iter(_prepared)))
+        _prepared[key] = _prepare(config)
+    return replace(_prepared[key], config=config)
+
+
+REMEMBERED = 512  # jobs: a sweep asks for each of its jobs a few times
+_prepared: dict[str, Job] = {}
+
+
+def _prepare(config: Config) -> Job:
     dataset = _dataset(config.data.model_dump_json(by_alias=True))
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")

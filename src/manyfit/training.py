@@ -1,6 +1,7 @@
 """fit(configs) -> results: the one path that every training takes, alone or as a population."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import warnings
@@ -111,7 +112,9 @@ def _module(jobs: Sequence[Job], device: torch.device) -> Training:
     first, config = jobs[0], jobs[0].config
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
     dataset = _on_device(first.data, device, dtype)
-    population = Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
+    population = Population(
+        [copy.deepcopy(job.network).to(dtype) for job in jobs], [job.config.seed for job in jobs], device
+    )
     decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
     if is_linear(first.optimizer):
         optimizer: UnitRate | Plain = UnitRate(population.weights, first.optimizer, first.options, decay)
@@ -127,7 +130,7 @@ def _module(jobs: Sequence[Job], device: torch.device) -> Training:
         _targets(jobs, dataset),
         seeds=[job.config.seed for job in jobs],
         lr=[job.config.optimizer.lr for job in jobs],
-        schedules=[job.schedule for job in jobs],
+        schedules=[copy.deepcopy(job.schedule) for job in jobs],
         batch_size=first.batch_size,
         epochs=config.epochs,
         eval_rows=_eval_rows(n, config).to(device),

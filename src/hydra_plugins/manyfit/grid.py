@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
+from hydra_plugins.manyfit.composing import Composer
+
 
 @dataclass
 class GridConfig:
@@ -32,8 +34,6 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        from manyfit import command  # torch: seconds
-
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
@@ -44,9 +44,14 @@ class GridSweeper(BasicSweeper):
         shared = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
         first = self.hydra_context.config_loader.load_sweep_config(self.config, shared)
         returns: list[Sequence[JobReturn]] = []
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        for batch in batches:  # what Hydra refuses is refused before there is a run
+            for overrides in batch:
+                composer.load(list(overrides))
+        from manyfit import command  # torch: seconds
+
         with command.grid(first, arguments, sum(len(batch) for batch in batches)) as sweep:
             for batch in batches:
-                self.validate_batch_is_legal(batch)
                 number = sum(len(r) for r in returns)
                 returns.append(self.launcher.launch(batch, initial_job_idx=number))
                 for job, done in enumerate(returns[-1], number):  # what Hydra's own launcher could not even start

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from manyfit import config as configuration
 from manyfit.config import Config, ConfigError
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
 
 
