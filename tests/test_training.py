@@ -273,6 +273,7 @@ def test_an_option_changes_something(composed: Compose, override: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about its own parts
 def test_compiled_is_the_same_run(composed: Compose) -> None:
     """compile=true gives the same curve, to rounding."""
     base = ("data=iris", "epochs=3", "model.dropout=0.2")
