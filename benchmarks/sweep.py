@@ -86,10 +86,8 @@ def population(config: Config, count: int, epochs: int) -> tuple[float, float]:
 
 def members_table(repeats: int) -> None:
     """Time per member-step against the plain loop, for growing populations."""
-    print(
     titles = ["workload", "members", "plain, us/step", "manyfit, us/member-step", "with evaluation", "plain / manyfit"]
     print(f"| {' | '.join([*titles, 'peak memory'])} |")
-    )
     print("|---|---|---|---|---|---|---|")
     for name, overrides in WORKLOADS.items():
         config = config_of(*overrides)
