@@ -16,6 +16,7 @@ from torch import nn
 
 from manyfit import config as configuration
 from manyfit.config import Config
+from manyfit.jobs import Result
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -26,6 +27,15 @@ Compose = Callable[..., Config]
 def options(group: str) -> list[str]:
     """Every option of a config group, by listing its folder."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def assert_same_bits(a: Result, b: Result) -> None:
+    """Every metric of every epoch and the best weights are identical; only the clock may differ."""
+    assert set(a.metrics) == set(b.metrics)
+    for name in set(a.metrics) - {"time/seconds"}:
+        np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
+    assert torch.equal(a.weights, b.weights)
+    assert a.test == b.test
 
 
 @pytest.fixture(scope="session")

@@ -7,25 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Compose, options
+from conftest import Compose, assert_same_bits, options
 from manyfit import training
 from manyfit.config import Config
 from manyfit.dropout import Dropout
-from manyfit.jobs import Result
 from manyfit.optimizers import LINEAR_OPTIMIZERS
 from manyfit.training import fit
 
 SCHEDULES = options("schedule")
 DATA = {"many classes": "data=wine", "one output": "data=moons"}
-
-
-def assert_same_bits(a: Result, b: Result) -> None:
-    """Every metric of every epoch and the best weights are identical; only the clock may differ."""
-    assert set(a.metrics) == set(b.metrics)
-    for name in set(a.metrics) - {"time/seconds"}:
-        np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
-    assert torch.equal(a.weights, b.weights)
-    assert a.test == b.test
 
 
 def sixteen(composed: Compose, *common: str) -> list[Config]:

@@ -8,20 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Compose
+from conftest import Compose, assert_same_bits
 from manyfit import curves
 from manyfit.config import ConfigError
 from manyfit.jobs import Result, prepare
 from manyfit.training import fit
-
-
-def assert_same_bits(a: Result, b: Result) -> None:
-    """Every metric of every epoch and the best weights are identical; only the clock may differ."""
-    assert set(a.metrics) == set(b.metrics)
-    for name in set(a.metrics) - {"time/seconds"}:
-        np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
-    assert torch.equal(a.weights, b.weights)
-    assert a.test == b.test
 
 
 def alone(configs: Sequence) -> list[Result]:
