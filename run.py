@@ -1,5 +1,7 @@
 """The command: Hydra in, objective out. `python run.py --help` lists what can be set."""
 
+import atexit
+import gc
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from manyfit import config
+from manyfit import command, config
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -16,10 +18,8 @@ def main(cfg: DictConfig) -> float:
     """Train what the config says and return the value that a sweeper minimises."""
     context = HydraConfig.get()
     try:
-        checked = config.parse(cfg, context.runtime.choices)
-        from manyfit import command  # torch, only once the config is accepted
-
-        return command.run(checked, 0 if context.mode == RunMode.RUN else context.job.num)
+        number = 0 if context.mode == RunMode.RUN else context.job.num
+        return command.run(config.parse(cfg, context.runtime.choices), number)
     except (config.ConfigError, config.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
@@ -27,6 +27,8 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
+    atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
     try:
         config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
         main()

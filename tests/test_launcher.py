@@ -7,7 +7,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from mlflow.entities import Run
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from conftest import CONF, ROOT
 from hydra_plugins.manyfit.composing import Composer
@@ -86,6 +86,9 @@ def test_one_bad_job_fails_alone(tmp_path: Path, more: list[str]) -> None:
         [["optimizer=adam", "seed=1"], ["optimizer=sgd", "seed=1"]],
         [["+optimizer.foo=1", "seed=1"], ["seed=2"], ["++seed=3"], ["~optimizer.eps"]],
         [["trainer.patience=null", "name='a b'"], ["trainer.patience=3", "name=c"]],
+        [["optimizer.lr=1e-3", "optimizer={lr:1}"], ["optimizer.lr=1e-4", "optimizer={lr:1}"]],
+        [["model.hidden.0=3"], ["model.hidden.0=4"]],
+        [["epochs=${batch_size}", "seed=1"], ["epochs=${batch_size}", "seed=2"]],
     ],
     ids=str,
 )
@@ -95,12 +98,17 @@ def test_jobs_are_composed_as_hydra_does(jobs: list[list[str]]) -> None:
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", ["data=moons"], run_mode=RunMode.MULTIRUN)
         composer = Composer(loader, config)
-        for overrides in jobs:
-            composed = composer.load(overrides), loader.load_sweep_config(config, overrides)
-            ours, theirs = (OmegaConf.to_container(cfg) for cfg in composed)
-            for each in (ours, theirs):
-                del each["hydra"]["job"]["override_dirname"]
-            assert ours == theirs
+        for number, overrides in enumerate(jobs):
+            ours = composer.load(overrides, number)
+            theirs = loader.load_sweep_config(config, overrides)
+            with open_dict(theirs):
+                theirs.hydra.job.id, theirs.hydra.job.num = str(number), number
+                hydra = OmegaConf.to_container(theirs.pop("hydra"), enum_to_str=True)
+            assert OmegaConf.create(ours.task) == theirs
+            for each in (ours.hydra, hydra):
+                del each["job"]["override_dirname"]
+            assert ours.hydra == hydra
+            assert ours.folder.name == str(number)
 
 
 def test_max_members_is_checked() -> None:

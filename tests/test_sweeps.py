@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from conftest import CONF, ROOT, options
 from manyfit import command, sweeps
+from manyfit import config as configuration
 from manyfit.config import ConfigError
 from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
@@ -254,7 +255,10 @@ def search(swept: Sequence[str], *overrides: str, launch: Any = None) -> None:
     """`sweeps.run` with a launcher that trains each round as populations, as the launcher fused does."""
 
     def trained(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
-        return list(command.train_jobs({first + i: whole(*job) for i, job in enumerate(jobs)}, None).values())
+        configs = {
+            first + i: configuration.parse(cfg := whole(*job), cfg.hydra.runtime.choices) for i, job in enumerate(jobs)
+        }
+        return list(command.train_jobs(configs, {}, None).values())
 
     sweeps.run(lambda given: whole(*given), parsed(*swept), [*SMALL, *overrides], launch or trained)
 

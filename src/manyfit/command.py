@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Self
 from omegaconf import DictConfig
 
 from manyfit.config import Config, ConfigError, TrainingError, parse
-from manyfit.grouping import grouped
-from manyfit.jobs import Job, Result, prepare
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
+    from manyfit.jobs import Job, Result
     from manyfit.module import Prune
 
 
@@ -26,7 +25,7 @@ class Child:
     number: int
     config: Config
     run: TrackedRun
-    result: Result | None = None
+    result: "Result | None" = None
     error: Exception | None = None
 
 
@@ -80,6 +79,9 @@ class Sweep:
         Returns:
             A child for each config, in the order of job numbers; one that cannot be used has its error.
         """
+        from manyfit.grouping import grouped  # torch: seconds, in which the tracker's courier starts as well
+        from manyfit.jobs import prepare
+
         self.total = max(self.total, len(self.children) + len(configs))
         jobs: dict[int, Job] = {}
         for number, config in configs.items():
@@ -104,7 +106,7 @@ class Sweep:
         )
         prune = self.prune
         try:
-            results: list[Result] | None = training.fit(
+            results: list[Result] = training.fit(
                 list(configs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
@@ -115,7 +117,7 @@ class Sweep:
             for number, run in zip(numbers, recorder.runs, strict=True):
                 self.children[number] = Child(number, configs[number], run, error=error)
             return
-        for number, run, result in zip(numbers, recorder.runs, results or [], strict=True):
+        for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)
 
     def refuse(self, number: int, name: str, error: Exception) -> None:
@@ -168,6 +170,8 @@ def run(config: Config, number: int = 0) -> float:
     if _sweeps:
         (child,) = _sweeps[-1].train({number: config})
         return objective(child)
+    from manyfit.jobs import prepare  # torch
+
     try:
         prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
         tracker = _tracker(config)
@@ -182,22 +186,28 @@ def run(config: Config, number: int = 0) -> float:
     return _objective(result)
 
 
-def train_jobs(cfgs: Mapping[int, DictConfig], max_members: int | None) -> dict[int, float | Exception]:
-    """Train composed jobs, by job number, as populations: each one's objective, or its error."""
-    outcomes: dict[int, float | Exception] = {}
-    configs: dict[int, Config] = {}
-    for number, cfg in cfgs.items():
-        try:
-            configs[number] = parse(cfg, cfg.hydra.runtime.choices)
-        except ConfigError as error:
-            outcomes[number] = error
+def train_jobs(
+    jobs: Mapping[int, Config | ConfigError], names: Mapping[int, str], max_members: int | None
+) -> dict[int, float | Exception]:
+    """Train accepted jobs, by job number, as populations.
+
+    Args:
+        jobs: Their configs, or why they were refused.
+        names: For those that were refused.
+        max_members: Largest population; None: as large as pays.
+
+    Returns:
+        Each job's objective, or its error.
+    """
+    configs = {number: job for number, job in jobs.items() if isinstance(job, Config)}
+    outcomes: dict[int, float | Exception] = {n: job for n, job in jobs.items() if isinstance(job, ConfigError)}
     if not _sweeps and not configs:
         return outcomes
     with contextlib.nullcontext(_sweeps[-1]) if _sweeps else Sweep("jobs", next(iter(configs.values()))) as sweep:
         sweep.max_members = max_members
         for number, refusal in outcomes.items():
             assert isinstance(refusal, Exception)
-            sweep.refuse(number, " ".join(cfgs[number].hydra.overrides.task), refusal)
+            sweep.refuse(number, names[number], refusal)
         for child in sweep.train(configs):
             try:
                 outcomes[child.number] = objective(child)
@@ -242,7 +252,7 @@ def objective(child: Child) -> float:
     return _objective(child.result)
 
 
-def _objective(result: Result) -> float:
+def _objective(result: "Result") -> float:
     if result.status == "FAILED":
         raise TrainingError(f"the run {result.reason}: {result.config.title()}")
     return result.summary.best_loss_val

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+ASIDE = ("experiment", "hydra", "sweep", "sampler", "pruner")  # keys that say how to launch, not what to train
 CREDENTIALS = re.compile(r"://[^/]*:[^/]*@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
@@ -156,24 +157,18 @@ class Config(Node):
         return " ".join([*parts, f"s={self.seed}"])
 
 
-def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> Config:
+def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | None = None) -> Config:
     """Check what Hydra composed and freeze it.
 
     Args:
-        cfg: The composed config.
+        cfg: The composed config; a dict has no interpolations.
         choices: The chosen option of each group (Hydra's runtime choices).
 
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
     """
-    cfg = OmegaConf.masked_copy(
-        cfg, [str(key) for key in cfg if key not in ("experiment", "hydra", "sweep", "sampler", "pruner")]
-    )
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        source = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(values, dict)
-        assert isinstance(source, dict)
+        values, source = _trees(cfg)
         picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
         parsed = Config.model_validate({**values, "choices": picked, "source": source})
     except OmegaConfBaseException as error:
@@ -183,6 +178,19 @@ def parse(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> C
         raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
     _check_together(parsed)
     return parsed
+
+
+def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the run is made of, with its interpolations resolved, and as written."""
+    if isinstance(cfg, dict):
+        tree = {key: value for key, value in cfg.items() if key not in ASIDE}
+        return tree, tree
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ASIDE])
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    source = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    assert isinstance(source, dict)
+    return {str(k): v for k, v in values.items()}, {str(k): v for k, v in source.items()}
 
 
 def signature(config: Config) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,8 @@ def fit(
     trainer = _trainer(jobs[0].config)
     module = _module(jobs, trainer.strategy.root_device)
     recorder = recorder or Recorder(NoTracker(), configs)
+    gc.freeze()
+    gc.enable()
     with Progress(jobs, *beside) as progress, warnings.catch_warnings(), _threads(module):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         module.observers = [recorder.epoch, progress.epoch]

@@ -1,16 +1,63 @@
 """Composing many jobs of one command: what differs in plain values only is composed once and copied."""
 
 import copy
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.singleton import Singleton
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from manyfit.config import ASIDE, Config, parse
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A job as composed.
+
+    Attributes:
+        number: Of the job.
+        overrides: Its own.
+        task: The config without Hydra's part; a tree has no interpolations left in what `parse` reads.
+        hydra: Hydra's part, its interpolations as written.
+        folder: Where the job's `.hydra/` goes.
+    """
+
+    number: int
+    overrides: list[str]
+    task: DictConfig | Tree
+    hydra: Tree
+    folder: Path
+
+    def config(self) -> Config:
+        """The accepted config; raises ConfigError."""
+        return parse(self.task, self.hydra["runtime"]["choices"])
+
+    def save(self) -> None:
+        """Write the job's `.hydra/` as Hydra's own launchers do."""
+        if self.hydra["output_subdir"] is None:
+            return
+        folder = self.folder / self.hydra["output_subdir"]
+        folder.mkdir(parents=True, exist_ok=True)
+        task = self.task if isinstance(self.task, dict) else _tree(self.task)
+        (folder / "config.yaml").write_text("".join(_yaml({key: value}) for key, value in task.items()))
+        parts = (_yaml({"hydra": {key: value}}).partition("\n")[2] for key, value in self.hydra.items())
+        (folder / "hydra.yaml").write_text("hydra:\n" + "".join(parts))
+        (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(self.overrides))
+
 
 class Composer:
-    """Gives what Hydra's load_sweep_config gives, which takes 80 ms a job, in a tenth of the time.
+    """Gives what Hydra's load_sweep_config gives, which takes 80 ms a job, in a hundredth of the time.
 
     Args:
         loader: Hydra's.
@@ -21,33 +68,82 @@ class Composer:
         self.loader, self.config = loader, config
         self.groups = set(loader.list_groups(""))
         self.parser = OverridesParser.create(config_loader=loader)
-        # a folder that is named after the overrides is Hydra's to name
-        self.by_name = "override_dirname" in str(OmegaConf.to_container(config.hydra.sweep, resolve=False))
-        self.loaded: dict[tuple[str, ...], DictConfig] = {}
         self.parsed: dict[str, Override] = {}
+        self.composed: dict[tuple[str, ...], Composed] = {}
 
-    def load(self, overrides: list[str]) -> DictConfig:
-        """The config of the job with these overrides."""
+    def load(self, overrides: Sequence[str], number: int) -> Composed:
+        """The job with these overrides and this number; raises what Hydra raises."""
         parsed = [self._parse(override) for override in overrides]
-        plain = [o for o in parsed if o.type is OverrideType.CHANGE and self._is_value(o)]
-        if self.by_name or not plain:
-            return self.loader.load_sweep_config(self.config, overrides)
-        rest = [o.input_line or "" for o in parsed if o not in plain]
-        key = tuple(rest) + tuple(o.key_or_group for o in plain)
-        if key not in self.loaded:  # once by Hydra itself, which refuses what it would refuse
-            self.loaded[key] = self.loader.load_sweep_config(self.config, overrides)
-        cfg = copy.deepcopy(self.loaded[key])
+        plain = [override for override in parsed if self._is_plain(override)]
+        rest = [override for override in parsed if override not in plain]
+        shape = tuple(o.input_line or "" for o in rest) + tuple(o.key_or_group for o in plain)
+        if shape not in self.composed:  # Hydra refuses what is to be refused
+            self.composed[shape] = self._by_hydra(overrides, number)
+        like = self.composed[shape]
+        values = [override for override in rest if override.key_or_group not in self.groups]  # groups come first
+        if not _is_settled(like) or any(_touch(a, b) for a in plain for b in values):
+            return self._by_hydra(overrides, number)
+        task, hydra = copy.deepcopy((like.task, like.hydra))
         for override in plain:
-            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+            *path, key = override.key_or_group.split(".")
+            functools.reduce(lambda node, name: node[name], path, task)[key] = override.value()
+        hydra["job"] |= {"id": str(number), "num": number}
+        hydra["overrides"]["task"] = list(filter_overrides(overrides))
+        return Composed(number, list(filter_overrides(overrides)), task, hydra, like.folder.parent / str(number))
+
+    def _by_hydra(self, overrides: Sequence[str], number: int) -> Composed:
+        cfg = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(cfg):
-            cfg.hydra.overrides.task = filter_overrides(overrides)
-        return cfg
+            cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+        state = Singleton.get_state()
+        HydraConfig.instance().set_config(cfg)
+        folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
+        Singleton.set_state(state)
+        task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        tree, hydra = _tree(task), _tree(cfg.hydra)
+        read = {key: value for key, value in tree.items() if key not in ASIDE}
+        settled = "${" not in json.dumps(read) and not OmegaConf.missing_keys(task)
+        return Composed(number, list(filter_overrides(overrides)), tree if settled else task, hydra, folder)
 
     def _parse(self, override: str) -> Override:
         if override not in self.parsed:
             (self.parsed[override],) = self.parser.parse_overrides([override])
         return self.parsed[override]
 
-    def _is_value(self, override: Override) -> bool:
+    def _is_plain(self, override: Override) -> bool:
+        """Whether it sets a plain value: not a group, a key of Hydra's, a tree or an interpolation."""
         key = override.key_or_group
-        return not override.package and key not in self.groups and not key.startswith("hydra") and "/" not in key
+        if override.type is not OverrideType.CHANGE or override.package or key in self.groups or "/" in key:
+            return False
+        value = override.value()
+        in_list = any(part.isdigit() for part in key.split("."))
+        return not (key.startswith("hydra") or in_list or isinstance(value, dict) or "${" in str(value))
+
+
+def _is_settled(job: Composed) -> bool:
+    """Whether another job of this shape differs in the values of its overrides alone."""
+    named = "override_dirname" in str(job.hydra["sweep"])  # a folder named after the overrides is Hydra's to name
+    return isinstance(job.task, dict) and job.hydra["sweep"]["subdir"] == "${hydra.job.num}" and not named
+
+
+def _tree(cfg: DictConfig) -> Tree:
+    """As written, interpolations and all."""
+    tree = OmegaConf.to_container(cfg, enum_to_str=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _touch(a: Override, b: Override) -> bool:
+    """Whether one sets what the other sets, or a part of it, so that their order matters."""
+    one, other = f"{a.key_or_group}.", f"{b.key_or_group}."
+    return one.startswith(other) or other.startswith(one)
+
+
+def _yaml(tree: Tree) -> str:
+    """As Hydra writes it. Most parts are the same in every job."""
+    return _yaml_of(json.dumps(tree))
+
+
+@functools.lru_cache(maxsize=1024)
+def _yaml_of(tree: str) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(json.loads(tree)))

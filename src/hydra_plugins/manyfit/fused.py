@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from hydra_plugins.manyfit.composing import Composer
+from hydra_plugins.manyfit.composing import Composed, Composer
+from manyfit import command
+from manyfit.config import Config, ConfigError
 
 
 @dataclass
@@ -42,45 +40,25 @@ class FusedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train these jobs; each return value is the job's best validation loss, or its error."""
-        from manyfit import command  # torch: seconds
-
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs, cfgs = {}, {}
+        jobs: list[Composed] = []
+        configs: dict[int, Config | ConfigError] = {}
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            cfgs[number] = self._compose(list(overrides), number)
-            jobs[number] = self._job(list(overrides), cfgs[number])
-        outcomes = command.train_jobs(cfgs, self.max_members)
-        for number, job in jobs.items():
-            outcome = outcomes[number]
-            job.status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
-            job.return_value = outcome
-        return list(jobs.values())
-
-    def _compose(self, overrides: list[str], number: int) -> DictConfig:
-        """One job's config; its folder with `.hydra/` is as Hydra's own launchers leave it."""
-        cfg = self.composer.load(overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
-        state = Singleton.get_state()
-        HydraConfig.instance().set_config(cfg)
-        folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
-        if cfg.hydra.output_subdir is not None:
-            _save(folder / cfg.hydra.output_subdir, cfg)
-        Singleton.set_state(state)
-        return cfg
-
-    def _job(self, overrides: list[str], cfg: DictConfig) -> JobReturn:
-        folder = str(Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
-        return JobReturn(filter_overrides(overrides), cfg, cfg, folder, cfg.hydra.job.name)
+            job = self.composer.load(overrides, number)
+            job.save()
+            jobs.append(job)
+            try:
+                configs[number] = job.config()
+            except ConfigError as error:
+                configs[number] = error
+        names = {job.number: " ".join(job.overrides) for job in jobs}
+        outcomes = command.train_jobs(configs, names, self.max_members)
+        return [_returned(job, outcomes[job.number]) for job in jobs]
 
 
-def _save(folder: Path, cfg: DictConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Any] = {
-        "config.yaml": OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]),
-        "hydra.yaml": OmegaConf.masked_copy(cfg, ["hydra"]),
-        "overrides.yaml": cfg.hydra.overrides.task,
-    }
-    for name, part in parts.items():
-        (folder / name).write_text(OmegaConf.to_yaml(part))
+def _returned(job: Composed, outcome: float | Exception) -> JobReturn:
+    done = JobReturn(job.overrides, working_dir=str(job.folder), task_name=job.hydra["job"]["name"])
+    done.status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
+    done.return_value = outcome
+    return done

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
+from manyfit import command
 
 
 @dataclass
@@ -47,9 +48,7 @@ class GridSweeper(BasicSweeper):
         composer = Composer(self.hydra_context.config_loader, self.config)
         for batch in batches:  # what Hydra refuses is refused before there is a run
             for overrides in batch:
-                composer.load(list(overrides))
-        from manyfit import command  # torch: seconds
-
+                composer.load(overrides, 0)
         with command.grid(first, arguments, sum(len(batch) for batch in batches)) as sweep:
             for batch in batches:
                 number = sum(len(r) for r in returns)

@@ -5,12 +5,17 @@ on, and when the session's process is gone, killed or not, it delivers the rest 
 does the same for sessions whose courier is gone too, and so does the next courier on the same store.
 """
 
+import gc
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+if __name__ == "__main__":
+    gc.disable()  # MLflow's import makes a million objects and no garbage
 
 from manyfit.tracking import spool
 from manyfit.tracking.delivery import Session
@@ -33,24 +38,27 @@ def courier(folder: Path, owner: int) -> bool:
         return False
     os.nice(NICENESS)
     session: Session | None = None
-    due, wait = 0.0, PAUSE
+    due, wait, arrived, seen = 0.0, PAUSE, True, 0
     while True:
         abandoned = os.getppid() != owner
-        last = abandoned or _closed(folder)
-        if not last and time.monotonic() < due:
+        size, word = _last_word(folder)
+        last = abandoned or word == "close"
+        pause = word == "end" and size > seen and arrived  # nothing trains: the training is over, or the next begins
+        if not last and not pause and time.monotonic() < due:
             time.sleep(POLL)
             continue
-        began, arrived = time.monotonic(), True
+        seen, arrived = size, True
         try:
             session = session or _embark(folder)
+            began = time.monotonic()
             session.advance(abandoned)
+            wait = max(PAUSE, SHARE * (time.monotonic() - began))
         except Exception as error:  # an outage of whatever kind: all stays in the spool
-            arrived = False
+            arrived, wait = False, min(2 * wait, LONGEST_WAIT)
             log.warning("held back: %s", mask(repr(error)))
             spool.note(folder / spool.ACKS, {"error": _explain(error)})
         if last:
             break
-        wait = max(PAUSE, SHARE * (time.monotonic() - began)) if arrived else min(2 * wait, LONGEST_WAIT)
         due = time.monotonic() + wait
     if abandoned and arrived:
         spool.discard(folder)
@@ -67,14 +75,18 @@ def _embark(folder: Path) -> Session:
                 _replay(store, orphan)
         except Exception as error:
             log.warning("%s is held back: %s", orphan.name, mask(repr(error)))
+    gc.freeze()
+    gc.enable()
     return Session(store, folder, first=not (folder / spool.ACKS).exists())
 
 
-def _closed(folder: Path) -> bool:
-    """Whether the journal's last record says that nothing follows."""
+def _last_word(folder: Path) -> tuple[int, str]:
+    """Bytes of the journal, and what its last record is: `close` says that nothing follows."""
     with (folder / spool.JOURNAL).open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
-        return file.read().endswith(b'{"op":"close"}\n')
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 256, 0))
+        found = re.search(rb'\{"op":"(\w+)"[^\n]*\n$', file.read())
+    return size, found[1].decode() if found else ""
 
 
 def _explain(error: Exception) -> str:
