@@ -80,7 +80,7 @@ class Composer:
         if shape not in self.composed:  # Hydra refuses what is to be refused
             self.composed[shape] = self._by_hydra(overrides, number)
         like = self.composed[shape]
-        values = [override for override in rest if override.key_or_group not in self.groups]  # groups come first
+        values = [o for o in rest if o.key_or_group not in self.groups or isinstance(o.value(), dict)]
         if not _is_settled(like) or any(_touch(a, b) for a in plain for b in values):
             return self._by_hydra(overrides, number)
         task, hydra = copy.deepcopy((like.task, like.hydra))
