@@ -1,6 +1,7 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from manyfit.tracking import NoTracker, TrackedRun, Tracker
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
     from manyfit.module import Prune
+    from manyfit.recording import Recorder
 
 
 @dataclass(frozen=True)
@@ -97,25 +99,31 @@ class Sweep:
             self._population({number: configs[number] for number in group.numbers})
         return [self.children[number] for number in sorted(configs)]
 
-    def _population(self, configs: Mapping[int, Config]) -> None:
-        from manyfit import recording, training
+    def _population(self, configs: Mapping[int, Config], recorder: "Recorder | None" = None) -> None:
+        """Train and record. An exception may be one member's alone: then each half is trained by itself."""
+        from manyfit import recording, terminal, training  # Lightning: seconds
 
         numbers = list(configs)
-        recorder = recording.Recorder(
+        recorder = recorder or recording.Recorder(
             self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
         )
         prune = self.prune
+        losses = [child.result.summary.best_loss_val for child in self.children.values() if child.result]
         try:
-            results: list[Result] = training.fit(
+            results = training.fit(
                 list(configs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
                 prune=None if prune is None else lambda member, epoch, values: prune(numbers[member], epoch, values),
-                beside=(len(self.children), self.total),
+                beside=terminal.Beside(len(self.children), self.total, min(losses, default=math.inf)),
             )
         except Exception as error:
-            for number, run in zip(numbers, recorder.runs, strict=True):
-                self.children[number] = Child(number, configs[number], run, error=error)
+            if len(numbers) == 1:
+                self.children[numbers[0]] = Child(numbers[0], configs[numbers[0]], recorder.runs[0], error=error)
+                return
+            print(f"{len(numbers)} runs failed together ({error}); each half is trained by itself", file=sys.stderr)
+            for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
+                self._population({numbers[i]: configs[numbers[i]] for i in half}, recorder.part(half))
             return
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)

@@ -1,5 +1,6 @@
 """From the epochs and results of a population to tracked runs."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 
@@ -33,12 +34,23 @@ class Recorder:
         more = tags or [{}] * len(jobs)
         self.runs = [_start(tracker, job, parent, extra) for job, extra in zip(jobs, more, strict=True)]
         self.open = set(range(len(self.runs)))
+        self.recorded = [-1] * len(self.runs)  # last epoch
         self.stores = isinstance(tracker, Tracker)
 
     def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
-        """An Observer: all values of an epoch, one append per member."""
+        """An Observer: all values of an epoch, one append per member; an epoch that a run has is the same again."""
         for here, member in enumerate(members):
-            self.runs[member].metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
+            if epoch > self.recorded[member]:
+                self.runs[member].metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
+                self.recorded[member] = epoch
+
+    def part(self, members: Sequence[int]) -> "Recorder":
+        """The recorder of some of the members, to train them again with the same runs."""
+        part = copy.copy(self)
+        part.runs = [self.runs[member] for member in members]
+        part.recorded = [self.recorded[member] for member in members]
+        part.open = set(range(len(members)))
+        return part
 
     def finish(self, results: Sequence[Result], artifacts: bool) -> None:
         """Summary, verdict, note and status of every run; with artifacts, its picture and model as well."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -17,21 +18,29 @@ from manyfit.recording import score
 REDRAW = 0.1  # seconds; nothing is formatted in between
 
 
+@dataclass(frozen=True)
+class Beside:
+    """How far a sweep has come: runs done, runs in all, the best validation loss so far."""
+
+    done: int
+    total: int
+    best: float = np.inf
+
+
 class Progress:
     """A live line: epochs, losses, gap, time left; in a sweep, runs done as well. Quiet when this is not a terminal.
 
     Args:
         jobs: What is training now.
-        done: Runs of the sweep that are done.
-        total: Runs of the sweep; 0: no sweep.
+        beside: Of the sweep they belong to.
     """
 
-    def __init__(self, jobs: Sequence[Job], done: int = 0, total: int = 0) -> None:
+    def __init__(self, jobs: Sequence[Job], beside: Beside | None = None) -> None:
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            *([] if beside else [MofNCompleteColumn()]),
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
@@ -39,9 +48,13 @@ class Progress:
             transient=True,
         )
         epochs = jobs[0].config.epochs
-        title = f"sweep, {done} of {total} runs done" if total else jobs[0].config.title()
-        self.members, self.epochs, self.done = len(jobs), epochs, done
-        self.task = self.bar.add_task(title, total=max(total, len(jobs)) * epochs, completed=done * epochs, losses="")
+        self.sweep, self.members, self.epochs = beside, len(jobs), epochs
+        self.done, total = (beside.done, beside.total) if beside else (0, 0)
+        self.best = beside.best if beside else np.inf
+        title = f"{self.done} of {total} runs done" if beside else jobs[0].config.title()
+        self.task = self.bar.add_task(
+            title, total=max(total, len(jobs)) * epochs, completed=self.done * epochs, losses=""
+        )
         self.drawn = 0.0
 
     def __enter__(self) -> "Progress":
@@ -57,16 +70,16 @@ class Progress:
 
     def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
         """Redraw, at most every `REDRAW` seconds."""
+        self.best = min(self.best, float(np.nan_to_num(measured["loss/val"], nan=np.inf).min()))
         if self.bar.disable or time.monotonic() - self.drawn < REDRAW:
             return
         self.drawn = time.monotonic()
-        best = int(np.nanargmin(np.nan_to_num(measured["loss/val"], nan=np.inf)))
-        losses = "  ".join(f"{name} {measured[f'loss/{name}'][best]:.4g}" for name in ("train", "val", "gap"))
-        alive = f"{len(members)} training, best: " if len(members) > 1 else ""
+        if self.sweep:
+            text = f"{len(members)} training, best loss/val {self.best:.4g}"
+        else:
+            text = "  ".join(f"{name} {measured[f'loss/{name}'][0]:.4g}" for name in ("train", "val", "gap"))
         ended = (self.members - len(members)) * self.epochs
-        self.bar.update(
-            self.task, completed=self.done * self.epochs + ended + len(members) * epoch, losses=alive + losses
-        )
+        self.bar.update(self.task, completed=self.done * self.epochs + ended + len(members) * epoch, losses=text)
 
 
 def summary(result: Result, where: str) -> str:

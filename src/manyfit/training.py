@@ -22,7 +22,7 @@ from manyfit.module import Blocks, Prune, Training
 from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
 from manyfit.recording import Recorder
-from manyfit.terminal import Progress
+from manyfit.terminal import Beside, Progress
 from manyfit.tracking import NoTracker
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
@@ -34,7 +34,7 @@ def fit(
     *,
     artifacts: bool = True,
     prune: Prune | None = None,
-    beside: tuple[int, int] = (0, 0),
+    beside: Beside | None = None,
 ) -> list[Result]:
     """Train configs that may share a population, each as if it were alone, and track each as a run.
 
@@ -43,7 +43,7 @@ def fit(
         recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
         prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
-        beside: How many runs of a sweep are done, and how many there are in all.
+        beside: How far the sweep is that they belong to.
 
     Returns:
         A result for each config, in order.
@@ -51,6 +51,8 @@ def fit(
     Raises:
         ValueError: Before any run exists: something in a config cannot be used.
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the runs are KILLED and keep their epochs.
+        Exception: One of the training's own. A lone run is FAILED then; those of a population stay open, since it need
+            not be the fault of all.
     """
     jobs = [prepare(config) for config in configs]
     trainer = _trainer(jobs[0].config)
@@ -58,7 +60,7 @@ def fit(
     recorder = recorder or Recorder(NoTracker(), configs)
     gc.freeze()
     gc.enable()
-    with Progress(jobs, *beside) as progress, warnings.catch_warnings(), _threads(module):
+    with Progress(jobs, beside) as progress, warnings.catch_warnings(), _threads(module):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         module.observers = [recorder.epoch, progress.epoch]
         module.prune = prune
@@ -67,7 +69,8 @@ def fit(
             results = _results(jobs, module)
             recorder.finish(results, artifacts)
         except BaseException as error:
-            recorder.fail(error)
+            if len(jobs) == 1 or not isinstance(error, Exception):
+                recorder.fail(error)
             raise
     return results
 
