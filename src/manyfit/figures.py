@@ -25,7 +25,7 @@ COLOUR = {
     Verdict.DIVERGED: INK,
 }
 FONT: dict[str, Any] = {"family": "DejaVu Sans"}  # comes with matplotlib: the same picture on every machine
-LOG_DECADES = 1.5  # a log axis from here: on a linear one the lower decade would be a flat line
+LOG_DECADES = 1.0  # a log axis from here: on a linear one the lower half would be a flat line
 RING = "\u25cb"  # stands in the remarks for the ring at the best epoch
 DOTS = 12  # epochs up to which every point is marked
 LARGEST = 1e100  # beyond it matplotlib's arithmetic overflows; such a loss is drawn as if infinite

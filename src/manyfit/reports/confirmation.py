@@ -133,7 +133,7 @@ def _verdict(found: Paired) -> str:
         return "confirmed: best beats default by"
     if found.high < 0:
         return "refuted: default beats best by"
-    return "not confirmed: best is ahead of default by"
+    return "not confirmed: best and default cannot be told apart, the gain is"
 
 
 def _test(confirmation: Confirmation) -> str:

@@ -99,6 +99,7 @@ class Session:
             self.launch([(*self.fixed, *spaces.overrides(trial.params)) for trial in jobs.values()], first)
         finally:
             done = [job for job in jobs if job in self.sweep.children]
+            self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
             for job in done:
                 self._tell(jobs[job], self.sweep.children[job])
         for job in jobs.keys() - set(done):

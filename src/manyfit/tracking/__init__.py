@@ -5,26 +5,21 @@ MLflow. A process and not a thread, because delivering is Python work: in a thre
 eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
 """
 
-import copy
 import getpass
 import os
 import platform
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
-
-import numpy as np
+from typing import Literal, Self
 
 from manyfit.tracking import spool
+from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.spool import SyncReport, mask, resolve_uri
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "DatasetRecord",
@@ -41,27 +36,6 @@ __all__ = [
 
 Value = str | int | float | bool | None
 STILL_AT_WORK = -1000  # stands for the exit code of a courier that `close` did not wait for
-
-
-@dataclass(frozen=True)
-class DatasetRecord:
-    """The data a run was trained on, for MLflow's dataset input.
-
-    Attributes:
-        name: Its name.
-        digest: Hash of its content.
-        source: Where it comes from.
-        rows: Training examples.
-        features: Inputs per example.
-        targets: Classes, or 1 for regression.
-    """
-
-    name: str
-    digest: str
-    source: str
-    rows: int
-    features: int
-    targets: int
 
 
 class Tracker:
@@ -107,7 +81,7 @@ class Tracker:
         A run that goes on keeps the first value of each (metric, step > 0) and the first value of each param; a param
         that has changed becomes the tag `resumed/<param>`.
         """
-        run = TrackedRun(self, os.urandom(16).hex())
+        run = TrackedRun(self)
         source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
         self._spool.append(
             {
@@ -139,6 +113,15 @@ class Tracker:
     def acks(self) -> spool.Acks:
         """What is known to have arrived."""
         return self._final or spool.acks(self._spool.folder)
+
+    def wait_for_ids(self, timeout: float = 10.0) -> None:
+        """Wait until every run exists in the store, unless it cannot be reached."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            known = self.acks()
+            if known.error or self._spool.error or all(run.id in known.ids for run in self._runs):
+                return
+            time.sleep(0.05)
 
     def close(self, timeout: float = 60.0) -> bool:
         """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
@@ -208,87 +191,6 @@ class Tracker:
         return obstacle or (mask(lines[-1]) if lines else f"the courier ended with code {self._courier.returncode}")
 
 
-class TrackedRun:
-    """One run: thread-safe, and never blocked by MLflow. Made by `Tracker.start`.
-
-    Attributes:
-        id: Our own id, 32 hex digits, in the tag `manyfit.id`.
-        ended: Whether `end` was called.
-    """
-
-    def __init__(self, tracker: "Tracker | NoTracker", own_id: str) -> None:
-        self.id = own_id
-        self.ended = False
-        self._tracker = tracker
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id; None before the run exists there."""
-        return self._tracker.acks().ids.get(self.id)
-
-    def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
-        """Record (name, value, step); NaN and infinities included."""
-        if values := [(key, float(value), int(step)) for key, value, step in rows]:
-            self._append({"op": "metrics", "run": self.id, "time": spool.now(), "rows": values})
-
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
-        self._append({"op": "tags", "run": self.id, "tags": {key: mask(str(value)) for key, value in tags.items()}})
-
-    def file(self, name: str, content: bytes) -> None:
-        """Store an artifact under its path, such as `figures/overfitting.png`."""
-        if isinstance(self._tracker, Tracker):
-            path = self._tracker._spool.file(Path(name).name, content)
-            if path is not None:
-                folder = str(Path(name).parent)
-                self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
-
-    def model(self, module: "torch.nn.Module", example: np.ndarray, outputs: np.ndarray) -> None:
-        """Store the run's model, as a graph for any number of rows (torch.export, not pickled).
-
-        Args:
-            module: (rows, features) -> outputs, on any device.
-            example: One row of inputs (1, features), float32.
-            outputs: What the module gives for it (1, ...).
-        """
-        if not isinstance(self._tracker, Tracker):
-            return
-        import torch
-
-        path = self._tracker._spool.place("model.pt2")
-        try:
-            inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
-            with torch.no_grad():
-                program = torch.export.export(
-                    copy.deepcopy(module).cpu().eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-                )
-                torch.export.save(program, path)
-        except Exception as error:  # a module of the user's that cannot be exported must not cost the run
-            warnings.warn(f"the model was not stored: {error}", stacklevel=2)
-            return
-        self._append(
-            {
-                "op": "model",
-                "run": self.id,
-                "path": str(path.relative_to(self._tracker._spool.folder)),
-                "inputs": [str(example.dtype), list(example.shape[1:])],
-                "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
-                "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
-            }
-        )
-
-    def end(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        if status not in {"FINISHED", "FAILED", "KILLED"}:
-            raise ValueError(f"status must be FINISHED, FAILED or KILLED, but got {status}.")
-        self.ended = True
-        self._append({"op": "end", "run": self.id, "time": spool.now(), "status": status})
-
-    def _append(self, record: spool.Record) -> None:
-        if isinstance(self._tracker, Tracker):
-            self._tracker._spool.append(record)
-
-
 class NoTracker:
     """The same door with nothing behind it (`tracking=off`)."""
 
@@ -306,11 +208,14 @@ class NoTracker:
         run_id: str | None = None,  # noqa: ARG002
     ) -> TrackedRun:
         """A run that forgets."""
-        return TrackedRun(self, os.urandom(16).hex())
+        return TrackedRun(None)
 
     def acks(self) -> spool.Acks:
         """Nothing ever arrives."""
         return spool.Acks({}, 0, None)
+
+    def wait_for_ids(self, timeout: float = 10.0) -> None:
+        """Nothing ever has an id."""
 
     def close(self, timeout: float = 60.0) -> bool:  # noqa: ARG002
         """Nothing is left to deliver."""

@@ -1,0 +1,121 @@
+"""One tracked run: what training hands its values to."""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manyfit.tracking import spool
+from manyfit.tracking.spool import mask
+
+if TYPE_CHECKING:
+    import torch
+
+    from manyfit.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The data a run was trained on, for MLflow's dataset input.
+
+    Attributes:
+        name: Its name.
+        digest: Hash of its content.
+        source: Where it comes from.
+        rows: Training examples.
+        features: Inputs per example.
+        targets: Classes, or 1 for regression.
+    """
+
+    name: str
+    digest: str
+    source: str
+    rows: int
+    features: int
+    targets: int
+
+
+class TrackedRun:
+    """One run: thread-safe, and never blocked by MLflow. Made by `Tracker.start`; without a tracker it forgets.
+
+    Attributes:
+        id: Our own id, 32 hex digits, in the tag `manyfit.id`.
+        ended: Whether `end` was called.
+    """
+
+    def __init__(self, tracker: "Tracker | None") -> None:
+        self.id = os.urandom(16).hex()
+        self.ended = False
+        self._tracker = tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; None before the run exists there."""
+        return self._tracker.acks().ids.get(self.id) if self._tracker else None
+
+    def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
+        """Record (name, value, step); NaN and infinities included."""
+        if values := [(key, float(value), int(step)) for key, value, step in rows]:
+            self._append({"op": "metrics", "run": self.id, "time": spool.now(), "rows": values})
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
+        self._append({"op": "tags", "run": self.id, "tags": {key: mask(str(value)) for key, value in tags.items()}})
+
+    def file(self, name: str, content: bytes) -> None:
+        """Store an artifact under its path, such as `figures/overfitting.png`."""
+        if self._tracker:
+            path = self._tracker._spool.file(Path(name).name, content)
+            if path is not None:
+                folder = str(Path(name).parent)
+                self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
+
+    def model(self, module: "torch.nn.Module", example: np.ndarray, outputs: np.ndarray) -> None:
+        """Store the run's model, as a graph for any number of rows (torch.export, not pickled).
+
+        Args:
+            module: (rows, features) -> outputs, on any device.
+            example: One row of inputs (1, features), float32.
+            outputs: What the module gives for it (1, ...).
+        """
+        if not self._tracker:
+            return
+        import torch
+
+        path = self._tracker._spool.place("model.pt2")
+        try:
+            inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
+            with torch.no_grad():
+                program = torch.export.export(
+                    copy.deepcopy(module).cpu().eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+                )
+                torch.export.save(program, path)
+        except Exception as error:  # a module of the user's that cannot be exported must not cost the run
+            warnings.warn(f"the model was not stored: {error}", stacklevel=2)
+            return
+        self._append(
+            {
+                "op": "model",
+                "run": self.id,
+                "path": str(path.relative_to(self._tracker._spool.folder)),
+                "inputs": [str(example.dtype), list(example.shape[1:])],
+                "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
+                "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+            }
+        )
+
+    def end(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        if status not in {"FINISHED", "FAILED", "KILLED"}:
+            raise ValueError(f"status must be FINISHED, FAILED or KILLED, but got {status}.")
+        self.ended = True
+        self._append({"op": "end", "run": self.id, "time": spool.now(), "status": status})
+
+    def _append(self, record: spool.Record) -> None:
+        if self._tracker:
+            self._tracker._spool.append(record)
