@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from omegaconf import DictConfig
 
+from manyfit import experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
@@ -226,7 +228,7 @@ def train_jobs(
 
 @contextlib.contextmanager
 def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sweep]:
-    """A sweep over a grid: a parent run, and at the end its report.
+    """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
 
     Args:
         first: What all jobs share, composed.
@@ -238,18 +240,33 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
     """
     try:
         config = parse(first, first.hydra.runtime.choices)
+        experiment = experiments.Experiment.of(first)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     with Sweep(" ".join(arguments), config, total) as sweep:
         yield sweep
         from manyfit import reports
 
-        refused = [reports.Row.refused(number) for number in sorted(sweep.refused)]
-        reports.conclude(sweep, reports.rows_of(sweep.children) + refused)
+        rows = reports.rows_of(sweep.children) + [reports.Row.refused(number) for number in sorted(sweep.refused)]
+        verdict = experiment.conclude(sweep) if experiment else None
+        reports.conclude(sweep, rows, verdict=verdict)
     errors = sweep.errors()
+    if experiment:  # a rate that diverges may be what is looked for
+        errors = {n: e for n, e in errors.items() if n in sweep.refused or sweep.children[n].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
         sys.exit(f"error: {len(errors)} of {total} runs failed; the first is job {number}: {reason}")
+
+
+@contextlib.contextmanager
+def verdicts() -> Iterator[None]:
+    """Several experiments, one after the other, and at the end the table of what came out."""
+    start = time.monotonic()
+    yield
+    from manyfit.claims import charts
+
+    found = experiments.verdicts
+    print(f"\n{charts.markdown(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")
 
 
 def objective(child: Child) -> float:

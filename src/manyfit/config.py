@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
-ASIDE = ("experiment", "hydra", "sweep", "sampler", "pruner")  # keys that say how to launch, not what to train
+# keys that say how to launch, not what to train
+ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "sampler", "sweep", "tune")
 CREDENTIALS = re.compile(r"://[^/]*:[^/]*@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 

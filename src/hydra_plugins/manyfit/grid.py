@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import command
@@ -31,29 +32,71 @@ class GridSweeper(BasicSweeper):
     """Unlike Hydra's, it goes on after a failed job, and says at the end how many failed."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch every combination, as children of one run, and report on them."""
+        """Launch every combination, as children of one run, and report on them; experiment=all: every experiment."""
         assert self.config is not None
         assert self.hydra_context is not None
-        assert self.launcher is not None
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(
-            [*self._parse_config(), *arguments]
-        )
-        batches = list(self.split_arguments(parsed, self.max_batch_size))
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        shared = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-        first = self.hydra_context.config_loader.load_sweep_config(self.config, shared)
+        loader = self.hydra_context.config_loader
+        if self.config.hydra.runtime.choices.get("experiment") != "all":
+            return self._sweep(self.config, arguments, 0)
+        rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         returns: list[Sequence[JobReturn]] = []
-        composer = Composer(self.hydra_context.config_loader, self.config)
-        for batch in batches:  # what Hydra refuses is refused before there is a run
-            for overrides in batch:
-                composer.load(overrides, 0)
-        with command.grid(first, arguments, sum(len(batch) for batch in batches)) as sweep:
-            for batch in batches:
-                number = sum(len(r) for r in returns)
-                returns.append(self.launcher.launch(batch, initial_job_idx=number))
-                for job, done in enumerate(returns[-1], number):  # what Hydra's own launcher could not even start
+        with command.verdicts():
+            for name in loader.get_group_options("experiment"):
+                if name != "all":
+                    given = [f"experiment={name}", *rest]
+                    cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+                    returns += self._sweep(cfg, given, sum(len(r) for r in returns))
+        return returns
+
+    def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> list[Sequence[JobReturn]]:
+        """One sweep; its first job has this number."""
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        loader = self.hydra_context.config_loader
+        jobs = self._jobs(cfg, arguments)
+        shared = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
+        first = loader.load_sweep_config(cfg, shared)
+        composer = Composer(loader, cfg)
+        for overrides in jobs:  # what Hydra refuses is refused before there is a run
+            composer.load(overrides, 0)
+        size = self.max_batch_size or max(1, len(jobs))
+        returns: list[Sequence[JobReturn]] = []
+        with command.grid(first, arguments, len(jobs)) as sweep:
+            for start in range(0, len(jobs), size):
+                returns.append(self.launcher.launch(jobs[start : start + size], initial_job_idx=number + start))
+                for job, done in enumerate(returns[-1], number + start):  # what Hydra's own could not even start
                     if done.status is JobStatus.FAILED and isinstance(done._return_value, Exception):
                         sweep.refuse(job, " ".join(done.overrides or []), done._return_value)
         return returns
+
+    def _jobs(self, cfg: DictConfig, arguments: list[str]) -> list[list[str]]:
+        """The overrides of each job: of the command line, and of the grids where that does not name their keys."""
+        parser = OverridesParser.create()
+        named = {parser.parse_override(argument).get_key_element() for argument in arguments}
+        jobs: dict[tuple[str, ...], None] = {}
+        for grid in cfg.grids or [{}]:
+            own = [f"{key}={values}" for key, values in grid.items() if key not in named]
+            parsed = parser.parse_overrides([*self._parse_config(), *own, *arguments])
+            found = [list(job) for batch in self.split_arguments(parsed, None) for job in batch]
+            jobs |= {tuple(job): None for job in (_quick(found, cfg.epochs) if cfg.quick else found)}
+        return [list(job) for job in jobs]
+
+
+def _quick(jobs: list[list[str]], epochs: int) -> list[list[str]]:
+    """A small version of the same: two seeds, the first and last of every other range, a tenth of the epochs."""
+    values: dict[str, list[str]] = {}
+    for job in jobs:
+        for key, value in (override.split("=", 1) for override in job):
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    kept = {key: {*found[:2]} if key == "seed" else {found[0], found[-1]} for key, found in values.items()}
+    small = [job for job in jobs if all(value in kept[key] for key, value in (o.split("=", 1) for o in job))]
+    return [[*(o for o in job if not o.startswith("epochs=")), f"epochs={_tenth(job, epochs)}"] for job in small]
+
+
+def _tenth(job: list[str], epochs: int) -> int:
+    given = [int(override.split("=", 1)[1]) for override in job if override.startswith("epochs=")]
+    return max(2, (given[-1] if given else epochs) // 10)

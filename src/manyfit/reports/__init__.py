@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from manyfit import recording
+from manyfit.claims import Verdict
 from manyfit.config import Config
 from manyfit.figures import png
 from manyfit.jobs import Result
@@ -48,6 +49,7 @@ class Report:
     searched: str
     command: str | None = None
     confirmed: str | None = None
+    verdict: Verdict | None = None
     warnings: Sequence[str] = field(default_factory=list)
 
     @property
@@ -77,6 +79,7 @@ def conclude(
     confirm_seeds: int = 8,
     importance: Mapping[str, float] | None = None,
     measure: Callable[[Result], float] | None = None,
+    verdict: Verdict | None = None,
 ) -> None:
     """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
 
@@ -90,6 +93,7 @@ def conclude(
         confirm_seeds: Fresh seeds to confirm on; 0: none.
         importance: By key, where it is known better than from the rows.
         measure: A result's objective; None: read from `objective`.
+        verdict: On the claim that the runs were made for; then nothing has to win.
     """
     settings = findings.ranked(rows, direction)
     shares = importance if importance is not None else _importances(settings, rows)
@@ -98,7 +102,8 @@ def conclude(
         report,
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
         confirmed=_confirm(sweep, report, default, confirm_seeds, measure),
-        warnings=findings.warnings(rows, settings, space),
+        warnings=[] if verdict else findings.warnings(rows, settings, space),
+        verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":
         _store(sweep, report, shares, one_by_one=space is not None or default is not None)
@@ -119,6 +124,10 @@ def value_of(result: Result, objective: str, direction: str = "minimize") -> flo
 def summary(report: Report) -> str:
     """The end of a sweep in the terminal, in the look of terminal.summary."""
     lines = [("sweep", report.searched)]
+    if report.verdict:
+        lines += [("verdict", f"{report.verdict.answer}: {report.verdict.sentence}")]
+        lines += [("effect", f"{report.verdict.effect} {report.verdict.unit}")]
+        return "\n".join(f"{name:>11}  {words}" for name, words in lines)
     if report.best and report.row:
         lines += [("best", f"{report.best.name} (run {report.row.number}, seed {report.row.seed})")]
         lines += [("value", f"{report.objective} {spread(report.best)}")]
@@ -134,7 +143,9 @@ def summary(report: Report) -> str:
 def note(report: Report) -> str:
     """The note at the top of the parent run's page, in markdown."""
     parts = [report.searched]
-    if report.best and report.row:
+    if found := report.verdict:
+        parts = [f"**{found.answer.capitalize()}:** {found.sentence} Effect: {found.effect} {found.unit}.", *parts]
+    elif report.best and report.row:
         sure = f"{report.objective} {spread(report.best)}"
         parts[0] += f" **{report.best.name}** won: {sure}. {sensitivity(report)}".rstrip()
     else:
@@ -143,7 +154,7 @@ def note(report: Report) -> str:
         head, _, rest = report.confirmed.partition(":")
         parts.append(f"**{head[:1].upper()}{head[1:]}:**{rest}" if rest else report.confirmed)
     parts += ["\n".join(f"- Warning: {warning}" for warning in report.warnings)] if report.warnings else []
-    parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command else []
+    parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command and not report.verdict else []
     return "\n\n".join(parts)
 
 

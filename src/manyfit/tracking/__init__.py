@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from manyfit.tracking import spool
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.spool import SyncReport, mask, resolve_uri
+
+if TYPE_CHECKING:
+    from manyfit.tracking.reading import StoredRun
 
 __all__ = [
     "DatasetRecord",
@@ -122,6 +125,29 @@ class Tracker:
             if known.error or self._spool.error or all(run.id in known.ids for run in self._runs):
                 return
             time.sleep(0.05)
+
+    def flush(self, timeout: float = 60.0) -> bool:
+        """Wait until all that was recorded so far has arrived; False when it has not in `timeout` seconds."""
+        self._spool.append({"op": "flush"})
+        size = (self._spool.folder / spool.JOURNAL).stat().st_size
+        deadline = time.monotonic() + timeout
+        while (known := self.acks()).offset < size:
+            if known.error or self._spool.error or time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def children(self, parent: TrackedRun, experiment: str) -> "list[StoredRun]":
+        """The runs under a parent run, read back from the store.
+
+        Raises:
+            ValueError: Not everything has arrived there.
+        """
+        from manyfit.tracking import reading  # MLflow: seconds
+
+        if not self.flush() or parent.run_id is None:
+            raise ValueError(f"the runs must be in the store before they can be read, but {self.last_error}")
+        return reading.children(self.uri, self.root, experiment, parent.run_id)
 
     def close(self, timeout: float = 60.0) -> bool:
         """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.

@@ -43,7 +43,9 @@ def courier(folder: Path, owner: int) -> bool:
         abandoned = os.getppid() != owner
         size, word = _last_word(folder)
         last = abandoned or word == "close"
-        pause = word == "end" and size > seen and arrived  # nothing trains: the training is over, or the next begins
+        pause = (
+            word in ("end", "flush") and size > seen and arrived
+        )  # nothing trains: the training is over, or the next begins
         if not last and not pause and time.monotonic() < due:
             time.sleep(POLL)
             continue

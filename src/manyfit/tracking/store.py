@@ -159,6 +159,10 @@ class Store:
         runs = self._search([self.experiment(experiment)], f"tags.`{OURS}` = '{own_id}'")
         return next((str(run.info.run_id) for run in runs), None)
 
+    def search(self, experiment: str, where: str) -> list[Run]:
+        """The runs of an experiment for which `where` (MLflow's filter) holds."""
+        return list(self._search([self.experiment(experiment)], where, ViewType.ACTIVE_ONLY))
+
     def reopen(self, run_id: str) -> dict[str, str] | None:
         """Set an earlier run RUNNING; its params, or None when it does not exist."""
         try:

@@ -1,0 +1,58 @@
+"""Claims put to the test: from the finished runs of an experiment, read back from the store, to a verdict."""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from manyfit.claims.runs import Run, parsed
+from manyfit.claims.verdict import Chart, Region, Series, Verdict
+from manyfit.config import ConfigError
+
+if TYPE_CHECKING:
+    from manyfit.jobs import Job, Result
+    from manyfit.tracking.reading import StoredRun
+
+__all__ = ["Chart", "Claim", "Region", "Run", "Series", "Verdict", "find", "runs_of"]
+
+Claim = Callable[[Sequence[Run]], Verdict]
+
+
+def find(name: str) -> Claim:
+    """The function that judges a claim: one of `manyfit.claims.course`, or your own by its dotted name.
+
+    Raises:
+        ConfigError: There is none, or it is not annotated to return a Verdict.
+    """
+    path = name if "." in name else f"manyfit.claims.course.{name}"
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"claim must name a function that can be imported, but got {name!r} ({error}).") from None
+    if not (inspect.isfunction(found) and inspect.get_annotations(found, eval_str=True).get("return") is Verdict):
+        raise ConfigError(f"claim must name a function that is annotated to return a Verdict, but got {name!r}.")
+    return found
+
+
+def runs_of(stored: Sequence["StoredRun"], trained: Mapping[str, tuple["Job", "Result"]]) -> list[Run]:
+    """What the store holds, for a claim to look at.
+
+    Args:
+        stored: The children of an experiment.
+        trained: What this session trained, by the tag `manyfit.id`.
+    """
+    runs = []
+    for one in stored:
+        job, result = trained.get(one.tags.get("manyfit.id", ""), (None, None))
+        runs.append(
+            Run(
+                settings={key: parsed(text) for key, text in one.params.items()},
+                metrics=one.metrics,
+                once=one.last,
+                stage=one.tags.get("manyfit.stage", "grid"),
+                diverged=one.tags.get("ended") == "diverged",
+                job=job,
+                result=result,
+            )
+        )
+    return runs

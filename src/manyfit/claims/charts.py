@@ -1,0 +1,103 @@
+"""A verdict's panels -> a picture: one message, few colours, readable from the last row."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manyfit.claims.verdict import Chart, Region, Series, Verdict
+from manyfit.figures import BLUE, FONT, GREEN, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, INK, GREY, "#56B4E9", "#8C510A", "#F0E442"]
+ANSWER = {"holds": GREEN, "fails": VERMILLION, "undecided": "#B07700"}
+
+
+def draw(verdict: Verdict, title: str) -> "Figure":
+    """One to three panels side by side, under the message."""
+    count = max(1, len(verdict.panels))
+    figure = canvas(verdict.headline, title, INK, (4.6 + 3.4 * (count - 1) + (1.2 if count == 1 else 0), 3.7))
+    width = figure.get_figwidth()
+    grid = {"left": 0.75 / width, "right": 1 - 0.15 / width, "bottom": 0.16, "top": 0.74, "wspace": 0.34}
+    every = figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0]
+    figure.text(1 - 0.15 / width, 0.955, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
+                fontsize=12, fontweight="bold", **FONT)  # fmt: skip
+    for axes, panel in zip(every, verdict.panels, strict=False):
+        if isinstance(panel, Region):
+            _region(axes, panel)
+        else:
+            _chart(axes, panel)
+    return figure
+
+
+def _chart(axes: "Axes", chart: Chart) -> None:
+    _plain(axes)
+    words = any(isinstance(x, str) for series in chart.series for x in series.x)
+    places = list(dict.fromkeys(x for series in chart.series for x in series.x)) if words else []
+    for i, (series, colour) in enumerate(zip(chart.series, COLOURS * 2, strict=False)):
+        x = np.array([places.index(x) for x in series.x] if words else series.x, float)
+        if words:
+            shift = (i - (len(chart.series) - 1) / 2) * 0.7 / max(1, len(chart.series))
+            _points(axes, x + shift, series, colour)
+        else:
+            _line(axes, x, series, colour)
+    if words:
+        axes.set_xticks(range(len(places)), [str(p) for p in places], fontsize=8, rotation=20 if len(places) > 4 else 0)
+    if chart.x_log:
+        axes.set_xscale("log")
+    if chart.y_log:
+        axes.set_yscale("log")
+    if chart.level is not None:
+        value, name = chart.level
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
+                      color=GREY, **FONT)  # fmt: skip
+    axes.set_xlabel(chart.x, fontsize=9, **FONT)
+    axes.set_title(chart.y, fontsize=10, fontweight="bold", loc="left", **FONT)
+    if len(chart.series) > 1:
+        axes.legend(frameon=False, fontsize=8, loc="best", labelcolor="linecolor", handlelength=1.2)
+
+
+def _line(axes: "Axes", x: np.ndarray, series: Series, colour: str) -> None:
+    marker = "o" if len(x) <= 20 else ""
+    axes.plot(x, series.y, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=series.name, zorder=3)
+    if series.low is not None and series.high is not None:
+        axes.fill_between(x, series.low, series.high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _points(axes: "Axes", x: np.ndarray, series: Series, colour: str) -> None:
+    y = np.array(series.y)
+    low, high = np.array(series.low if series.low is not None else y), np.array(series.high or y)
+    axes.errorbar(x, y, yerr=np.abs([y - low, high - y]), fmt="o", color=colour, markersize=5, linewidth=1.6,
+                  capsize=3, label=series.name, zorder=3)  # fmt: skip
+
+
+def _region(axes: "Axes", region: Region) -> None:
+    _plain(axes)
+    axes.contourf(region.x, region.y, region.probability, levels=np.linspace(0, 1, 11), cmap="RdBu_r", alpha=0.55)
+    axes.contour(region.x, region.y, region.probability, levels=[0.5], colors=INK, linewidths=1.4)
+    for label, colour in enumerate((BLUE, VERMILLION)):
+        here = region.points[region.classes == label]
+        axes.scatter(here[:, 0], here[:, 1], s=7, color=colour, linewidths=0, alpha=0.8)
+    axes.set_xlim(region.x[0], region.x[-1])
+    axes.set_ylim(region.y[0], region.y[-1])
+    axes.set_xlabel(region.names[0], fontsize=9, **FONT)
+    axes.set_ylabel(region.names[1], fontsize=9, **FONT)
+    axes.set_title(region.title, fontsize=10, fontweight="bold", loc="left", **FONT)
+
+
+def _plain(axes: "Axes") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", color=PALE, linewidth=0.7, zorder=0)
+    axes.tick_params(labelsize=8)
+
+
+def markdown(rows: Sequence[tuple[str, Verdict]]) -> str:
+    """The table of verdicts."""
+    lines = ["| experiment | verdict | effect, 95% interval | what came out |", "|---|---|---|---|"]
+    lines += [f"| {name} | {v.answer} | {v.effect} {v.unit} | {v.sentence} |" for name, v in rows]
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""Overfitting, dropout, early stopping."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from manyfit.claims.runs import Run, by, curve, differences, line
+from manyfit.claims.verdict import Chart, Verdict, all_of, decide, effect
+
+
+def overfitting(runs: Sequence[Run]) -> Verdict:
+    """Of the widest network, validation loss at the end exceeds its own lowest by 10% and more, in the mean over seeds.
+
+    And the narrowest has more validation loss at its best than the best width: it underfits.
+    """
+    sizes = by(runs, "data.train_size")
+    most = max(sizes, key=lambda size: len(by(sizes[size], "model.hidden")))
+    clean = [run for run in sizes[most] if not run["data.label_noise"]]
+    noisy = [run for run in sizes[most] if run["data.label_noise"]]
+    widths = by(clean, "model.hidden")
+    wide, narrow = max(widths), min(widths)
+    best = min(widths, key=lambda w: np.mean([run.best("loss/val") for run in widths[w]]))
+    turn = effect([run.final("loss/val") / run.best("loss/val") - 1 for run in widths[wide]])
+    under = effect(differences(widths[narrow], widths[best], lambda run: run.best("loss/val")))
+    answer = all_of([decide(turn, 0.1), decide(under)])
+    second = _descends_again(by(noisy, "model.hidden"))
+    by_size = {size: of_size for size, of_size in sizes.items() if size != most}
+    return Verdict(
+        answer,
+        turn,
+        "of validation loss gained after its lowest point, widest network",
+        f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point; with {narrow[0]} "
+        f"its best is {under.mean:.2f} above that of {best[0]} units. With label noise a second descent by width is "
+        f"{'seen' if second else 'not seen'}.",
+        f"Best at {best[0]} units; wider ones overfit",
+        (
+            Chart(
+                "hidden units",
+                "loss at the last epoch",
+                [
+                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0]),
+                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0]),
+                    line("validation, best epoch", widths, lambda run: run.best("loss/val"), lambda w: w[0]),
+                ],
+                x_log=True,
+            ),
+            Chart(
+                "training examples",
+                "gap at the last epoch",
+                [line("gap", by_size, lambda run: run.final("loss/gap"))],
+                x_log=True,
+            ),
+            Chart(
+                "epoch",
+                f"loss, {wide[0]} units",
+                [curve("train", widths[wide], "loss/train"), curve("validation", widths[wide], "loss/val")],
+            ),
+        ),
+    )
+
+
+def _descends_again(widths: dict[tuple[int, ...], list[Run]]) -> bool:
+    """Whether the final validation loss, having risen with width, falls again by more than its interval."""
+    if len(widths) < 3:
+        return False
+    found = [effect([run.final("loss/val") for run in widths[width]]) for width in sorted(widths)]
+    peak = int(np.argmax([e.mean for e in found[1:]])) + 1
+    return peak < len(found) - 1 and found[-1].high < found[peak].low

@@ -1,0 +1,129 @@
+"""The runs of an experiment, as a claim looks at them."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manyfit.claims.verdict import Effect, Series, effect
+
+if TYPE_CHECKING:
+    from manyfit.jobs import Job, Result
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        settings: Its config by dotted key, as numbers, lists and words.
+        metrics: (epochs + 1,) curves by name.
+        once: What is measured once: `accuracy/test`, `best/loss_val` and the like.
+        stage: `grid`, or `report`: trained again on a fresh seed with what was chosen on validation.
+        diverged: Whether it ended in NaN or infinity.
+        job, result: As trained, in the session that trained it; for maps of what a network decides.
+    """
+
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
+    once: Mapping[str, float] = field(default_factory=dict)
+    stage: str = "grid"
+    diverged: bool = False
+    job: "Job | None" = None
+    result: "Result | None" = None
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.settings["seed"])
+
+    def __getitem__(self, key: str) -> Any:
+        """A setting by its dotted key; a group such as `optimizer` alone gives the name of what is built."""
+        if key in self.settings:
+            return self.settings[key]
+        return str(self.settings[f"{key}._target_"]).rsplit(".", 1)[-1]
+
+    def final(self, name: str) -> float:
+        """The last finite value of a curve; infinite if the run diverged or has none."""
+        curve = np.asarray(self.metrics[name], float)
+        known = curve[np.isfinite(curve)]
+        return float(known[-1]) if len(known) and not self.diverged else math.inf
+
+    def best(self, name: str) -> float:
+        """The lowest value of a curve; infinite if there is none."""
+        curve = np.asarray(self.metrics[name], float)
+        return float(np.nanmin(curve)) if np.isfinite(curve).any() else math.inf
+
+    def reaches(self, name: str, target: float) -> float:
+        """The first epoch at which a curve is at or below a target, between epochs interpolated; infinite if never."""
+        curve = np.asarray(self.metrics[name], float)
+        below = np.flatnonzero(curve <= target)
+        if not len(below):
+            return math.inf
+        i = int(below[0])
+        if i == 0 or not np.isfinite(curve[i - 1]):
+            return float(i)
+        return i - 1 + float((curve[i - 1] - target) / (curve[i - 1] - curve[i]))
+
+    def test(self, name: str = "accuracy") -> float:
+        """A test score, with the weights of the best epoch; NaN where the run came to none."""
+        return self.once.get(f"{name}/test", math.nan)
+
+
+def parsed(text: str) -> Any:
+    """A logged parameter as what it was: number, list, None or word."""
+    try:
+        return json.loads(text.replace("'", '"'))
+    except ValueError:
+        return {"None": None, "True": True, "False": False}.get(text, _number(text))
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def by(runs: Iterable[Run], *keys: str) -> dict[Any, list[Run]]:
+    """Runs by a setting, or by a tuple of several, in the order of their values; lists become tuples."""
+    groups: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        values = tuple(tuple(v) if isinstance(v := run[key], list) else v for key in keys)
+        groups[values if len(keys) > 1 else values[0]].append(run)
+    try:
+        return {key: groups[key] for key in sorted(groups)}
+    except TypeError:  # values of several kinds have no order
+        return dict(groups)
+
+
+def differences(ours: Sequence[Run], theirs: Sequence[Run], measure: Any) -> np.ndarray:
+    """`measure(ours) - measure(theirs)` for every seed that both have."""
+    others = {run.seed: run for run in theirs}
+    return np.array([measure(run) - measure(others[run.seed]) for run in ours if run.seed in others], float)
+
+
+def line(name: str, groups: Mapping[Any, Sequence[Run]], measure: Any, x: Any = None) -> Series:
+    """Mean and interval of a measure for each group; `x` maps a group's key to its place, by default the key itself."""
+    found: list[tuple[Any, Effect]] = []
+    for key, members in groups.items():
+        values = effect([measure(run) for run in members])
+        if math.isfinite(values.mean):
+            found.append((x(key) if x else key, values))
+    low = [e.low if math.isfinite(e.low) else e.mean for _, e in found]
+    high = [e.high if math.isfinite(e.high) else e.mean for _, e in found]
+    return Series(name, [place for place, _ in found], [e.mean for _, e in found], low, high)
+
+
+def curve(name: str, runs: Sequence[Run], metric: str) -> Series:
+    """A metric's mean over runs by epoch, with its interval."""
+    length = min(len(run.metrics[metric]) for run in runs)
+    stacked = np.array([run.metrics[metric][:length] for run in runs], float)
+    keep = np.isfinite(stacked).all(0)
+    mean = stacked[:, keep].mean(0)
+    spread = 1.96 * stacked[:, keep].std(0, ddof=1) / math.sqrt(len(runs)) if len(runs) > 1 else np.zeros_like(mean)
+    return Series(name, list(np.flatnonzero(keep)), list(mean), list(mean - spread), list(mean + spread))

@@ -1,0 +1,164 @@
+"""What a claim comes to: an answer with an effect and its interval, and the chart that shows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Answer = Literal["holds", "fails", "undecided"]
+LEVEL = 0.95  # of the intervals
+SEEDS = 8  # fewer do not decide anything
+RESAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or set of points of a chart: a mean and, where there are seeds, its band."""
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A panel: what is on its axes, with units.
+
+    Attributes:
+        x, y: Labels.
+        series: Lines; `x` values that are words become bars.
+        x_log, y_log: Whether an axis is logarithmic.
+        level: A value of y to compare with, and its name.
+    """
+
+    x: str
+    y: str
+    series: Sequence[Series]
+    x_log: bool = False
+    y_log: bool = False
+    level: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """A map of two features: the class probability on a grid, and the examples.
+
+    Attributes:
+        title: Of the panel.
+        names: Of the two features.
+        x, y: Grid coordinates (n,), (m,).
+        probability: (m, n), of the second class.
+        points: (rows, 2).
+        classes: (rows,).
+    """
+
+    title: str
+    names: tuple[str, str]
+    x: np.ndarray
+    y: np.ndarray
+    probability: np.ndarray
+    points: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean over seeds with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """`0.12 [0.1, 0.14]`."""
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to a claim.
+
+    Attributes:
+        answer: holds, fails or undecided.
+        effect: What was measured, with its 95% interval.
+        unit: Of the effect, in words.
+        sentence: What came out, for a reader who knows the claim.
+        panels: The figure.
+        headline: Its message.
+    """
+
+    answer: Answer
+    effect: Effect
+    unit: str
+    sentence: str
+    headline: str
+    panels: Sequence[Chart | Region] = field(default_factory=tuple)
+
+
+def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect:
+    """The mean of one value per seed with its bootstrap interval (BCa; Efron 1987).
+
+    Values that are not finite are left out; of fewer than two the interval is the whole line.
+    """
+    from scipy.stats import bootstrap
+
+    v = np.asarray(values, float)
+    v = v[np.isfinite(v)]
+    if len(v) < 2:
+        return Effect(float(v.mean()) if len(v) else float("nan"), -np.inf, np.inf, len(v))
+    if np.ptp(v) == 0:
+        return Effect(float(v[0]), float(v[0]), float(v[0]), len(v))
+    found = bootstrap(
+        (v,), np.mean, method="BCa", n_resamples=RESAMPLES, confidence_level=level, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Effect(float(v.mean()), float(found.low), float(found.high), len(v))
+
+
+def decide(found: Effect, above: float = 0.0) -> Answer:
+    """holds: the whole interval lies above the threshold; fails: below it; undecided: neither, or too few seeds."""
+    if found.n < SEEDS:
+        return "undecided"
+    if found.low > above:
+        return "holds"
+    return "fails" if found.high < above else "undecided"
+
+
+def holm(effects: Mapping[str, Sequence[float] | np.ndarray], above: float = 0.0) -> dict[str, tuple[Answer, Effect]]:
+    """Several comparisons at once: each is decided at the level that Holm (1979) leaves it.
+
+    Args:
+        effects: By name, one value per seed.
+        above: The threshold.
+
+    Returns:
+        By name the answer, and the effect with the interval of that level.
+    """
+    from scipy.stats import ttest_1samp
+
+    def p_value(values: np.ndarray) -> float:
+        v = values[np.isfinite(values)]
+        if len(v) < 2 or np.ptp(v) == 0:
+            return 0.0 if len(v) > 1 and v[0] != above else 1.0
+        return float(ttest_1samp(v, above).pvalue)
+
+    arrays = {name: np.asarray(values, float) for name, values in effects.items()}
+    ordered = sorted(arrays, key=lambda name: p_value(arrays[name]))
+    answers: dict[str, tuple[Answer, Effect]] = {}
+    going = True  # after the first that is not decided, none is
+    for i, name in enumerate(ordered):
+        found = effect(arrays[name], 1 - (1 - LEVEL) / (len(ordered) - i))
+        answer: Answer = decide(found, above) if going else "undecided"
+        going = going and answer != "undecided"
+        answers[name] = (answer, found)
+    return {name: answers[name] for name in arrays}
+
+
+def all_of(answers: Sequence[Answer]) -> Answer:
+    """Together: one that fails refutes, one that is open leaves it open."""
+    if "fails" in answers:
+        return "fails"
+    return "undecided" if "undecided" in answers or not answers else "holds"
