@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -9,9 +10,10 @@ from hydra.types import RunMode
 from mlflow.entities import Run
 from omegaconf import OmegaConf, open_dict
 
-from conftest import CONF, ROOT
+from conftest import CONF, ROOT, Compose
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
+from manyfit.command import Sweep
 from test_cli import client, command, runs
 
 GRID = ["-m", "data=iris", "epochs=3", "model.hidden=[8]", "optimizer=sgd,adam", "optimizer.lr=1e-3,3e-2", "seed=0,1"]
@@ -76,6 +78,47 @@ def test_one_bad_job_fails_alone(tmp_path: Path, more: list[str]) -> None:
     errors = " ".join(run.data.tags.get("error", "") for run in found.values())
     assert "batch_size must be <= 106" in errors
     assert "optimizer.lr must be > 0, but got -1" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("artifacts", ["best", "all", "none"])
+def test_which_children_have_artifacts(tmp_path: Path, artifacts: str) -> None:
+    """Picture and model are stored of the best child, of all or of none, as tracking.artifacts says."""
+    small = ["-m", "data=iris", "epochs=2", "model.hidden=[4]", "optimizer.lr=1e-3,3e-2"]
+    done = command(tmp_path, *small, f"tracking.artifacts={artifacts}")
+    assert done.returncode == 0, done.stderr
+    found, store = list(children(tmp_path).values()), client(tmp_path)
+    assert len(found) == 2
+    first = min(found, key=lambda run: run.data.metrics["best/loss_val"])
+    expected = {run.info.run_id for run in {"best": [first], "all": found, "none": []}[artifacts]}
+    names = {run.info.run_id: {file.path for file in store.list_artifacts(run.info.run_id)} for run in found}
+    assert {run_id for run_id, files in names.items() if "overfitting.png" in files} == expected
+    models = store.search_logged_models([found[0].info.experiment_id])
+    assert {model.source_run_id for model in models} == expected
+    assert [model.name for model in models] == ["model"] * len(expected)
+
+
+def test_what_is_stored_is_what_was_trained(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status, params and every value of a finished, a diverged and a pruned child, as they came out of the training."""
+    monkeypatch.chdir(tmp_path)
+    common = ("data=diabetes", "epochs=4", "model=perceptron", "optimizer=sgd")
+    configs = {n: composed(*common, f"optimizer.lr={lr}", f"seed={n}") for n, lr in enumerate([0.01, 1e30, 0.02])}
+    with Sweep("stored", configs[0], prune=lambda number, epoch, _: (number, epoch) == (2, 2)) as sweep:
+        trained = sweep.train(configs)
+    stored = {run.data.tags["manyfit.id"]: run for run in children(tmp_path).values()}
+    for child, status in zip(trained, ("FINISHED", "FAILED", "KILLED"), strict=True):
+        run, result = stored[child.run.id], child.result
+        assert result is not None
+        assert run.info.status == result.status == status
+        assert run.data.params == {key: str(value) for key, value in child.config.flat().items()}
+        summary = {"best/epoch": result.summary.best_epoch, "best/loss_val": result.summary.best_loss_val}
+        expected = {**result.metrics, **{name: [value] for name, value in {**result.test, **summary}.items()}}
+        assert set(run.data.metrics) == set(expected)
+        for name, values in expected.items():
+            points = {m.step: m.value for m in client(tmp_path).get_metric_history(run.info.run_id, name)}
+            first = 1 if name == "loss/train_running" else 0  # there is none of an untrained network
+            assert sorted(points) == list(range(first, len(values))), name
+            np.testing.assert_array_equal([points[step] for step in sorted(points)], values[first:], err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,25 @@
 """The promise of the design: a run's curve is the same, to the last bit, alone and in any company."""
 
-import copy
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from conftest import Compose, assert_same_bits, options
 from manyfit import training
 from manyfit.config import Config
+from manyfit.data import order
 from manyfit.dropout import Dropout
+from manyfit.jobs import prepare
+from manyfit.module import Training
 from manyfit.optimizers import LINEAR_OPTIMIZERS
 from manyfit.training import fit
 
 SCHEDULES = options("schedule")
+SHARING = [name for name in options("optimizer") if name != "lbfgs"]  # may share a population
 DATA = {"many classes": "data=wine", "one output": "data=moons"}
 
 
@@ -46,7 +51,7 @@ def check(configs: Sequence[Config], companies: Sequence[Sequence[int]], alone: 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("batch", [1, 7, 32, "full"])
-@pytest.mark.parametrize("optimizer", [name for name in options("optimizer") if name != "lbfgs"])
+@pytest.mark.parametrize("optimizer", SHARING)
 def test_alone_or_in_company(composed: Compose, optimizer: str, batch: int | str, data: str) -> None:
     """Alone, among 2, 7 and 16, in another order: dropout, label noise, decay, a short last batch, compaction."""
     configs = sixteen(
@@ -134,6 +139,19 @@ def test_negative_control(composed: Compose, monkeypatch: pytest.MonkeyPatch) ->
         check(configs, companies=[[2, 0]], alone=[1])
 
 
+def test_negative_control_order(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples in an order keyed by the position in the population are caught."""
+    honest = Training.__init__
+
+    def by_position(self: Training, *rest: object, seeds: Sequence[int], **more: object) -> None:
+        honest(self, *rest, seeds=range(len(seeds)), **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Training, "__init__", by_position)
+    configs = [composed("data=wine", "epochs=2", f"seed={k}") for k in range(5, 8)]
+    with pytest.raises(AssertionError):
+        check(configs, companies=[[2, 0]], alone=[1])
+
+
 def test_user_models_in_company(composed: Compose) -> None:
     """Models that go by vmap: 1e-5 over 5 epochs at a stable rate."""
     common = ("data=iris", "epochs=5", "model._target_=test_population.Wide", "~model.hidden", "~model.activation",
@@ -145,23 +163,39 @@ def test_user_models_in_company(composed: Compose) -> None:
             np.testing.assert_allclose(a.metrics[name], b.metrics[name], rtol=1e-5)
 
 
-def test_against_torch(composed: Compose) -> None:
-    """Ten epochs of Adam on a plain nn.Linear network, same weights and order: 1e-5 at a stable rate."""
-    from manyfit.data import order
-    from manyfit.jobs import prepare
+@pytest.mark.parametrize("optimizer", SHARING)
+def test_against_torch(composed: Compose, optimizer: str) -> None:
+    """Ten epochs of three members are those of plain torch, with the same weights and order: 1e-5 at stable rates."""
+    common = ("data=wine", "epochs=10", "batch_size=32", "model.hidden=[16,5]", f"optimizer={optimizer}")
+    usual = composed(*common).optimizer.lr
+    members = ((0.1, 0.0), (0.3, 1e-2), (1.0, 0.1))  # share of the usual rate, weight decay
+    configs = [
+        composed(*common, f"optimizer.lr={share * usual}", f"optimizer.weight_decay={decay}", f"seed={k}")
+        for k, (share, decay) in enumerate(members)
+    ]
+    for config, result in zip(configs, fit(configs), strict=True):
+        np.testing.assert_allclose(result.metrics["loss/val"], by_torch(config), rtol=1e-5)
 
-    config = composed("data=wine", "epochs=10", "optimizer.lr=1e-3", "batch_size=32", "optimizer.weight_decay=1e-2")
+
+def by_torch(config: Config) -> list[float]:
+    """The validation losses (epochs + 1,) of a loop as in torch's tutorials."""
     job = prepare(config)
-    network, data = copy.deepcopy(job.network).train(), job.data
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    data, sizes = job.data, [job.data.x_train.shape[1], 16, 5, len(job.data.classes)]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    network = nn.Sequential(*layers[:-1])
+    for ours, theirs in zip(network.parameters(), job.network.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    chosen = config.optimizer
+    optimizer = getattr(torch.optim, chosen.target.removeprefix("torch.optim."))(
+        network.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay, **chosen.arguments
+    )
     losses = []
-    for epoch in range(11):
+    for epoch in range(config.epochs + 1):
         with torch.no_grad():
-            losses.append(torch.nn.functional.cross_entropy(network(data.x_val), data.y_val).item())
+            losses.append(nn.functional.cross_entropy(network(data.x_val), data.y_val).item())
         for index in order(config.seed, epoch, len(data.x_train)).split(32):
-            loss = torch.nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+            loss = nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    together = fit([config, composed("data=wine", "epochs=10", "optimizer.lr=3e-3", "batch_size=32")])
-    np.testing.assert_allclose(together[0].metrics["loss/val"], losses, rtol=1e-5)
+    return losses
