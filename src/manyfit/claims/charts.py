@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, INK, GREY, "#56B4E9", "#8C510A", "#F0E442"]
+FEW = 9  # places on a logarithmic axis that are all named
 ANSWER = {"holds": GREEN, "fails": VERMILLION, "undecided": "#B07700"}
 
 
@@ -48,6 +49,10 @@ def _chart(axes: "Axes", chart: Chart) -> None:
         axes.set_xticks(range(len(places)), [str(p) for p in places], fontsize=8, rotation=20 if len(places) > 4 else 0)
     if chart.x_log:
         axes.set_xscale("log")
+        few = sorted({float(x) for series in chart.series for x in series.x})
+        if len(few) <= FEW:
+            axes.set_xticks(few, [f"{x:g}" for x in few], fontsize=8)
+            axes.set_xticks([], minor=True)
     if chart.y_log:
         axes.set_yscale("log")
     if chart.level is not None:

@@ -128,7 +128,7 @@ def decide(found: Effect, above: float = 0.0) -> Answer:
 
 
 def holm(effects: Mapping[str, Sequence[float] | np.ndarray], above: float = 0.0) -> dict[str, tuple[Answer, Effect]]:
-    """Several comparisons at once: each is decided at the level that Holm (1979) leaves it.
+    """Several comparisons at once: each is decided at the level that Holm (1979) leaves it, by t-test and interval.
 
     Args:
         effects: By name, one value per seed.
@@ -146,12 +146,14 @@ def holm(effects: Mapping[str, Sequence[float] | np.ndarray], above: float = 0.0
         return float(ttest_1samp(v, above).pvalue)
 
     arrays = {name: np.asarray(values, float) for name, values in effects.items()}
-    ordered = sorted(arrays, key=lambda name: p_value(arrays[name]))
+    p_values = {name: p_value(values) for name, values in arrays.items()}
+    ordered = sorted(arrays, key=lambda name: p_values[name])
     answers: dict[str, tuple[Answer, Effect]] = {}
     going = True  # after the first that is not decided, none is
     for i, name in enumerate(ordered):
-        found = effect(arrays[name], 1 - (1 - LEVEL) / (len(ordered) - i))
-        answer: Answer = decide(found, above) if going else "undecided"
+        alpha = (1 - LEVEL) / (len(ordered) - i)
+        found = effect(arrays[name], 1 - alpha)
+        answer: Answer = decide(found, above) if going and p_values[name] <= alpha else "undecided"
         going = going and answer != "undecided"
         answers[name] = (answer, found)
     return {name: answers[name] for name in arrays}

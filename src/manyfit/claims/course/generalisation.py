@@ -32,7 +32,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
         f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point; with {narrow[0]} "
         f"its best is {under.mean:.2f} above that of {best[0]} units. With label noise a second descent by width is "
         f"{'seen' if second else 'not seen'}.",
-        f"Best at {best[0]} units; wider ones overfit",
+        f"{wide[0]} units: validation loss ends {turn.mean:.0%} above its lowest",
         (
             Chart(
                 "hidden units",

@@ -1,0 +1,127 @@
+"""Claims: statistics against closed forms and scipy, the three answers, and an experiment from command to verdict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from conftest import options
+from manyfit import claims
+from manyfit.claims import Chart, Region, Run, Series, charts, runs, verdict
+from manyfit.claims.course import overfitting
+from manyfit.config import ConfigError
+from manyfit.figures import png
+from test_cli import command
+from test_cli import runs as stored_runs
+
+SEEDS = range(8)
+
+
+def made(seed: int, train: Sequence[float], val: Sequence[float], **settings: object) -> Run:
+    """A run with these curves."""
+    curves = {"loss/train": np.array(train), "loss/val": np.array(val), "loss/gap": np.array(val) - np.array(train)}
+    return Run({"seed": seed, "data.train_size": 1000, "data.label_noise": 0.0, **settings}, curves)
+
+
+def test_effect_is_scipys_bootstrap() -> None:
+    """Mean and BCa interval; of values that are all the same a point, of one value the whole line."""
+    values = np.random.default_rng(1).normal(1, 0.5, 12)
+    found = verdict.effect(values)
+    bca = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20000, rng=np.random.default_rng(3))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(bca.confidence_interval.low, abs=0.03)
+    assert found.high == pytest.approx(bca.confidence_interval.high, abs=0.03)
+    assert verdict.effect([2.0] * 8) == verdict.Effect(2.0, 2.0, 2.0, 8)
+    assert verdict.effect([2.0]).low == -np.inf
+    assert verdict.effect([1.0, np.nan, 1.0, np.inf]).n == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [([1.0, 1.1] * 4, "holds"), ([-1.0, -1.1] * 4, "fails"), ([1.0, -1.1] * 4, "undecided"), ([1.0] * 3, "undecided")],
+)
+def test_three_answers(values: Sequence[float], answer: str) -> None:
+    """Above, below, across; and too few seeds decide nothing."""
+    assert verdict.decide(verdict.effect(values)) == answer
+
+
+def test_holm_is_stricter_than_one_by_one() -> None:
+    """A comparison that is decided by itself is not beside many that are not; clear ones stay."""
+    rng = np.random.default_rng(0)
+    border = rng.normal(0, 1, 8)
+    border += 2.6 * border.std(ddof=1) / np.sqrt(8) - border.mean()
+    noise = {f"n{i}": rng.normal(0, 1, 8) - 0.1 for i in range(6)}
+    alone, among = verdict.holm({"border": border}), verdict.holm({"border": border, "clear": [5.0, 5.1] * 4, **noise})
+    assert alone["border"][0] == "holds"
+    assert among["border"][0] == "undecided"
+    assert among["clear"][0] == "holds"
+    assert verdict.all_of([answer for answer, _ in among.values()]) == "undecided"
+
+
+def test_measures_of_a_run() -> None:
+    """Best, last and first epoch at a target, between epochs; a diverged run is infinitely bad."""
+    run = made(0, [3, 2, 1, 0], [3, 1, 2, np.nan])
+    assert run.reaches("loss/train", 1.5) == 1.5
+    assert run.reaches("loss/train", -1) == np.inf
+    assert run.best("loss/val") == 1
+    assert run.final("loss/val") == 2
+    assert Run(run.settings, run.metrics, diverged=True).final("loss/val") == np.inf
+
+
+def test_parameters_come_back_as_what_they_were() -> None:
+    """Numbers, lists, words and None, and a group's short name."""
+    assert [runs.parsed(t) for t in ("0.1", "[64, 64]", "full", "None", "1e-05")] == [0.1, [64, 64], "full", None, 1e-5]
+    assert Run({"seed": 0, "optimizer._target_": "torch.optim.Adam"}, {})["optimizer"] == "Adam"
+
+
+def test_runs_are_paired_by_seed() -> None:
+    """In whatever order; a seed that one side lacks is left out."""
+    ours, theirs = [made(s, [0], [s + 1.0]) for s in (2, 0, 1)], [made(s, [0], [2.0 * s]) for s in (0, 1, 5)]
+    assert sorted(runs.differences(ours, theirs, lambda r: r.final("loss/val"))) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("rise", "answer"), [(1.0, "holds"), (0.0, "fails"), (None, "undecided")])
+def test_overfitting(rise: float | None, answer: str) -> None:
+    """Wide networks that turn by 50%, that do not turn, that turn in some seeds only."""
+    every = []
+    for seed in SEEDS:
+        turn = rise if rise is not None else float(seed % 2) * 0.25
+        for width, low in ((2, 1.8), (16, 1.0), (64, 1.0)):
+            end = low + (0.5 * turn if width == 64 else 0.01 * seed / 8)
+            every.append(made(seed, [2.3, 1, 0.5], [2.3, low + 0.001 * seed, end], **{"model.hidden": [width]}))
+    assert overfitting(every).answer == answer
+
+
+def test_charts_draw_what_they_are_given() -> None:
+    """Lines with bands, words as bars, a level, a map: a picture for each."""
+    line = Series("a", [1, 10, 100], [1, 2, 3], [0.9, 1.9, 2.9], [1.1, 2.1, 3.1])
+    words = Series("b", ["relu", "tanh"], [1, 2], [0.5, 1.5], [1.5, 2.5])
+    grid = np.linspace(0, 1, 5)
+    region = Region("after", ("u", "v"), grid, grid, np.outer(grid, grid), np.random.rand(9, 2), np.arange(9) % 2)
+    panels = (Chart("x", "y", [line], x_log=True, level=(2, "target")), Chart("x", "y", [words]), region)
+    found = verdict.Verdict("holds", verdict.effect([1.0] * 8), "units", "It does.", "It does", panels)
+    assert png(charts.draw(found, "title")).startswith(b"\x89PNG")
+    assert "| holds |" in charts.markdown([("one", found)])
+
+
+@pytest.mark.parametrize("name", ["nothing_of_that_name", "os.system", "manyfit.claims.verdict.effect"])
+def test_only_judges_are_let_through(name: str) -> None:
+    """What is not there, or is not annotated to return a Verdict, is refused by the key's name."""
+    with pytest.raises(ConfigError, match=r"^claim must name a function"):
+        claims.find(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in options("experiment") if name != "all"])
+def test_quick_experiment(tmp_path: Path, name: str) -> None:
+    """From the command to a verdict and a figure on the parent run; two seeds decide nothing."""
+    done = command(tmp_path, f"experiment={name}", "quick=true")
+    assert done.returncode == 0, done.stderr
+    (parent,) = [run for run in stored_runs(tmp_path) if run.data.tags.get("manyfit.kind") == "sweep"]
+    assert parent.data.tags["verdict"] == "undecided"
+    assert f"verdict  {parent.data.tags['verdict']}" in done.stdout
+    assert list(tmp_path.rglob(f"{name}.png"))
+    others = [run for run in stored_runs(tmp_path) if run.info.run_id != parent.info.run_id]
+    assert {run.info.status for run in others} <= {"FINISHED", "FAILED"}
