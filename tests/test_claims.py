@@ -1,5 +1,9 @@
 """Claims: statistics against closed forms and scipy, the three answers, and an experiment from command to verdict."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conftest import options
+from conftest import ROOT, options
 from manyfit import claims
 from manyfit.claims import Chart, Region, Run, Series, charts, runs, verdict
 from manyfit.claims.course import overfitting
@@ -111,6 +115,21 @@ def test_only_judges_are_let_through(name: str) -> None:
     """What is not there, or is not annotated to return a Verdict, is refused by the key's name."""
     with pytest.raises(ConfigError, match=r"^claim must name a function"):
         claims.find(name)
+
+
+def test_the_readmes_own_experiment(tmp_path: Path) -> None:
+    """The worked example, as it stands in the README, comes to its verdict."""
+    text = (ROOT / "README.md").read_text()
+    blocks = dict(re.findall(r"```(yaml|python)\n# (?:experiments/wine_width.yaml|mychecks.py).*\n([^`]*)```", text))
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "wine_width.yaml").write_text(blocks["yaml"])
+    (tmp_path / "mychecks.py").write_text(blocks["python"])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), f"--config-dir={tmp_path}", "experiment=wine_width"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "verdict  holds: 64 units end" in done.stdout
 
 
 @pytest.mark.slow

@@ -5,15 +5,33 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from manyfit.claims.runs import Run, parsed
-from manyfit.claims.verdict import Chart, Region, Series, Verdict
+from manyfit.claims.runs import Run, by, curve, differences, line, parsed
+from manyfit.claims.verdict import Chart, Effect, Region, Series, Verdict, all_of, decide, effect, holm
 from manyfit.config import ConfigError
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
     from manyfit.tracking.reading import StoredRun
 
-__all__ = ["Chart", "Claim", "Region", "Run", "Series", "Verdict", "find", "runs_of"]
+__all__ = [
+    "Chart",
+    "Claim",
+    "Effect",
+    "Region",
+    "Run",
+    "Series",
+    "Verdict",
+    "all_of",
+    "by",
+    "curve",
+    "decide",
+    "differences",
+    "effect",
+    "find",
+    "holm",
+    "line",
+    "runs_of",
+]
 
 Claim = Callable[[Sequence[Run]], Verdict]
 
