@@ -357,3 +357,35 @@ def test_two_processes_share_one_total(tmp_path: Path) -> None:
     check(shared(tmp_path), 12)
     assert len({values_of(trial)["optimizer.lr"] for trial in shared(tmp_path)}) == 12
     assert len({trial.user_attrs["owner"] for trial in shared(tmp_path)}) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_study_in_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a real server: six trials of six values, none left RUNNING."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # pgserver's lock file; unset, there would be a warning
+    import pgserver
+
+    with pgserver.get_server(tmp_path / "pg") as server:
+        storage = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        given = ["sweep=lr", "data=iris", "epochs=2", "model.hidden=[4]", "sweep.n_trials=6", "sweep.confirm_seeds=0"]
+        given += ["sweep.study=shared", "sweep.round=2", f"sweep.storage='{storage}'"]
+        line = [sys.executable, str(ROOT / "run.py"), *given]
+        processes = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+        assert [process.wait(timeout=180) for process in processes] == [0, 0]
+        rdb = optuna.storages.RDBStorage(storage)
+        trials = optuna.load_study(study_name="shared", storage=rdb).trials
+        rdb.remove_session()
+        rdb.engine.dispose()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 6
+
+
+def test_a_password_in_the_storage_is_refused(tmp_path: Path) -> None:
+    """Before anything is written."""
+    url = "postgresql+psycopg://me:hunter2@localhost/db"
+    line = [sys.executable, str(ROOT / "run.py"), "sweep=lr", f"sweep.storage='{url}'"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "sweep.storage must hold no password" in done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="ignore")]
+    assert not written

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 T = TypeVar("T")
 # keys that say how to launch, not what to train
 ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "sampler", "sweep", "tune")
-CREDENTIALS = re.compile(r"://[^/]*:[^/]*@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
+CREDENTIALS = re.compile(r"://[^/]*:[^/@]+@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -219,12 +219,17 @@ def _sentence(error: Any) -> str:
     return f"{'.'.join(path)} must {condition}, but got {error['input']!r}."
 
 
-def _check_together(config: Config) -> None:
-    if CREDENTIALS.search(str(config.source["tracking"].get("uri"))):
+def refuse_password(key: str, address: str) -> None:
+    """Raise ConfigError if an address, as written in the config, holds a password."""
+    if CREDENTIALS.search(address):
         raise ConfigError(
-            "tracking.uri must hold no password, since configs are written down. Put the address into the environment "
-            "variable MLFLOW_TRACKING_URI, or into one of your own: tracking.uri='${oc.env:MY_STORE}'."
+            f"{key} must hold no password, since configs are written down. Put it into an environment variable: "
+            f"{key}='${{oc.env:MY_STORE}}'."
         )
+
+
+def _check_together(config: Config) -> None:
+    refuse_password("tracking.uri", str(config.source["tracking"].get("uri")))
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")

@@ -2,18 +2,21 @@
 
 Every claim is made under the study's lock. So whatever a killed process left half done is seen by the next claim, and a
 trial that is RUNNING without an owner cannot be one that a living process is just asking for. Optuna's heartbeats
-cannot do this: with ask and tell none is ever written.
+cannot do this: with ask and tell none is ever written. The lock is a file, so it holds on one machine; in PostgreSQL it
+is the database's own and holds across machines. Who is alive is seen on one machine only: a trial that another host
+owns counts as living, and when that host died, only a process there gives it back.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 import optuna
+import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -56,9 +59,9 @@ class Ledger:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
         self.space, self.total, self.sampler, self.points = space, total, sampler, points
-        self.locks = Locks(folder)
+        self.locks, self.url = Locks(folder), url
         self.open: dict[int, Trial] = {}
-        with self.locks.named("create"):  # two first touches of one SQLite file would break each other
+        with self._lock("create"):  # two first touches of one SQLite file would break each other
             self.study = _study(url, name, direction)
             _check(self.study, fingerprint)
 
@@ -134,7 +137,10 @@ class Ledger:
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
         """The study's lock: one process at a time."""
-        return self.locks.named(self.study.study_name)
+        return self._lock(self.study.study_name)
+
+    def _lock(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        return _advisory(self.url, name) if self.url.startswith("postgresql") else self.locks.named(name)
 
 
 def lost(trial: FrozenTrial) -> bool:
@@ -152,6 +158,19 @@ def derived_seed(seed: int, trials: int) -> int:
     return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
 
 
+@contextlib.contextmanager
+def _advisory(url: str, name: str) -> Iterator[None]:
+    """PostgreSQL's lock of this name, which it takes back when the connection ends, also by kill -9."""
+    try:
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        connection = engine.connect()
+    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
+        raise _unusable(url, error) from None
+    with connection:  # its end is the lock's end
+        connection.execute(sqlalchemy.text("select pg_advisory_lock(hashtext(:name))"), {"name": name})
+        yield
+
+
 def _study(url: str, name: str, direction: Direction) -> optuna.Study:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -160,10 +179,12 @@ def _study(url: str, name: str, direction: Direction) -> optuna.Study:
             storage=optuna.storages.RDBStorage(url), study_name=name, direction=direction, load_if_exists=True
         )
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"sweep.storage must be a database that can be used, but got {_masked(url)}: {reason}"
-        ) from None
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> ConfigError:
+    reason = str(error).splitlines()[0]
+    return ConfigError(f"sweep.storage must be a database that can be used, but got {_masked(url)}: {reason}")
 
 
 def _masked(url: str) -> str:
