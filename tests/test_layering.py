@@ -10,10 +10,10 @@ from conftest import ROOT
 LEVELS = [
     {"tables", "models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "provenance", "tracking"},
     {"sources", "data", "losses", "figures", "best", "cli"},
-    {"population", "claims"},
+    {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},
-    {"terminal"},
+    {"terminal", "probes"},
     {"training"},
     {"reports"},
     {"experiments"},
