@@ -13,7 +13,7 @@ LEVELS = [
     {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},
-    {"terminal", "probes"},
+    {"terminal", "probes", "claims"},
     {"training"},
     {"reports"},
     {"experiments"},

@@ -31,6 +31,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+ProbeName = Literal["gradient_norm", "dead_units", "gradient_noise", "update_angle"]
 
 
 def _batch_size(value: Any) -> Any:
@@ -116,6 +117,7 @@ class Config(Node):
     batch_size: BatchSize = 32
     epochs: Count = 50
     eval_train_size: Count = 10000
+    probes: tuple[ProbeName, ...] = ()
     choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
 

@@ -101,6 +101,8 @@ class Training(pl.LightningModule):
         self.calls: dict[int, list[tuple[int, torch.Size]]] = {}
         self.prune: Prune | None = None
         self.observers: list[Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]] = []
+        self.probed: dict[str, np.ndarray] = {}  # of this epoch, (members present,), from probes
+        self.after_step: list[Callable[[], None]] = []  # empty without probes
         self.started = time.perf_counter()
         self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
         if compiled:
@@ -134,6 +136,8 @@ class Training(pl.LightningModule):
             losses = self._step(index[step], count, masks.at(step), rates[step])
             share = losses * (count / len(self.x_train))
             self.running = share if self.running is None else self.running + share
+            for note in self.after_step:
+                note()
         self.steps_done += len(rows)
         self.last_lr = self.lr * factors[-1]
 
@@ -186,6 +190,8 @@ class Training(pl.LightningModule):
         measured = self.evaluate(self.population.weights, self.population.buffers, ("train", "val"))
         measured["loss/gap"] = measured["loss/val"] - measured["loss/train"]
         measured["lr"] = self.last_lr
+        measured |= self.probed
+        self.probed = {}
         if self.running is not None:
             measured["loss/train_running"] = self.running.double().cpu().numpy()
             self.running = None

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit import curves, data
+from manyfit import curves, data, probes
 from manyfit.config import Config
 from manyfit.dropout import seed_of
 from manyfit.jobs import Job, Result, prepare
@@ -65,6 +65,7 @@ def fit(
         module.observers = [recorder.epoch, progress.epoch]
         module.prune = prune
         try:
+            probes.check(jobs[0].config.probes, jobs[0].network)
             _train(trainer, module)
             results = _results(jobs, module)
             recorder.finish(results, artifacts)
@@ -110,6 +111,7 @@ def _trainer(config: Config) -> pl.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        callbacks=probes.callbacks(config.probes),
         deterministic=config.trainer.deterministic,
     )
 
