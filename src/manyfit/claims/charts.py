@@ -47,6 +47,8 @@ def _chart(axes: "Axes", chart: Chart) -> None:
             _line(axes, x, series, colour)
     if words:
         axes.set_xticks(range(len(places)), [str(p) for p in places], fontsize=8, rotation=20 if len(places) > 4 else 0)
+    if chart.x == "epoch":
+        axes.locator_params(axis="x", integer=True)
     if chart.x_log:
         axes.set_xscale("log")
         few = sorted({float(x) for series in chart.series for x in series.x})

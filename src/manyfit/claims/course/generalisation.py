@@ -66,3 +66,50 @@ def _descends_again(widths: dict[tuple[int, ...], list[Run]]) -> bool:
     found = [effect([run.final("loss/val") for run in widths[width]]) for width in sorted(widths)]
     peak = int(np.argmax([e.mean for e in found[1:]])) + 1
     return peak < len(found) - 1 and found[-1].high < found[peak].low
+
+
+WORTH = 0.05  # of the loss
+
+
+def early_stopping(runs: Sequence[Run]) -> Verdict:
+    """Validation loss at the last epoch over test loss at the best epoch, minus 1; one value per split.
+
+    Holds if more than 5%, in the mean over splits. The best epoch is chosen on validation, so that only the test set
+    tells its loss without favour; the last is not chosen, so that either set does; which is easier, many splits level.
+    """
+    splits = by(runs, "data.split_seed")
+    saved = effect([float(np.mean([_saved(run) for run in group])) for group in splits.values()])
+    accuracy = effect([float(np.mean([_more_right(run) for run in group])) for group in splits.values()])
+    stop = effect([run.once.get("best/epoch", np.nan) for run in runs]).mean
+    last = max(len(run.metrics["loss/val"]) for run in runs) - 1
+    return Verdict(
+        decide(saved, WORTH),
+        saved,
+        "of loss more at the last epoch than at the best",
+        f"Validation loss turns at epoch {stop:.0f} of {last}; the last epoch's loss is {saved.mean:.0%} above the test "
+        f"loss there. Accuracy is {accuracy.mean:+.1%} better at the best epoch.",
+        f"Going on from epoch {stop:.0f} to {last} costs {saved.mean:.0%} of loss",
+        (
+            Chart(
+                "epoch",
+                "loss, nats",
+                [curve("train", runs, "loss/train"), curve("validation", runs, "loss/val")],
+            ),
+            Chart(
+                "split",
+                "loss on examples that chose no epoch, nats",
+                [
+                    line("last epoch, validation", splits, lambda run: run.final("loss/val")),
+                    line("best epoch, test", splits, lambda run: run.test("loss")),
+                ],
+            ),
+        ),
+    )
+
+
+def _saved(run: Run) -> float:
+    return run.final("loss/val") / run.test("loss") - 1
+
+
+def _more_right(run: Run) -> float:
+    return run.test() - run.final("accuracy/val")

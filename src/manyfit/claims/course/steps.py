@@ -1,0 +1,259 @@
+"""What a step brings and what it costs: optimizers, batch sizes."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from manyfit.claims.runs import Run, by, curve, differences, line
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect, holm
+
+FRESH = 1000  # seeds from here on are none that a rate was chosen with
+TOLERANCE = 1.1  # a rate is good if its loss is at most so many times that of the best rate
+MINI = 32  # a mini-batch
+TIMES = 4.0  # as many examples/s: less is not parallel
+HIDDEN = ("momentum", "adamw")  # from the panel of all trials: lines too many
+PLAIN = ("sgd", "momentum")  # optimizers whose rate is the same for every weight, always
+
+
+def optimizers(runs: Sequence[Run]) -> Verdict:
+    """What the default rate costs SGD, less what it costs an adaptive optimizer: above 0 for each of them (Holm).
+
+    The cost is the validation loss (best epoch) at the default rate minus that at the tuned rate, on the same fresh
+    seeds. Beside it: the band of good rates, those with at most 1.1 times the loss of the best rate in the mean over
+    the tuning seeds, in decades; and the epochs, at the tuned rate, to 1.1 times the worst optimizer's loss.
+    """
+    groups = {name: [run for run in runs if optimizer(run) == name] for name in sorted({optimizer(r) for r in runs})}
+    groups = {name: groups[name] for name in sorted(groups, key=lambda name: (name not in PLAIN, name))}
+    trials = {name: [run for run in of if run.seed < FRESH] for name, of in groups.items()}
+    default = {name: [run for run in of if run.seed >= FRESH and run.stage == "grid"] for name, of in groups.items()}
+    tuned = {name: [run for run in of if run.stage == "report"] for name, of in groups.items()}
+    bands = {name: _band(by(of, "optimizer.lr")) for name, of in trials.items()}
+    costs = {name: _by_seed(default[name], tuned[name]) for name in groups}
+    less = {
+        name: [costs["sgd"][seed] - cost for seed, cost in costs[name].items() if seed in costs["sgd"]]
+        for name in groups
+        if name not in PLAIN
+    }
+    answers = holm(less)
+    shown = "adam" if "adam" in answers else next(iter(answers))
+    target = TOLERANCE * max(_mean(of) for of in tuned.values())
+    waits = {name: float(np.median([run.reaches("loss/val", target) for run in of])) for name, of in tuned.items()}
+    edge = [name for name in groups if _at_edge(by(trials[name], "optimizer.lr"))]
+    mean_cost = {name: float(np.mean(list(cost.values()))) for name, cost in costs.items()}
+    return Verdict(
+        all_of([answer for answer, _ in answers.values()]),
+        answers[shown][1],
+        f"of validation loss that the default rate costs SGD more than {shown}",
+        f"Cost of the default rate: {_said(mean_cost, '.3f')}. Band of good rates in decades: {_said(bands, '.1f')}. "
+        f"Epochs to a validation loss of {target:.2f} at the tuned rate: {_said(waits, '.0f')}."
+        + (f" Best rate on the edge of the range: {', '.join(edge)}." if edge else ""),
+        f"The default rate costs {shown} {mean_cost[shown]:.2f} nats, SGD {mean_cost['sgd']:.2f}",
+        (
+            Chart(
+                "learning rate",
+                "validation loss, best epoch, nats",
+                [_trials(name, by(of, "optimizer.lr")) for name, of in trials.items() if name not in HIDDEN],
+                x_log=True,
+            ),
+            Chart("", "band of good rates, decades", [Series("band", list(bands), list(bands.values()))]),
+            Chart(
+                "",
+                "validation loss, best epoch, nats",
+                [line("tuned rate", tuned, _best), line("default rate", default, _best)],
+            ),
+        ),
+    )
+
+
+def optimizer(run: Run) -> str:
+    """Its name in conf/optimizer, as far as the figure needs it: torch's class, and momentum apart from plain SGD."""
+    name = str(run["optimizer"]).lower()
+    return "momentum" if name == "sgd" and run.settings.get("optimizer.momentum") else name
+
+
+def _best(run: Run) -> float:
+    return run.best("loss/val")
+
+
+def _mean(runs: Sequence[Run]) -> float:
+    return float(np.mean([_best(run) for run in runs])) if runs else math.nan
+
+
+def _by_seed(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[int, float]:
+    """`differences` of the best loss, with the seed."""
+    return {run.seed: float(d) for run in ours for d in differences([run], theirs, _best)}
+
+
+def _said(values: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+
+
+def _trials(name: str, rates: Mapping[float, Sequence[Run]]) -> Series:
+    return Series(name, list(rates), [_mean(of) for of in rates.values()])
+
+
+def _chosen(rates: Mapping[float, Sequence[Run]]) -> float:
+    """The rate that tuning takes: lowest mean over seeds."""
+    return min(rates, key=lambda rate: _mean(rates[rate]))
+
+
+def _at_edge(rates: Mapping[float, Sequence[Run]]) -> bool:
+    return _chosen(rates) in (min(rates), max(rates))
+
+
+def _band(rates: Mapping[float, Sequence[Run]]) -> float:
+    """Decades around the best rate in which the loss stays within `TOLERANCE`; straight between rates tried."""
+    tried = np.log10(list(rates))
+    losses = np.array([_mean(of) for of in rates.values()])
+    x = np.linspace(tried[0], tried[-1], 2001)
+    good = np.interp(x, tried, losses) <= TOLERANCE * losses.min()
+    middle = int(np.argmin(np.abs(x - tried[int(losses.argmin())])))
+    bad = np.flatnonzero(~good)
+    left, right = bad[bad < middle], bad[bad > middle]
+    return float(x[right[0] - 1 if len(right) else -1] - x[left[-1] + 1 if len(left) else 0])
+
+
+def batch_size(runs: Sequence[Run]) -> Verdict:
+    """All three, in the mean over seeds, so that none needs a correction for the others.
+
+    The best rate grows with the batch: the slope of log10 best rate against log10 batch size, fitted for each seed of
+    the grid at fixed epochs, is above 0. One example is noisy: its steps are more noise than gradient (`probes`) in
+    more of the epochs than those of the mini-batch (32, or the nearest), each at its tuned rate. The full batch is
+    costly: after as many epochs, each at its tuned rate, its training loss is above the mini-batch's. The comparison
+    at a fixed number of steps is drawn and told, and decides nothing.
+
+    The rule for noise is the second: the first, how much of the path of the training loss goes up, was 0 for every
+    batch and seed at the ends of epochs, and could decide nothing.
+    """
+    epochs = min(runs, key=lambda run: (_size(run), run["epochs"]))["epochs"]
+    fixed = [run for run in runs if run["epochs"] == epochs]
+    grid = by_size([run for run in fixed if run.stage == "grid"])
+    tuned = by_size([run for run in fixed if run.stage == "report"])
+    one, full = min(grid), max(grid)
+    mini = _nearest(list(tuned))
+    slope = effect(_slopes(grid))
+    noise = effect(differences(tuned[one], tuned[mini], noisy))
+    cost = effect(differences(tuned[full], tuned[mini], lambda run: run.best("loss/train")))
+    steps = _at_steps(runs, mini, epochs)
+    rates = {size: {_rate(run) for run in of} for size, of in tuned.items()}
+    more = effect(differences(steps[full], steps[min(steps)], _best)) if full in steps else effect([])
+    return Verdict(
+        all_of([decide(slope), decide(noise), decide(cost)]),
+        slope,
+        "decades of best rate per decade of batch size",
+        f"The best rate goes from {min(rates[one]):g} at {one} to {min(rates[full]):g} at {full}. Steps of {one} are "
+        f"more noise than gradient in {effect([noisy(run) for run in tuned[one]]).mean:.0%} of the epochs, {noise} "
+        f"more than steps of {mini}. After {epochs:g} epochs training loss with {full} is {cost} above that with "
+        f"{mini}. At a fixed number of steps validation loss with {full} is {more} above that with "
+        f"{min(steps, default=mini)}.",
+        f"Ten times the batch, {10**slope.mean:.1f} times the best rate",
+        (
+            Chart("batch size, examples", "best learning rate", [_best_rates(grid)], x_log=True, y_log=True),
+            Chart(
+                "epoch",
+                "training loss at the tuned rate, nats",
+                [curve(f"{size}", of, "loss/train") for size, of in tuned.items() if size in {one, mini, full}],
+                y_log=True,
+            ),
+            Chart(
+                "batch size, examples",
+                "validation loss, best epoch, nats",
+                [line("at fixed epochs", tuned, _best), line("at fixed steps", steps, _best)],
+                x_log=True,
+            ),
+        ),
+    )
+
+
+def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    """Runs by examples per step."""
+    sizes: dict[int, list[Run]] = {}
+    for run in runs:
+        sizes.setdefault(_size(run), []).append(run)
+    return dict(sorted(sizes.items()))
+
+
+def noisy(run: Run) -> float:
+    """Share of the epochs in which a step is more noise than gradient, or so much that no gradient is made out."""
+    noise = np.asarray(run.metrics["gradient_noise"], float)
+    return float(np.mean(~(noise <= 1)))
+
+
+def _size(run: Run) -> int:
+    size = run["batch_size"]
+    return int(run["data.train_size"] if size == "full" else size)
+
+
+def _nearest(sizes: Sequence[int]) -> int:
+    return min(sizes, key=lambda size: abs(math.log(size / MINI)))
+
+
+def _rate(run: Run) -> float:
+    return float(run["optimizer.lr"])
+
+
+def _best_per_seed(runs: Sequence[Run]) -> dict[int, float]:
+    """The rate with the lowest validation loss, by seed."""
+    return {int(seed): _rate(min(of, key=_best)) for seed, of in by(runs, "seed").items()}
+
+
+def _slopes(grid: Mapping[int, Sequence[Run]]) -> list[float]:
+    """For each seed that every size has: of log10 best rate against log10 size."""
+    found = {size: _best_per_seed(of) for size, of in grid.items()}
+    shared = sorted(set.intersection(*(set(of) for of in found.values())))
+    x = np.log10(list(found))
+    if len(x) < 2:
+        return []
+    return [float(np.polyfit(x, np.log10([of[seed] for of in found.values()]), 1)[0]) for seed in shared]
+
+
+def _best_rates(grid: Mapping[int, Sequence[Run]]) -> Series:
+    found = {size: effect(np.log10(list(_best_per_seed(of).values()))) for size, of in grid.items()}
+    low = [10 ** (e.low if math.isfinite(e.low) else e.mean) for e in found.values()]
+    high = [10 ** (e.high if math.isfinite(e.high) else e.mean) for e in found.values()]
+    return Series("best rate", list(found), [10**e.mean for e in found.values()], low, high)
+
+
+def _at_steps(runs: Sequence[Run], mini: int, epochs: float) -> dict[int, list[Run]]:
+    """Tuned runs with as many steps as the mini-batch has in so many epochs."""
+    report = [run for run in runs if run.stage == "report"]
+    return by_size([run for run in report if math.isclose(run["epochs"] / _size(run), epochs / mini)])
+
+
+def minibatch_parallel(runs: Sequence[Run]) -> Verdict:
+    """In batches of 32 (or the nearest tried) at least 4 times as many examples/s as one by one, paired by seed.
+
+    Timed from the end of the first epoch to the end of the last, evaluation of both included.
+    """
+    sizes = by_size([run for run in runs if not run.diverged])
+    one, mini = min(sizes), _nearest([size for size in sizes if size > min(sizes)] or list(sizes))
+    singly = {run.seed: speed(run) for run in sizes[one]}
+    times = effect([speed(run) / singly[run.seed] for run in sizes[mini] if run.seed in singly])
+    means = {size: effect([speed(run) for run in of]).mean for size, of in sizes.items()}
+    fastest = max(means, key=lambda size: means[size])
+    linear = Series("if every step took as long", list(sizes), [means[one] * size / one for size in sizes])
+    return Verdict(
+        decide(times, TIMES),
+        times,
+        f"times as many examples/s in batches of {mini} as of {one}",
+        f"{means[one]:.3g} examples/s in batches of {one}, {means[mini]:.3g} in batches of {mini}, at most "
+        f"{means[fastest]:.3g} in batches of {fastest}.",
+        f"Batches of {mini}: {times.mean:.0f} times the throughput",
+        (
+            Chart(
+                "batch size, examples",
+                "throughput, examples/s",
+                [line("measured", sizes, speed), linear],
+                x_log=True,
+                y_log=True,
+            ),
+        ),
+    )
+
+
+def speed(run: Run) -> float:
+    """Examples a second, the first epoch left out."""
+    examples, seconds = run.metrics["progress/examples"], run.metrics["time/seconds"]
+    passed = seconds[-1] - seconds[1]
+    return float((examples[-1] - examples[1]) / passed) if passed > 0 else math.nan
