@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit import config as configuration
-from manyfit import curves, data
+from manyfit import curves, data, dense
 from manyfit.config import Config, ConfigError, DataConfig
 from manyfit.losses import Loss
 from manyfit.population import initialised
@@ -117,8 +117,18 @@ def _prepare(config: Config) -> Job:
         config.seed,
     )
     _try_network(network, dataset, width, n % batch_size or batch_size)
+    _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)
     return Job(config, dataset, loss, network, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+
+
+def _try_probes(names: Sequence[str], network: nn.Module) -> None:
+    """Refuse a probe that means nothing for this model."""
+    layers = sum(isinstance(layer, nn.Linear) for layer in network.modules())
+    if "dead_units" in names and not (dense.is_dense(network) and layers > 1):
+        raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
+    if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
+        raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
 
 
 def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: int) -> None:

@@ -155,9 +155,9 @@ class Population:
             views.append(part[tuple(slice(size) for size in parameter.shape)])
         return views
 
-    def member(self, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
-        """An ordinary module in evaluation mode with one member's weights (parameters,) and buffers."""
-        module = copy.deepcopy(self.template)
+    def member(self, like: nn.Module, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the module that a member came from, in evaluation mode, with weights (parameters,) and buffers."""
+        module = copy.deepcopy(like)
         with torch.no_grad():
             for parameter, part in zip(module.parameters(), self.ordinary(row[None].cpu()), strict=True):
                 parameter.copy_(part)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from manyfit import dense
-from manyfit.config import ConfigError, ProbeName
+from manyfit.config import ProbeName
 from manyfit.data import order
 from manyfit.module import Training
 
-GRADIENT_ROWS = 512  # training examples that gradient_norm is measured on
-DEAD_ROWS = 2048  # and dead_units
+GRADIENT_ROWS = 256  # training examples that gradient_norm is measured on
+DEAD_ROWS = 1024  # and dead_units
 NOISE_BATCHES = 8  # mini-batches that gradient_noise is estimated from
 CAN_DIE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU)  # a leaky one only with a slope of 0
 
@@ -169,15 +169,6 @@ PROBES = dict(zip(get_args(ProbeName), CLASSES, strict=True))
 def callbacks(names: Sequence[str]) -> list[pl.Callback]:
     """What Lightning calls for these probes; one named twice is measured once."""
     return [PROBES[name]() for name in dict.fromkeys(names)]
-
-
-def check(names: Sequence[str], network: nn.Module) -> None:
-    """Raise ConfigError for a probe that means nothing for this model."""
-    layers = sum(isinstance(layer, nn.Linear) for layer in network.modules())
-    if "dead_units" in names and not (dense.is_dense(network) and layers > 1):
-        raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
-    if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
-        raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
 
 
 def spread(module: Training, most: int) -> Tensor:

@@ -65,7 +65,6 @@ def fit(
         module.observers = [recorder.epoch, progress.epoch]
         module.prune = prune
         try:
-            probes.check(jobs[0].config.probes, jobs[0].network)
             _train(trainer, module)
             results = _results(jobs, module)
             recorder.finish(results, artifacts)
@@ -182,7 +181,7 @@ def _results(jobs: Sequence[Job], module: Training) -> list[Result]:
         summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
         buffers = {name: b[k].cpu() for name, b in module.best.buffers.items()}
         d = job.data
-        network = module.population.member(module.best.weights[k], buffers).float()
+        network = module.population.member(job.network, module.best.weights[k], buffers).float()
         predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
         results.append(
             Result(

@@ -1,0 +1,167 @@
+"""The claims about steps and masks, from made curves: true, false and unclear give holds, fails and undecided."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from manyfit.claims import Run, Verdict, charts
+from manyfit.claims.course import batch_size, dropout, minibatch_parallel, optimizers
+from manyfit.claims.course.masks import PASSES, masked
+from manyfit.claims.course.steps import noisy, speed
+from manyfit.figures import png
+from manyfit.models import MLP, Predictor
+
+TRUE, FALSE, UNCLEAR = 1.0, -1.0, 0.0
+ANSWERS = [(TRUE, "holds"), (FALSE, "fails"), (UNCLEAR, "undecided")]
+Maker = Callable[[float, Sequence[int]], list[Run]]
+
+
+def sign(truth: float, seed: int) -> float:
+    """What this seed says: the truth, or where that is unclear either, one seed after the other."""
+    return truth or (1.0 if seed % 2 else -1.0)
+
+
+def made(seed: int, train: Sequence[float], val: Sequence[float], stage: str = "grid", **settings: Any) -> Run:
+    """A run with these curves."""
+    curves = {"loss/train": np.array(train), "loss/val": np.array(val), "loss/gap": np.array(val) - np.array(train)}
+    return Run({"seed": seed, "data.train_size": 512, **settings}, curves, stage=stage)
+
+
+def tried(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
+    """Two optimizers over three rates: tuned they are alike; the default costs SGD 0.5, and Adam 0.5 less or more."""
+    runs = []
+    for name, gain in (("SGD", 0.0), ("Adam", 0.4)):
+        of: dict[str, Any] = {"optimizer._target_": f"torch.optim.{name}", "optimizer.lr": 0.1}
+        for rate, loss in ((0.01, 1.5), (0.1, 1.0), (1.0, 1.6)):
+            runs += [made(s, [2, loss], [2, loss + 0.01 * s], **{**of, "optimizer.lr": rate}) for s in (0, 1)]
+        for seed in (1000 + s for s in seeds):
+            cost = 0.5 - gain * (sign(truth, seed) + 0.01 * (seed % 8))
+            runs.append(made(seed, [3, 1], [3, 1.0 + cost], **of))
+            runs.append(made(seed, [3, 1], [3, 1.0], "report", **of))
+    return runs
+
+
+def sized(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
+    """Three batch sizes: the best rate grows or falls with them; one example is noise, the full batch slow."""
+    runs = []
+    for size, place in ((1, -1), (32, 0), (512, 1)):
+        for seed in seeds:
+            for step in (-1, 0, 1):
+                loss = 1.0 + 0.1 * abs(step - place * sign(truth, seed)) + 0.001 * seed
+                of: dict[str, Any] = {"batch_size": size, "epochs": 20, "optimizer.lr": 10.0**step}
+                runs.append(made(seed, [2, loss], [2, loss], **of))
+            end = 0.5 + 0.2 * (size == 512) + 0.001 * seed
+            settings: dict[str, Any] = {"batch_size": size, "epochs": 20, "optimizer.lr": 10.0**place}
+            runs.append(made(1000 + seed, [2, end], [2, end], "report", **settings))
+            cast("dict[str, Any]", runs[-1].metrics)["gradient_noise"] = np.array([0.5, 2 / size, np.nan, 40 / size])
+            long = settings | {"epochs": 20 * size / 32}
+            runs += [made(1000 + seed, [2, end], [2, end], "report", **long)] if size == 512 else []
+    return runs
+
+
+def timed(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
+    """Batches of one and of 32, these about 8 times as fast, or twice."""
+    runs = []
+    for seed in seeds:
+        for size, pace in ((1, 1.0), (32, 5.0 + 3 * sign(truth, seed) - 1 * (truth == 0) + 0.01 * seed)):
+            run = made(seed, [2, 1, 1], [2, 1, 1], batch_size=size)
+            clock = {"progress/examples": 100.0 * np.arange(3), "time/seconds": np.array([0.0, 9.0, 9.0 + 1 / pace])}
+            runs.append(replace(run, metrics=clock))
+    return runs
+
+
+def thinned(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
+    """Without dropout and with p=0.5: less gap and less validation loss by it, or more."""
+    runs = []
+    for seed in seeds:
+        for p in (0.0, 0.5):
+            end = 1.0 + 0.001 * seed - ((0.3 + 0.01 * seed) * sign(truth, seed) if p else 0)
+            settings: dict[str, Any] = {"model.dropout": p}
+            runs.append(trained(made(seed, [2, 0.2], [2, end], **settings)))
+    return runs
+
+
+def trained(run: Run) -> Run:
+    """With a network and data to validate it on."""
+    torch.manual_seed(run.seed)
+    network = MLP(3, 2, [16], dropout=float(run["model.dropout"]))
+    x, zero, one = torch.randn(20, 3), torch.zeros(3), torch.ones(3)
+    data = SimpleNamespace(x_val=x, y_val=(x[:, 0] > 0).long(), x_mean=zero, x_std=one)
+    result = SimpleNamespace(predictor=Predictor(network, zero, one, 0.0, 1.0, 2).eval())
+    return replace(run, job=cast("Any", SimpleNamespace(data=data)), result=cast("Any", result))
+
+
+CLAIMS: list[tuple[Callable[[Sequence[Run]], Verdict], Maker]] = [
+    (optimizers, tried),
+    (batch_size, sized),
+    (minibatch_parallel, timed),
+    (dropout, thinned),
+]
+NAMES = [claim.__name__ for claim, _ in CLAIMS]
+
+
+@pytest.mark.parametrize(("claim", "maker"), CLAIMS, ids=NAMES)
+@pytest.mark.parametrize(("truth", "answer"), ANSWERS, ids=[answer for _, answer in ANSWERS])
+def test_three_answers(claim: Callable[[Sequence[Run]], Verdict], maker: Maker, truth: float, answer: str) -> None:
+    """What is so holds, what is not so fails, what differs from seed to seed is undecided."""
+    assert claim(maker(truth, range(8))).answer == answer
+
+
+@pytest.mark.parametrize(("claim", "maker"), CLAIMS, ids=NAMES)
+def test_two_seeds_decide_nothing(claim: Callable[[Sequence[Run]], Verdict], maker: Maker) -> None:
+    """However clear they are; and there is a figure."""
+    found = claim(maker(TRUE, range(2)))
+    assert found.answer == "undecided"
+    assert png(charts.draw(found, "title")).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("claim", "maker"), CLAIMS, ids=NAMES)
+def test_diverged_runs_are_survived(claim: Callable[[Sequence[Run]], Verdict], maker: Maker) -> None:
+    """A seed that ends in NaN, everywhere, is no obstacle to a figure."""
+    runs = [
+        replace(r, diverged=True, metrics={k: np.r_[v[:-1], np.nan] for k, v in r.metrics.items()}, result=None)
+        if r.seed in {0, 1000}
+        else r
+        for r in maker(TRUE, range(8))
+    ]
+    assert png(charts.draw(claim(runs), "title")).startswith(b"\x89PNG")
+
+
+def test_a_best_rate_on_the_edge_is_warned_of() -> None:
+    """With the rates that are too small taken away the best one is the smallest."""
+    runs = tried(TRUE)
+    assert "edge" not in optimizers(runs).sentence
+    assert "edge of the range: sgd, adam" in optimizers([r for r in runs if r["optimizer.lr"] != 0.01]).sentence
+
+
+def test_the_band_is_in_decades() -> None:
+    """Loss 1.5, 1, 1.6 at 0.01, 0.1, 1: within 10% of the best are 0.2 decades below it and 1/6 above."""
+    assert f"sgd {0.2 + 1 / 6:.1f}" in optimizers(tried(TRUE)).sentence
+
+
+def test_noise_and_speed() -> None:
+    """The share of epochs with noise above 1, or beyond measure; examples/s without the first epoch."""
+    run = made(0, [1], [1])
+    assert noisy(replace(run, metrics={"gradient_noise": np.array([0.5, 2, np.nan, 0.1])})) == 0.5
+    assert speed(timed(TRUE)[0]) == pytest.approx(100)
+
+
+def test_masked_passes_are_those_of_the_runs_own_rate() -> None:
+    """Whatever rate the stored module says: with p=0 every pass is the full one; with p=0.5 single passes lose more."""
+    none, half = thinned(TRUE)[:2]
+    assert half.result is not None
+    for layer in half.result.predictor.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    full, rough = masked(none), masked(half)
+    assert full[1] == pytest.approx(full[0]) == pytest.approx(full[PASSES])
+    assert rough[1] > rough[PASSES]
+    assert math.isclose(rough[0], masked(half)[0])
+    assert not half.result.predictor.training
