@@ -31,7 +31,7 @@ def test_member_is_an_ordinary_module() -> None:
     """A member taken out has the state_dict it came with."""
     many, modules = population(3)
     for k, module in enumerate(modules):
-        taken = many.member(many.weights[k].detach(), {})
+        taken = many.member(module, many.weights[k].detach(), {})
         assert type(taken) is MLP
         for (name, a), (same, b) in zip(taken.state_dict().items(), module.state_dict().items(), strict=True):
             assert name == same

@@ -80,7 +80,6 @@ def masked(run: Run) -> dict[int, float]:
         whole = predictor(raw)
         for layer in predictor.modules():
             if isinstance(layer, nn.Dropout):
-                layer.p = float(run["model.dropout"])  # a population's modules are made after its first member
                 layer.train()
         each = torch.stack([predictor(raw) for _ in range(PASSES)])  # (passes, rows, classes)
     found = {count: _loss(each[:count].mean(0), data.y_val) for count in SHOWN}
