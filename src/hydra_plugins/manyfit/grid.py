@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
@@ -31,6 +31,11 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConfig
 class GridSweeper(BasicSweeper):
     """Unlike Hydra's, it goes on after a failed job, and says at the end how many failed."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the launcher."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.task_function = task_function
+
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every combination, as children of one run, and report on them; experiment=all: every experiment."""
         assert self.config is not None
@@ -48,6 +53,7 @@ class GridSweeper(BasicSweeper):
                 if name != "all":
                     given = [f"experiment={name}", *rest]
                     cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+                    self.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=cfg)
                     returns += self._sweep(cfg, given, sum(len(r) for r in returns))
         return returns
 
