@@ -22,9 +22,9 @@ def draw(verdict: Verdict, title: str) -> "Figure":
     count = max(1, len(verdict.panels))
     figure = canvas(verdict.headline, title, INK, (4.6 + 3.4 * (count - 1) + (1.2 if count == 1 else 0), 3.7))
     width = figure.get_figwidth()
-    grid = {"left": 0.75 / width, "right": 1 - 0.15 / width, "bottom": 0.16, "top": 0.74, "wspace": 0.34}
+    grid = {"left": 0.75 / width, "right": 1 - 0.15 / width, "bottom": 0.19, "top": 0.74, "wspace": 0.34}
     every = figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0]
-    figure.text(1 - 0.15 / width, 0.955, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
+    figure.text(1 - 0.15 / width, 0.885, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
                 fontsize=12, fontweight="bold", **FONT)  # fmt: skip
     for axes, panel in zip(every, verdict.panels, strict=False):
         if isinstance(panel, Region):
@@ -46,7 +46,10 @@ def _chart(axes: "Axes", chart: Chart) -> None:
         else:
             _line(axes, x, series, colour)
     if words:
-        axes.set_xticks(range(len(places)), [str(p) for p in places], fontsize=8, rotation=20 if len(places) > 4 else 0)
+        axes.set_xticks(range(len(places)), [str(place) for place in places])
+        if len(places) > 4:
+            for label in axes.get_xticklabels():
+                label.set(rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
     if chart.x == "epoch":
         axes.locator_params(axis="x", integer=True)
     if chart.x_log:
@@ -57,6 +60,8 @@ def _chart(axes: "Axes", chart: Chart) -> None:
             axes.set_xticks([], minor=True)
     if chart.y_log:
         axes.set_yscale("log")
+        seen = [y for series in chart.series for y in series.y if y > 0]
+        axes.set_ylim(min(seen, default=1) / 3, max(seen, default=1) * 3)  # a band may reach below 0
     if chart.level is not None:
         value, name = chart.level
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)

@@ -33,7 +33,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
         "of the starting loss left more at the ends of the range than at the best lr",
         f"Too small, stable ({band}), too large: best is {best:g}. With a cosine schedule at {best:g} the validation "
         f"loss at the end is {gain} lower.",
-        f"Three regimes: the loss falls by half and more for lr {band}",
+        f"The loss falls by half and more for lr {band}",
         (
             Chart(
                 "lr",
@@ -42,7 +42,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
                 x_log=True,
                 level=(HALF, "half"),
             ),
-            Chart("epoch", "training loss, nats", _regimes(rates, best)),
+            Chart("epoch", "training loss, nats", _regimes(rates, left, best), y_log=True),
         ),
     )
 
@@ -52,8 +52,8 @@ def _left(run: Run) -> float:
     return min(run.final("loss/train") / float(run.metrics["loss/train"][0]), 1.0)
 
 
-def _regimes(rates: Mapping[float, Sequence[Run]], best: float) -> list[Series]:
-    """Curves at both ends and at the best; of the largest lr that has curves to the end."""
-    lasting = [rate for rate, group in rates.items() if not any(run.diverged for run in group)]
-    named = {"too small": min(rates), "stable": best, "too large": max(lasting, default=best)}
+def _regimes(rates: Mapping[float, Sequence[Run]], left: Mapping[float, float], best: float) -> list[Series]:
+    """Curves at the smallest lr, at the best, and at the first too large one, as far as they are finite."""
+    large = [rate for rate in rates if rate > best and left[rate] > HALF]
+    named = {"too small": min(rates), "stable": best} | ({"too large": min(large)} if large else {})
     return [curve(f"{name}: {rate:g}", rates[rate], "loss/train") for name, rate in named.items()]

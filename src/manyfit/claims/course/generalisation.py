@@ -97,7 +97,7 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
             ),
             Chart(
                 "split",
-                "loss on examples that chose no epoch, nats",
+                "loss on unseen examples, nats",
                 [
                     line("last epoch, validation", splits, lambda run: run.final("loss/val")),
                     line("best epoch, test", splits, lambda run: run.test("loss")),

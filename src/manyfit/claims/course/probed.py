@@ -29,7 +29,8 @@ def vanishing_gradient(runs: Sequence[Run]) -> Verdict:
         found["sigmoid"],
         f"decades that sigmoid's first layer loses from {shallow} to {deep} hidden layers",
         f"From {shallow} to {deep} hidden layers the first layer's gradient loses, in decades: {said}.",
-        "Decades of gradient lost with depth: " + ", ".join(f"{name} {e.mean:.0f}" for name, e in found.items()),
+        "Decades of gradient lost with depth: "
+        + ", ".join(f"{name} {abs(round(e.mean))}" for name, e in found.items()),
         (
             Chart(
                 "hidden layers",

@@ -184,7 +184,7 @@ def _epochs(run: Run) -> float:
 
 
 def losses(runs: Sequence[Run]) -> Verdict:
-    """One classifier under cross-entropy and under the squared error of its probability, each at its best lr, fresh seeds.
+    """One classifier under cross-entropy and under the squared error of its probability, each at its best lr.
 
     Holds if squared error needs more epochs to 95% training accuracy (log2 of the ratio above 0; who does not get there
     counts as one epoch more than there were), cross-entropy is less than 1 point less accurate on the test set, and in
@@ -206,7 +206,7 @@ def losses(runs: Sequence[Run]) -> Verdict:
         "doublings of the epochs, squared error over cross-entropy",
         f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}. On the grade "
         f"squared error comes to an RMSE of {rmse.mean:.1f} points and explains {explained.mean:.0%} of the variance.",
-        f"As a classifier's loss, squared error takes {2**longer.mean:.1f} times the epochs",
+        f"Squared error takes {2**longer.mean:.1f} times the epochs",
         (
             Chart(
                 "epoch",
