@@ -1,5 +1,6 @@
 """What a claim comes to: an answer with an effect and its interval, and the chart that shows it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -104,7 +105,7 @@ def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect
 
     Values that are not finite are left out; of fewer than two the interval is the whole line.
     """
-    from scipy.stats import bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
@@ -112,9 +113,13 @@ def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect
         return Effect(float(v.mean()) if len(v) else float("nan"), -np.inf, np.inf, len(v))
     if np.ptp(v) == 0:
         return Effect(float(v[0]), float(v[0]), float(v[0]), len(v))
-    found = bootstrap(
-        (v,), np.mean, method="BCa", n_resamples=RESAMPLES, confidence_level=level, rng=np.random.default_rng(0)
-    ).confidence_interval
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():  # of two values BCa may know no interval
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(
+            (v,), np.mean, method="BCa", n_resamples=RESAMPLES, confidence_level=level, rng=np.random.default_rng(0)
+        ).confidence_interval
+    if not np.isfinite([found.low, found.high]).all():
+        return Effect(float(v.mean()), float(v.min()), float(v.max()), len(v))
     return Effect(float(v.mean()), float(found.low), float(found.high), len(v))
 
 

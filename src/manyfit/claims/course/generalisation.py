@@ -86,8 +86,8 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
         decide(saved, WORTH),
         saved,
         "of loss more at the last epoch than at the best",
-        f"Validation loss turns at epoch {stop:.0f} of {last}; the last epoch's loss is {saved.mean:.0%} above the test "
-        f"loss there. Accuracy is {accuracy.mean:+.1%} better at the best epoch.",
+        f"Validation loss turns at epoch {stop:.0f} of {last}; the last epoch's loss is {saved.mean:.0%} above the "
+        f"test loss there. Accuracy is {accuracy.mean:+.1%} better at the best epoch.",
         f"Going on from epoch {stop:.0f} to {last} costs {saved.mean:.0%} of loss",
         (
             Chart(

@@ -25,7 +25,7 @@ GRID = 121  # points a side of a map
 
 
 def perceptron(runs: Sequence[Run]) -> Verdict:
-    """Test accuracy minus the share of the most frequent class: holds if more than 30 points, in the mean over seeds."""
+    """Test accuracy minus the share of the most frequent class: holds if above 30 points, in the mean over seeds."""
     known = [run for run in runs if run.job is not None]
     gain = effect([run.test() - _most_frequent(run.job.data) for run in known if run.job is not None])
     before = effect([run.metrics["accuracy/val"][0] for run in runs])
@@ -204,8 +204,8 @@ def losses(runs: Sequence[Run]) -> Verdict:
         all_of([decide(longer), decide(better, AS_GOOD), decide(explained, EXPLAINED)]),
         longer,
         "doublings of the epochs, squared error over cross-entropy",
-        f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}. On the grade "
-        f"squared error comes to an RMSE of {rmse.mean:.1f} points and explains {explained.mean:.0%} of the variance.",
+        f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}. On the "
+        f"grade squared error comes to an RMSE of {rmse.mean:.1f} points and explains {explained.mean:.0%} of variance.",
         f"Squared error takes {2**longer.mean:.1f} times the epochs",
         (
             Chart(
