@@ -205,7 +205,7 @@ def losses(runs: Sequence[Run]) -> Verdict:
         longer,
         "doublings of the epochs, squared error over cross-entropy",
         f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}. On the "
-        f"grade squared error comes to an RMSE of {rmse.mean:.1f} points and explains {explained.mean:.0%} of variance.",
+        f"grade squared error comes to an RMSE of {rmse.mean:.1f} points, R2 {explained.mean:.2f}.",
         f"Squared error takes {2**longer.mean:.1f} times the epochs",
         (
             Chart(
