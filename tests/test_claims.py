@@ -117,19 +117,36 @@ def test_only_judges_are_let_through(name: str) -> None:
         claims.find(name)
 
 
-def test_the_readmes_own_experiment(tmp_path: Path) -> None:
-    """The worked example, as it stands in the README, comes to its verdict."""
+def own(folder: Path, change: tuple[str, str] = ("", "")) -> subprocess.CompletedProcess[str]:
+    """Run the worked example of the README, with a change to its function."""
     text = (ROOT / "README.md").read_text()
     blocks = dict(re.findall(r"```(yaml|python)\n# (?:experiments/wine_width.yaml|mychecks.py).*\n([^`]*)```", text))
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "wine_width.yaml").write_text(blocks["yaml"])
-    (tmp_path / "mychecks.py").write_text(blocks["python"])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), f"--config-dir={tmp_path}", "experiment=wine_width"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "wine_width.yaml").write_text(blocks["yaml"])
+    (folder / "mychecks.py").write_text(blocks["python"].replace(*change))
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), f"--config-dir={folder}", "experiment=wine_width"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_the_readmes_own_experiment(tmp_path: Path) -> None:
+    """The worked example, as it stands in the README, comes to its verdict."""
+    done = own(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "verdict  holds: 64 units end" in done.stdout
+
+
+def test_a_claim_that_raises_loses_nothing(tmp_path: Path) -> None:
+    """The runs are finished and reported on; the parent says what was wrong, and the exit code is 1."""
+    done = own(tmp_path, ('"model.hidden"', '"model.hiden"'))
+    assert done.returncode == 1
+    assert "the claim could not be judged: KeyError('model.hiden" in done.stderr
+    assert "16 runs of 2 settings with 8 seeds (16 finished" in done.stdout
+    found = stored_runs(tmp_path)
+    assert [run.info.status for run in found] == ["FINISHED"] * 17
+    (parent,) = [run for run in found if run.data.tags.get("manyfit.kind") == "sweep"]
+    assert "KeyError" in parent.data.tags["error"]
 
 
 @pytest.mark.slow

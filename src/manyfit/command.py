@@ -248,7 +248,12 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
         from manyfit import reports
 
         rows = reports.rows_of(sweep.children) + [reports.Row.refused(number) for number in sorted(sweep.refused)]
-        verdict = experiment.conclude(sweep) if experiment else None
+        verdict, broken = None, None
+        try:
+            verdict = experiment.conclude(sweep) if experiment else None
+        except Exception as error:  # of a claim, perhaps the user's own: the runs and their report stay
+            broken = error
+            sweep.parent.tags({"error": f"the claim could not be judged: {error!r}"[:2000]})
         reports.conclude(sweep, rows, verdict=verdict)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
@@ -256,6 +261,8 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
     if errors:
         number, reason = next(iter(errors.items()))
         sys.exit(f"error: {len(errors)} of {total} runs failed; the first is job {number}: {reason}")
+    if broken:
+        sys.exit(f"error: the claim could not be judged: {broken!r}")
 
 
 @contextlib.contextmanager

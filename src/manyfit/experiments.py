@@ -76,7 +76,10 @@ class Experiment:
         trained = {
             child.run.id: (prepare(child.config), child.result) for child in sweep.children.values() if child.result
         }
-        verdict = self.claim(claims.runs_of(stored, trained))
+        runs = claims.runs_of(stored, trained)
+        if not runs:
+            raise ValueError("no run was trained")
+        verdict = self.claim(runs)
         verdicts.append((self.name, verdict))
         effect = verdict.effect
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]

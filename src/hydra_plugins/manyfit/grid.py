@@ -1,5 +1,6 @@
 """The sweeper `grid`: every combination of the values given, as Hydra's own, with a parent run and a report."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +49,21 @@ class GridSweeper(BasicSweeper):
             return self._sweep(self.config, arguments, 0)
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         returns: list[Sequence[JobReturn]] = []
+        failed: dict[str, str] = {}
         with command.verdicts():
             for name in loader.get_group_options("experiment"):
                 if name != "all":
                     given = [f"experiment={name}", *rest]
                     cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
                     self.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=cfg)
-                    returns += self._sweep(cfg, given, sum(len(r) for r in returns))
+                    try:
+                        returns += self._sweep(cfg, given, sum(len(r) for r in returns))
+                    except SystemExit as error:
+                        if error.code in (130, 143):  # the user's wish
+                            raise
+                        failed[name] = str(error.code)
+        if failed:
+            sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         return returns
 
     def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> list[Sequence[JobReturn]]:
@@ -62,6 +71,8 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         loader = self.hydra_context.config_loader
+        if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
+            sys.exit("error: experiment must be one of them, or all, but got several: each is a sweep of its own.")
         jobs = self._jobs(cfg, arguments)
         shared = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
         first = loader.load_sweep_config(cfg, shared)

@@ -53,14 +53,14 @@ def find(name: str) -> Claim:
 
 
 def runs_of(stored: Sequence["StoredRun"], trained: Mapping[str, tuple["Job", "Result"]]) -> list[Run]:
-    """What the store holds, for a claim to look at.
+    """What the store holds, for a claim to look at; what never trained is left out.
 
     Args:
         stored: The children of an experiment.
         trained: What this session trained, by the tag `manyfit.id`.
     """
     runs = []
-    for one in stored:
+    for one in (run for run in stored if run.metrics):
         job, result = trained.get(one.tags.get("manyfit.id", ""), (None, None))
         runs.append(
             Run(
