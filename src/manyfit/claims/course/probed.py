@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Verdict, all_of, effect, holm
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, effect, holm
 
 DECADE = 1.0  # log10
 TENTH = 0.1
@@ -32,6 +32,7 @@ def vanishing_gradient(runs: Sequence[Run]) -> Verdict:
         "Decades of gradient lost with depth: "
         + ", ".join(f"{name} {abs(round(e.mean))}" for name, e in found.items()),
         (
+            Chart("z", "slope of the activation", _slopes()),
             Chart(
                 "hidden layers",
                 "gradient of first / last layer",
@@ -46,6 +47,14 @@ def vanishing_gradient(runs: Sequence[Run]) -> Verdict:
             ),
         ),
     )
+
+
+def _slopes() -> list[Series]:
+    """The derivatives: relu' is 1 above 0 and 0 below, sigmoid' = g (1 - g), tanh' = 1 - g^2."""
+    z = np.linspace(-5, 5, 101)
+    g = 1 / (1 + np.exp(-z))
+    slopes = {"relu": (z > 0).astype(float), "sigmoid": g * (1 - g), "tanh": 1 - np.tanh(z) ** 2}
+    return [Series(name, list(z), list(slope)) for name, slope in slopes.items()]
 
 
 def _by_depth(runs: Sequence[Run]) -> dict[int, list[Run]]:

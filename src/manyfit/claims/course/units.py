@@ -110,10 +110,10 @@ def nonlinearity(runs: Sequence[Run]) -> Verdict:
         (
             *_maps({"identity": sizes[max(sizes, key=len)], "relu": others.get("relu", [])}),
             Chart(
-                "hidden layers x width; activation",
+                "network",
                 "test accuracy",
                 [
-                    line("identity", sizes, Run.test, _shape),
+                    line("identity", sizes, Run.test, lambda size: "x".join(map(str, size))),
                     line("non-linear", others, Run.test),
                 ],
                 level=(straight, "logistic regression"),
@@ -133,41 +133,38 @@ def _line_accuracy(runs: Sequence[Run]) -> float:
     return float(found.score(data.x_test.numpy(), data.y_test.numpy()))
 
 
-def _shape(hidden: Sequence[int]) -> str:
-    """Layers x width."""
-    return f"{len(hidden)}x{hidden[0]}"
-
-
 def _maps(groups: Mapping[str, Sequence[Run]]) -> list[Region]:
     """What the first run of each group decides."""
     regions = []
     for name, group in groups.items():
         for run in group[:1]:
             if run.job is not None and run.result is not None:
-                regions.append(_region(f"{name}, {_shape(run['model.hidden'])}", run.job.data, run.result.predictor))
+                size = "x".join(map(str, run["model.hidden"]))
+                regions.append(_region(f"{name}, {size}", run.job.data, run.result.predictor))
     return regions
 
 
 def relu_convergence(runs: Sequence[Run]) -> Verdict:
-    """log2 of the epochs to a training loss of 0.1, sigmoid's and tanh's over ReLU's, each at the lr with the fewest.
+    """log2 of the epochs to a training loss of 0.1, sigmoid's and tanh's over ReLU's, each at its best lr, fresh seeds.
 
-    Holds if ReLU needs fewer than both (Holm). Even seeds choose the lr, odd seeds report. Who does not get there
-    counts as one epoch more than there were.
+    Holds if ReLU needs fewer than both (Holm). Who does not get there counts as one epoch more than there were.
     """
-    names = {name: _at_fastest(group) for name, group in by(runs, "model.activation").items()}
+    names = by([run for run in runs if run.stage == "report"], "model.activation")
     epochs = {name: effect([_epochs(run) for run in group]) for name, group in names.items()}
-    others = {name: group for name, group in names.items() if name != "relu"}
-    ratios = {name: differences(of, names["relu"], lambda run: np.log2(_epochs(run))) for name, of in others.items()}
+    ratios = {
+        name: differences(group, names["relu"], lambda run: np.log2(_epochs(run)))
+        for name, group in names.items()
+        if name != "relu"
+    }
     answers = holm(ratios)
-    least = min(ratios, key=lambda name: float(ratios[name].mean()))
+    least = min(ratios, key=lambda name: float(np.mean(ratios[name])))
     said = ", ".join(f"{name} {e.mean:.1f} (lr {names[name][0]['optimizer.lr']:g})" for name, e in epochs.items())
-    more = answers[least][1]
     return Verdict(
         all_of([answer for answer, _ in answers.values()]),
-        more,
+        answers[least][1],
         f"doublings of the epochs, {least} over relu",
         f"Epochs to a training loss of {CONVERGED}: {said}.",
-        f"{least} takes {2**more.mean:.1f} times the epochs of relu",
+        f"{least} needs {2 ** answers[least][1].mean:.1f} times the epochs of ReLU",
         (
             Chart(
                 "epoch",
@@ -176,25 +173,14 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
                 y_log=True,
                 level=(CONVERGED, "target"),
             ),
-            Chart("lr", f"epochs to {CONVERGED} nats", _by_rate(runs), x_log=True, y_log=True),
+            Chart("activation", f"epochs to {CONVERGED} nats", [line("epochs", names, _epochs)]),
         ),
     )
 
 
-def _at_fastest(runs: Sequence[Run]) -> list[Run]:
-    """The odd seeds at the lr that is the fastest for even seeds."""
-    rates = by(runs, "optimizer.lr")
-    best = min(rates, key=lambda rate: np.mean([_epochs(run) for run in rates[rate] if run.seed % 2 == 0]))
-    return [run for run in rates[best] if run.seed % 2]
-
-
 def _epochs(run: Run) -> float:
     """To the target loss."""
-    return float(min(run.reaches("loss/train", CONVERGED), run["epochs"] + 1))
-
-
-def _by_rate(runs: Sequence[Run]) -> list[Series]:
-    return [line(name, by(group, "optimizer.lr"), _epochs) for name, group in by(runs, "model.activation").items()]
+    return float(min(run.reaches("loss/train", CONVERGED), len(run.metrics["progress/steps"])))
 
 
 def losses(runs: Sequence[Run]) -> Verdict:
@@ -228,7 +214,6 @@ def losses(runs: Sequence[Run]) -> Verdict:
                 [curve(name, group, "accuracy/train") for name, group in both.items() if group],
                 level=(ACCURATE, "target"),
             ),
-            Chart("loss", f"epochs to {ACCURATE:.0%} training accuracy", [line("epochs", both, _epochs_right)]),
             _grades(real),
         ),
     )
@@ -238,7 +223,7 @@ def _epochs_right(run: Run) -> float:
     """To the target accuracy on the training set."""
     right = np.asarray(run.metrics["accuracy/train"], float)
     there = np.flatnonzero(right >= ACCURATE)
-    return float(max(there[0], 1) if len(there) else run["epochs"] + 1)
+    return float(max(there[0], 1) if len(there) else len(right))
 
 
 def _grades(runs: Sequence[Run]) -> Chart:
