@@ -20,7 +20,7 @@ from manyfit.module import Training
 
 GRADIENT_ROWS = 256  # training examples that gradient_norm is measured on
 DEAD_ROWS = 768  # and dead_units
-NOISE_BATCHES = 8  # mini-batches that gradient_noise is estimated from
+NOISE_BATCHES = 6  # mini-batches that gradient_noise is estimated from
 CAN_DIE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU)  # a leaky one only with a slope of 0
 
 
