@@ -294,9 +294,24 @@ def test_a_pruned_child_is_a_pruned_trial(reported: list[SimpleNamespace]) -> No
 
 def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported: list[SimpleNamespace]) -> None:
     """The other trials go on; the exit names the first reason."""
-    with pytest.raises(SystemExit, match="error: 1 of 2 trials failed; the first is 1: batch_size must be <="):
-        search(["batch_size=choice(16,1000)"], "sampler=grid")
+    with pytest.raises(SystemExit, match="error: 1 of 2 trials failed; the first is 1: data.train_size must be in"):
+        search(["data.train_size=choice(50,1000)"], "sampler=grid")
     assert [row.state for row in reported] == ["finished", "failed"]
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_before_a_study_exists(reported: list[SimpleNamespace]) -> None:
+    """The whole space of batch sizes must be usable."""
+    with pytest.raises(ConfigError, match="batch_size must be <= 106, the training examples, .* but got 1000"):
+        search(["batch_size=choice(16,1000)"], "sampler=grid")
+    assert not reported
+    assert not Path("mlruns/optuna.db").exists()
+
+
+def test_a_trials_value_is_that_of_the_weights_that_are_kept(reported: list[SimpleNamespace]) -> None:
+    """Not of a dip of one epoch: what the run stores as best/loss_val."""
+    search(["optimizer.lr=range(0.01,0.05,0.01)"], "sampler=grid", "epochs=12")
+    assert reported
+    assert [row.value for row in reported] == [row.result.summary.best_loss_val for row in reported]
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])

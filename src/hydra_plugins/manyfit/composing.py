@@ -86,10 +86,15 @@ class Composer:
         task, hydra = copy.deepcopy((like.task, like.hydra))
         for override in plain:
             *path, key = override.key_or_group.split(".")
-            functools.reduce(lambda node, name: node[name], path, task)[key] = override.value()
-        hydra["job"] |= {"id": str(number), "num": number}
+            node = functools.reduce(lambda node, name: node[name], path, task)
+            if isinstance(node[key], dict):  # which not every value may replace
+                return self._by_hydra(overrides, number)
+            node[key] = override.value()
+        folder = like.folder.parent / str(number)
+        hydra["job"] |= {"id": str(number), "num": number, "override_dirname": _dirname(parsed, hydra)}
+        hydra["runtime"]["output_dir"] = str(folder.absolute())
         hydra["overrides"]["task"] = list(filter_overrides(overrides))
-        return Composed(number, list(filter_overrides(overrides)), task, hydra, like.folder.parent / str(number))
+        return Composed(number, list(filter_overrides(overrides)), task, hydra, folder)
 
     def _by_hydra(self, overrides: Sequence[str], number: int) -> Composed:
         cfg = self.loader.load_sweep_config(self.config, list(overrides))
@@ -101,6 +106,7 @@ class Composer:
         Singleton.set_state(state)
         task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         tree, hydra = _tree(task), _tree(cfg.hydra)
+        hydra["runtime"]["output_dir"] = str(folder.absolute())
         read = {key: value for key, value in tree.items() if key not in ASIDE}
         settled = "${" not in json.dumps(read) and not OmegaConf.missing_keys(task)
         return Composed(number, list(filter_overrides(overrides)), tree if settled else task, hydra, folder)
@@ -124,6 +130,13 @@ def _is_settled(job: Composed) -> bool:
     """Whether another job of this shape differs in the values of its overrides alone."""
     named = "override_dirname" in str(job.hydra["sweep"])  # a folder named after the overrides is Hydra's to name
     return isinstance(job.task, dict) and job.hydra["sweep"]["subdir"] == "${hydra.job.num}" and not named
+
+
+def _dirname(overrides: Sequence[Override], hydra: Tree) -> str:
+    """As Hydra names a folder after overrides."""
+    form = hydra["job"]["config"]["override_dirname"]
+    lines = sorted(o.input_line or "" for o in overrides if o.key_or_group not in form["exclude_keys"])
+    return str(form["item_sep"].join(lines).replace("=", form["kv_sep"]))
 
 
 def _tree(cfg: DictConfig) -> Tree:

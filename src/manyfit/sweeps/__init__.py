@@ -43,7 +43,9 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
     _check_metric(settings(cfg).objective.metric, default)
-    search = Search.of(cfg, settings(cfg), default, spaces.space(swept))
+    space = spaces.space(swept)
+    _check_batch_sizes(space, default)
+    search = Search.of(cfg, settings(cfg), default, space)
     with search.ledger:
         with command.Sweep(search.name, default, search.settings.n_trials) as sweep:
             session = Session(search, sweep, launch, tuple(fixed))
@@ -64,6 +66,15 @@ def _check_metric(metric: str, default: Config) -> None:
     names += ["loss/gap", "loss/train_running"]
     if metric not in names:
         raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
+
+
+def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
+    """Before a study exists: no batch is larger than the training set."""
+    n = len(prepare(default).data.x_train)
+    searched = space.get("batch_size")
+    sizes = getattr(searched, "choices", None) or [getattr(searched, "high", 0)]
+    if (largest := max((size for size in sizes if isinstance(size, int)), default=0)) > n:
+        raise ConfigError(f"batch_size must be <= {n}, the training examples, in all of its space, but got {largest}.")
 
 
 @dataclass
@@ -88,6 +99,8 @@ class Session:
             if judge:
                 judge.refresh(self.search.ledger.trials(), _curves(self.search.ledger.trials()))
             self._round({len(self.trials) + i: trial for i, trial in enumerate(claimed)})
+        if not self.trials:
+            print(f"study {self.search.name} has its {self.search.settings.n_trials} trials: none was made now.")
 
     def _round(self, jobs: Mapping[int, Trial]) -> None:
         """Train trials, by job number, and tell what came of each, also of those that ended before an interrupt."""
@@ -121,6 +134,8 @@ class Session:
         if objective.metric != "loss/val":
             known["loss_val"] = listed(result.metrics["loss/val"])
         value = objective.value(curve, self.search.settings.direction)
+        if (objective.reducer, objective.metric, self.search.settings.direction) == ("best", "loss/val", "minimize"):
+            value = result.summary.best_loss_val  # of the epoch whose weights are kept
         if result.reason == "pruned":
             trial.report(float(curve[-1]), len(curve) - 1)  # which becomes the trial's value
             self.search.ledger.tell(trial, TrialState.PRUNED, None, known)
