@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from manyfit import command, config
+from manyfit import command, config, distributed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -29,9 +29,13 @@ def main(cfg: DictConfig) -> float:
 if __name__ == "__main__":
     gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
     atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
+    if distributed.is_helper():
+        distributed.serve()
+        sys.exit()
     try:
         config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
-        main()
+        with distributed.lead():
+            main()
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -10,6 +10,7 @@ from conftest import ROOT
 LEVELS = [
     {"tables", "models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "provenance", "tracking"},
     {"sources", "data", "losses", "figures", "best", "cli"},
+    {"distributed", "ranks"},
     {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},

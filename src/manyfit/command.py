@@ -18,8 +18,8 @@ from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
-    from manyfit.module import Prune
     from manyfit.recording import Recorder
+    from manyfit.training import Prune
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ class TrainerConfig(Node):
     """Where and how training runs."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count | Literal["auto"] = 1
+    launcher: Literal["elastic", "slurm"] = "elastic"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     compile: bool = False
     gradient_clip: Positive | None = None

@@ -164,8 +164,12 @@ class Stack:
         gradients: Sequence[Tensor],
         g: Tensor,
         tape: Sequence[tuple[Tensor, Slope | None]],
+        final: Callable[[int], None] | None = None,
     ) -> None:
-        """Backpropagation: from the gradient g by the outputs to those by the parameters, written into `gradients`."""
+        """Backpropagation: from the gradient g by the outputs to those by the parameters, written into `gradients`.
+
+        `final` is told which of the parameters, and all after it, are done.
+        """
         doubled = self._doubled(g)
         g = F.pad(g, (0, 1)) if self.width == 1 else g
         i, n = len(parameters), len(self.linear)
@@ -176,6 +180,8 @@ class Stack:
                 if layer.in_features == 1:
                     gradients[i][:, 1:] = 0
                 sum_rows(g, out=gradients[i + 1])
+                if final:
+                    final(i)
                 if n == 0:
                     return
                 g = _product(g, parameters[i].mT, doubled[n][2])

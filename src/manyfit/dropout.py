@@ -38,7 +38,7 @@ class Dropout:
         self.thresholds = (codes - 32768).to(torch.int16).to(device)
         self.scales = (65536 / (65536 - codes)).float().to(device)
         self.streams = np.array([[seed_of("dropout", s, i) for i in range(self.layers)] for s in seeds], np.uint64)
-        self.positions: dict[int, Tensor] = {}
+        self.positions: dict[tuple[int, int], Tensor] = {}
 
     def keys(self, first: int, steps: int) -> Tensor:
         """Keys (steps, members, layers) int32 of consecutive optimizer steps. Source: Steele 2014, SplitMix64."""
@@ -50,12 +50,16 @@ class Dropout:
             z = z ^ (z >> np.uint64(31))
         return torch.from_numpy((z >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(self.thresholds.device)
 
-    def masks(self, keys: Tensor, layer: int, n: int) -> Tensor:
-        """Multipliers (steps, members, n), 0 or 1 / (1 - p), for keys (steps, members, layers)."""
-        if n not in self.positions:
-            self.positions[n] = _mix(torch.arange((n + 1) // 2, dtype=torch.int32, device=keys.device))
-        hashes = _mix(self.positions[n] ^ keys[:, :, layer, None])
-        halves = hashes.view(torch.int16)[..., :n]  # one hash for two elements
+    def masks(self, keys: Tensor, layer: int, n: int, first: int = 0) -> Tensor:
+        """Multipliers (steps, members, n), 0 or 1 / (1 - p), for keys (steps, members, layers).
+
+        They are those of positions first .. first + n - 1 in the whole batch.
+        """
+        if (n, first) not in self.positions:
+            pairs = torch.arange(first // 2, (first + n + 1) // 2, dtype=torch.int32, device=keys.device)
+            self.positions[n, first] = _mix(pairs)
+        hashes = _mix(self.positions[n, first] ^ keys[:, :, layer, None])
+        halves = hashes.view(torch.int16)[..., first % 2 : first % 2 + n]  # one hash for two elements
         return (halves >= self.thresholds[:, layer, None]) * self.scales[:, layer, None]
 
     def keep(self, rows: Tensor) -> None:
@@ -72,10 +76,11 @@ class BlockOfMasks:
         dropout: Makes them.
         keys: (steps, members, layers).
         calls: For each application of dropout in a forward pass, its layer and the shape (rows, ...) it sees.
+        first: The row of the whole batch that these rows begin with.
     """
 
-    def __init__(self, dropout: Dropout, keys: Tensor, calls: Sequence[tuple[int, torch.Size]]) -> None:
-        self.dropout, self.keys, self.calls = dropout, keys, calls if dropout.active else []
+    def __init__(self, dropout: Dropout, keys: Tensor, calls: Sequence[tuple[int, torch.Size]], first: int = 0) -> None:
+        self.dropout, self.keys, self.calls, self.first = dropout, keys, calls if dropout.active else [], first
         self.made: list[Tensor] = []
         self.start = self.stop = 0
 
@@ -87,6 +92,9 @@ class BlockOfMasks:
             elements = self.keys.shape[1] * sum(shape.numel() for _, shape in self.calls)
             self.start, self.stop = step, min(len(self.keys), step + max(1, MASKS_AT_ONCE // elements))
             keys = self.keys[self.start : self.stop]
-            made = [self.dropout.masks(keys, layer, shape.numel()) for layer, shape in self.calls]
+            made = [
+                self.dropout.masks(keys, layer, shape.numel(), self.first * shape[1:].numel())
+                for layer, shape in self.calls
+            ]
             self.made = [m.view(*m.shape[:2], *shape) for m, (_, shape) in zip(made, self.calls, strict=True)]
         return [m[step - self.start] for m in self.made]

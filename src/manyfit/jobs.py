@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit import config as configuration
-from manyfit import curves, data, dense
+from manyfit import curves, data, dense, distributed
 from manyfit.config import Config, ConfigError, DataConfig
 from manyfit.losses import Loss
 from manyfit.population import initialised
@@ -34,6 +34,31 @@ class Job:
     schedule: Schedule
     batch_size: int
 
+    def y_train(self) -> Tensor:
+        """Training targets (n,), label noise included."""
+        d = self.data
+        return data.noisy(d.y_train, len(d.classes), self.config.data.label_noise, self.config.seed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind: arrays, wherever it took place.
+
+    Attributes:
+        history: (members, epochs + 1) by metric; NaN after a member's end.
+        ended: Why each member ended, one of `STATUS` but for divergence.
+        weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
+        test: (members,) by metric, with these weights.
+        devices: What it ran on.
+    """
+
+    history: Mapping[str, np.ndarray]
+    ended: Mapping[int, str]
+    weights: Tensor
+    buffers: Mapping[str, Tensor]
+    test: Mapping[str, np.ndarray]
+    devices: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -42,7 +67,7 @@ class Result:
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
     (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
-    are the best epoch's, as the population holds them.
+    are the best epoch's, as the population holds them; `devices` is what it was trained on.
     """
 
     config: Config
@@ -55,6 +80,7 @@ class Result:
     example: np.ndarray
     features: tuple[str, ...]
     classes: tuple[str, ...]
+    devices: tuple[str, ...]
 
     @property
     def status(self) -> str:
@@ -65,6 +91,11 @@ class Result:
     def seconds(self) -> float:
         """From the first step to the last."""
         return float(self.metrics["time/seconds"][-1])
+
+    @property
+    def speed(self) -> float:
+        """Training examples per second, evaluation included; of a member of a population, its own."""
+        return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
 
 
 @functools.lru_cache(maxsize=4)
@@ -95,8 +126,7 @@ _prepared: dict[str, Job] = {}
 
 def _prepare(config: Config) -> Job:
     dataset = _dataset(config.data.model_dump_json(by_alias=True))
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
+    distributed.check(config)
     loss = configuration.build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
     if loss.task != dataset.task:
         raise ConfigError(
@@ -109,6 +139,8 @@ def _prepare(config: Config) -> Job:
         raise ConfigError(
             f"batch_size must be <= {n}, the training examples, but got {batch_size}. Use batch_size=full."
         )
+    if batch_size < (ranks := distributed.world(config.trainer)):
+        raise ConfigError(f"batch_size must be >= {ranks}, the devices that share a batch, but got {batch_size}.")
     width = loss.width(len(dataset.classes))
     network = initialised(
         lambda: configuration.build(
@@ -116,6 +148,11 @@ def _prepare(config: Config) -> Job:
         ),
         config.seed,
     )
+    if ranks > 1 and any(True for _ in network.buffers()):
+        raise ConfigError(
+            "trainer.devices must be 1 with a model that has buffers (batch statistics and the like): they would be of "
+            "each device's examples alone."
+        )
     _try_network(network, dataset, width, n % batch_size or batch_size)
     _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)

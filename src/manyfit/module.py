@@ -1,7 +1,7 @@
 """What a training step and an evaluation are: the LightningModule of a population."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,24 @@ from manyfit.dropout import BlockOfMasks
 from manyfit.losses import CLASSIFICATION, Loss, correct
 from manyfit.optimizers import Plain, UnitRate
 from manyfit.population import LANES, Population
+from manyfit.ranks import Ranks
 from manyfit.schedules import Schedule
 
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
 EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
 
 
-Prune = Callable[[int, int, Mapping[str, float]], bool]
+Report = Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]
+"""Takes note of an epoch: its number, the members present, and their metrics (members present,) by name."""
+Stops = Callable[[int, Mapping[int, Mapping[str, float]]], Collection[int]]
+"""Which members are to stop after an epoch, of these with their metrics."""
 
 
 class Blocks:
     """An epoch as blocks of up to `BLOCK` mini-batches, each a list of (indices (members, batch), rows that count).
 
-    The last short batch is padded with example 0, whose rows do not count.
+    The last short batch is padded with example 0, whose rows do not count. Of several ranks each has its own part of
+    every batch.
     """
 
     def __init__(self, module: "Training") -> None:
@@ -41,7 +46,7 @@ class Blocks:
         n, batch, steps = len(m.data.x_train), m.batch_size, m.steps_per_epoch
         orders = torch.stack([order(seed, m.current_epoch, n) for seed in m.seeds])
         padded = torch.nn.functional.pad(orders, (0, steps * batch - n))
-        index = padded.view(len(orders), steps, batch).transpose(0, 1).contiguous()
+        index = padded.view(len(orders), steps, batch)[..., m.ranks.share(batch)].transpose(0, 1).contiguous()
         rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
         for start in range(0, steps, BLOCK):
             yield index[start : start + BLOCK], rows[start : start + BLOCK]
@@ -62,6 +67,7 @@ class Training(pl.LightningModule):
         eval_rows: Indices (m,) of the training examples that loss/train is measured on.
         gradient_clip: Largest norm of a member's gradient.
         compiled: Whether the step goes through torch.compile.
+        ranks: The processes that train these members together.
     """
 
     def __init__(
@@ -81,12 +87,14 @@ class Training(pl.LightningModule):
         patience: int | None = None,
         gradient_clip: float | None = None,
         compiled: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = ranks or Ranks()
+        self.several = self.ranks if self.ranks.world > 1 else None
         self.automatic_optimization = False
         self.population, self.optimizer, self.loss, self.data = population, optimizer, loss, data
         self.x_train, self.y_train, self.eval_rows = data.x_train, y_train, eval_rows
-        self.y_all = y_train
         self.seeds, self.schedules = list(seeds), list(schedules)
         self.lr = np.array(lr, np.float64)
         self.batch_size, self.epochs, self.patience, self.gradient_clip = batch_size, epochs, patience, gradient_clip
@@ -97,10 +105,10 @@ class Training(pl.LightningModule):
         self.steps_done = 0
         self.running: Tensor | None = None
         self.last_lr = self.lr.copy()
-        self.row_weights: dict[tuple[int, int], Tensor] = {}
+        self.row_weights: dict[int, Tensor] = {}
         self.calls: dict[int, list[tuple[int, torch.Size]]] = {}
-        self.prune: Prune | None = None
-        self.observers: list[Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]] = []
+        self.report: Report | None = None
+        self.stops: Stops | None = None
         self.probed: dict[str, np.ndarray] = {}  # of this epoch, (members present,), from probes
         self.after_step: list[Callable[[], None]] = []  # empty without probes
         self.started = time.perf_counter()
@@ -131,7 +139,8 @@ class Training(pl.LightningModule):
         factors = self._factors(len(rows))
         rates = torch.from_numpy(self.lr * factors).to(self.population.weights)[..., None]  # (steps, members, 1)
         keys = self.population.dropout.keys(self.steps_done + 1, len(rows))
-        masks = BlockOfMasks(self.population.dropout, keys, self._calls(index.shape[-1]))
+        first = self.ranks.share(self.batch_size).start
+        masks = BlockOfMasks(self.population.dropout, keys, self._calls(index.shape[-1]), first)
         for step, count in enumerate(rows):
             losses = self._step(index[step], count, masks.at(step), rates[step])
             share = losses * (count / len(self.x_train))
@@ -159,24 +168,24 @@ class Training(pl.LightningModule):
             y = self.y_train.gather(1, index)
         else:
             y = self.y_train[0].index_select(0, flat).view(members, batch)
-        row_weights = self._row_weights(batch, rows)
+        row_weights = self._row_weights(rows)
         return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks), lr)
 
     def _gradient(self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own, clipped."""
-        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss)
+        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss, self.several)
         if self.gradient_clip is not None:
             norm = gradient.square().view(len(gradient), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
             gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1))
         return losses, gradient
 
-    def _row_weights(self, size: int, rows: int) -> Tensor:
-        """Weights (size,) of the rows of a batch in its mean: 1 / rows, and 0 on padding."""
-        if (size, rows) not in self.row_weights:
-            weights = torch.full((size,), 1 / rows, dtype=self.x_train.dtype)
+    def _row_weights(self, rows: int) -> Tensor:
+        """Weights of this rank's rows in the mean over a batch: 1 / rows, and 0 on padding."""
+        if rows not in self.row_weights:
+            weights = torch.full((self.batch_size,), 1 / rows, dtype=self.x_train.dtype)
             weights[rows:] = 0
-            self.row_weights[size, rows] = weights.to(self.population.weights.device)
-        return self.row_weights[size, rows]
+            self.row_weights[rows] = weights[self.ranks.share(self.batch_size)].to(self.population.weights.device)
+        return self.row_weights[rows]
 
     def on_train_epoch_end(self) -> None:
         """Measure, note the best, and let members go that have ended."""
@@ -193,6 +202,7 @@ class Training(pl.LightningModule):
         measured |= self.probed
         self.probed = {}
         if self.running is not None:
+            self.ranks.sum(self.running)
             measured["loss/train_running"] = self.running.double().cpu().numpy()
             self.running = None
         every = np.ones(len(self.members))
@@ -204,8 +214,8 @@ class Training(pl.LightningModule):
             row[self.members, epoch] = values
         loss = self.history["loss/val"][self.members, : epoch + 1]
         self.best.note(self.members, loss, self.population.weights, self.population.buffers)
-        for observe in self.observers:
-            observe(epoch, self.members, measured)
+        if self.report:
+            self.report(epoch, self.members, measured)
 
     def _retire_ended(self, epoch: int) -> None:
         loss = np.stack([self.history[f"loss/{split}"][self.members, epoch] for split in ("train", "val")])
@@ -216,8 +226,10 @@ class Training(pl.LightningModule):
                 self.ended.setdefault(int(member), "stopped early")
             elif epoch == self.epochs:
                 self.ended.setdefault(int(member), "finished")
-            elif self.prune is not None and self.prune(int(member), epoch, self._values(int(member), epoch)):
-                self.ended.setdefault(int(member), "pruned")
+        if self.stops:
+            going = {int(m): self._values(int(m), epoch) for m in self.members if int(m) not in self.ended}
+            self.ended |= dict.fromkeys(self.stops(epoch, going), "pruned")
+        self.ended = self.ranks.agree(self.ended)
         self.retire(epoch)
 
     def _values(self, member: int, epoch: int) -> dict[str, float]:
@@ -241,10 +253,6 @@ class Training(pl.LightningModule):
         self.seeds = [s for s, here in zip(self.seeds, stay, strict=True) if here]
         self.schedules = [s for s, here in zip(self.schedules, stay, strict=True) if here]
 
-    def targets_of(self, member: int) -> Tensor:
-        """The training targets (n,) that a member is trained on, label noise included."""
-        return self.y_all[member if len(self.y_all) > 1 else 0]
-
     @torch.no_grad()
     def evaluate(self, weights: Tensor, buffers: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str, np.ndarray]:
         """Metrics (members,) of these weights in evaluation mode, named `loss/val`, `accuracy/test` and so on."""
@@ -261,13 +269,14 @@ class Training(pl.LightningModule):
             self.population.buffers = present
 
     def _measure(self, weights: Tensor, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
-        members, n = len(weights), len(x)
-        chunks = -(-n // EVAL_ROWS)
-        size = -(-n // chunks)
-        loss = torch.zeros(members, dtype=torch.float64, device=x.device)
-        score = torch.zeros_like(loss)
-        for start in range(0, n, size):
-            x_part, y_part = x[start : start + size], y[:, start : start + size].expand(members, -1)
+        members, n, own = len(weights), len(x), self.ranks.share(len(x))
+        chunks = -(-(own.stop - own.start) // EVAL_ROWS) or 1
+        size = -(-(own.stop - own.start) // chunks) or 1
+        sums = torch.zeros(2, members, dtype=torch.float64, device=x.device)
+        loss, score = sums
+        for start in range(own.start, own.stop, size):
+            part = slice(start, min(start + size, own.stop))
+            x_part, y_part = x[part], y[:, part].expand(members, -1)
             with self._precision():
                 outputs = self.population(weights, x_part.expand(members, *x_part.shape))
             outputs = outputs.to(weights.dtype)
@@ -276,6 +285,7 @@ class Training(pl.LightningModule):
                 score += correct(outputs, y_part).double().sum(1)
             else:
                 score += (outputs.squeeze(-1) - y_part).double().square().sum(1)
+        self.ranks.sum(sums)
         mean = {"loss": (loss / n).cpu().numpy()}
         if self.data.task == CLASSIFICATION:
             return mean | {"accuracy": (score / n).cpu().numpy()}

@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from manyfit import dense
 from manyfit.dropout import Dropout, seed_of
 from manyfit.losses import Loss
+from manyfit.ranks import Ranks
 
 LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
 
@@ -57,6 +58,7 @@ class Population:
         self.shapes = [self._stored(p).shape for p in self.template.parameters()]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.padding = -sum(self.sizes) % LANES
+        self.starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         rows = [torch.cat([self._stored(p.detach()).reshape(-1) for p in m.parameters()]) for m in modules]
         self.weights = nn.functional.pad(torch.stack(rows), (0, self.padding)).to(device)
         names = [name for name, _ in self.template.named_buffers()]
@@ -103,7 +105,13 @@ class Population:
         return self._functional(weights, x, None)
 
     def gradient(
-        self, x: Tensor, y: Tensor, row_weights: Tensor, masks: Sequence[Tensor], loss: Loss
+        self,
+        x: Tensor,
+        y: Tensor,
+        row_weights: Tensor,
+        masks: Sequence[Tensor],
+        loss: Loss,
+        ranks: Ranks | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each member's loss (members,) on its mini-batch, and its gradient (members, parameters), in training mode.
 
@@ -113,19 +121,34 @@ class Population:
             row_weights: (rows,): 1 / examples, and 0 for rows that only fill up the batch.
             masks: Multipliers (members, rows, ...) for each application of dropout; none: without dropout.
             loss: One number per example.
+            ranks: Each with its rows of the batch: the gradient is the sum over all, the loss is of these rows.
         """
         if self.stack is None:
-            return self._gradient_by_autograd(x, y, row_weights, masks, loss)
+            losses, gradient = self._gradient_by_autograd(x, y, row_weights, masks, loss)
+            if ranks:
+                ranks.sum(gradient)
+            return losses, gradient
         tape: list[tuple[Tensor, dense.Slope | None]] = []
         outputs = self.stack.forward(self.parameters, x, masks, tape)
         per_example, g = loss.with_gradient(outputs, y)
-        self.stack.backward(self.parameters, self.gradient_parts, g.mul_(row_weights[:, None]), tape)
+        sent = ranks.gradient(self.gradients) if ranks else None
+        self.stack.backward(
+            self.parameters,
+            self.gradient_parts,
+            g.mul_(row_weights[:, None]),
+            tape,
+            (lambda i: sent.final(self.starts[i])) if sent else None,
+        )
+        if sent:
+            sent.wait()
         return dense.sum_rows(per_example.mul_(row_weights)), self.gradients
 
     def _gradient_by_autograd(
         self, x: Tensor, y: Tensor, row_weights: Tensor, masks: Sequence[Tensor], loss: Loss
     ) -> tuple[Tensor, Tensor]:
         rows = int((row_weights > 0).sum())  # no filled-up rows: they would enter statistics over the batch
+        if rows == 0:  # of several ranks
+            return self.weights.new_zeros(len(self)), torch.zeros_like(self.weights)
         with torch.enable_grad():
             weights = self.weights.detach().requires_grad_()
             per_example = loss.per_example(self._functional(weights, x[:, :rows], masks), y[:, :rows])

@@ -3,29 +3,36 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
-from manyfit import curves, data, probes
+from manyfit import curves, data, distributed, probes
 from manyfit.config import Config
+from manyfit.distributed import on_gpu
 from manyfit.dropout import seed_of
-from manyfit.jobs import Job, Result, prepare
+from manyfit.jobs import Job, Result, Trained, prepare
 from manyfit.models import Predictor
-from manyfit.module import Blocks, Prune, Training
+from manyfit.module import Blocks, Report, Stops, Training
 from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
+from manyfit.ranks import Ranks
 from manyfit.recording import Recorder
 from manyfit.terminal import Beside, Progress
 from manyfit.tracking import NoTracker
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
+
+
+Prune = Callable[[int, int, Mapping[str, float]], bool]
 
 
 def fit(
@@ -55,18 +62,22 @@ def fit(
             not be the fault of all.
     """
     jobs = [prepare(config) for config in configs]
-    trainer = _trainer(jobs[0].config)
-    module = _module(jobs, trainer.strategy.root_device)
     recorder = recorder or Recorder(NoTracker(), configs)
     gc.freeze()
     gc.enable()
-    with Progress(jobs, beside) as progress, warnings.catch_warnings(), _threads(module):
-        warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
-        module.observers = [recorder.epoch, progress.epoch]
-        module.prune = prune
+    with Progress(jobs, beside) as progress:
+
+        def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
+            recorder.epoch(epoch, members, measured)
+            progress.epoch(epoch, members, measured)
+
+        def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
+            return [member for member, values in going.items() if prune and prune(member, epoch, values)]
+
         try:
-            _train(trainer, module)
-            results = _results(jobs, module)
+            several = distributed.world(configs[0].trainer) > 1
+            run = functools.partial(distributed.train, train) if several else train
+            results = _results(jobs, run(configs, report, stops if prune else None))
             recorder.finish(results, artifacts)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
@@ -75,7 +86,46 @@ def fit(
     return results
 
 
-def _train(trainer: pl.Trainer, module: Training) -> None:
+def train(
+    configs: Sequence[Config],
+    report: Report | None = None,
+    stops: Stops | None = None,
+    *,
+    ranks: Ranks | None = None,
+    device: int = 0,
+) -> Trained:
+    """Train one population in this process.
+
+    Args:
+        configs: Its members.
+        report: Told of every epoch.
+        stops: Asked after every epoch which members are to be let go.
+        ranks: The processes that train it together.
+        device: Which of the machine's GPUs is this process's; without one it means nothing.
+    """
+    jobs = [prepare(config) for config in configs]
+    trainer = _trainer(configs[0], device)
+    module = _module(jobs, trainer.strategy.root_device, ranks)
+    module.report, module.stops = report, stops
+    with warnings.catch_warnings(), _threads(module):
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
+        _run(trainer, module)
+        test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
+    return Trained(
+        history=module.history,
+        ended=module.ended,
+        weights=module.best.weights.cpu(),
+        buffers={name: buffer.cpu() for name, buffer in module.best.buffers.items()},
+        test=test,
+        devices=(_name(module.population.weights.device),) * module.ranks.world,
+    )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def _run(trainer: pl.Trainer, module: Training) -> None:
     """Run the epochs. Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects."""
     try:
         with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
@@ -89,7 +139,8 @@ def _train(trainer: pl.Trainer, module: Training) -> None:
 def _threads(module: Training) -> Iterator[None]:
     """A small step is faster on one thread, and leaves the other cores to tracking. The bits are the same on any."""
     threads = torch.get_num_threads()
-    work = 6 * module.population.weights.numel() * module.batch_size  # a multiply and an add, forward and twice back
+    rows = module.batch_size // module.ranks.world
+    work = 6 * module.population.weights.numel() * rows  # a multiply and an add, forward and twice back
     if work < SMALL_STEP:
         torch.set_num_threads(1)
     try:
@@ -98,12 +149,13 @@ def _threads(module: Training) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _trainer(config: Config) -> pl.Trainer:
+def _trainer(config: Config, device: int) -> pl.Trainer:
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=[device] if on_gpu(config.trainer) else 1,
+        plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
         precision=config.trainer.precision,
         max_epochs=config.epochs,
         logger=False,
@@ -115,7 +167,7 @@ def _trainer(config: Config) -> pl.Trainer:
     )
 
 
-def _module(jobs: Sequence[Job], device: torch.device) -> Training:
+def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks | None) -> Training:
     first, config = jobs[0], jobs[0].config
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
     dataset = _on_device(first.data, device, dtype)
@@ -144,6 +196,7 @@ def _module(jobs: Sequence[Job], device: torch.device) -> Training:
         patience=config.trainer.patience,
         gradient_clip=config.trainer.gradient_clip,
         compiled=config.trainer.compile,
+        ranks=ranks,
     )
 
 
@@ -156,11 +209,9 @@ def _on_device(dataset: data.Dataset, device: torch.device, dtype: torch.dtype) 
 
 def _targets(jobs: Sequence[Job], dataset: data.Dataset) -> Tensor:
     """Training targets (members, n) with each member's own label noise; (1, n) where there is none."""
-    noise = jobs[0].config.data.label_noise
-    if not noise:
+    if not jobs[0].config.data.label_noise:
         return dataset.y_train[None]
-    noisy = [data.noisy(dataset.y_train.cpu(), len(dataset.classes), noise, job.config.seed) for job in jobs]
-    return torch.stack(noisy).to(dataset.y_train)
+    return torch.stack([job.y_train() for job in jobs]).to(dataset.y_train)
 
 
 def _eval_rows(n: int, config: Config) -> Tensor:
@@ -171,30 +222,31 @@ def _eval_rows(n: int, config: Config) -> Tensor:
     return torch.randperm(n, generator=generator)[: config.eval_train_size].sort().values
 
 
-def _results(jobs: Sequence[Job], module: Training) -> list[Result]:
-    test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
+def _results(jobs: Sequence[Job], trained: Trained) -> list[Result]:
+    geometry = Population([jobs[0].network], [0], torch.device("cpu"))
     results = []
     for k, job in enumerate(jobs):
-        present = np.flatnonzero(~np.isnan(module.history["progress/steps"][k]))
-        metrics = {name: values[k, : present[-1] + 1] for name, values in module.history.items()}
-        baseline = job.loss.baseline(module.targets_of(k).cpu(), len(job.data.classes))
+        present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
+        metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
+        baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
         summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
-        buffers = {name: b[k].cpu() for name, b in module.best.buffers.items()}
+        buffers = {name: b[k] for name, b in trained.buffers.items()}
         d = job.data
-        network = module.population.member(job.network, module.best.weights[k], buffers).float()
+        network = geometry.member(job.network, trained.weights[k], buffers).float()
         predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
         results.append(
             Result(
                 config=job.config,
                 metrics=metrics,
                 summary=summary,
-                test={name: float(values[k]) for name, values in test.items()},
-                reason="diverged" if summary.verdict is curves.Verdict.DIVERGED else module.ended[k],
+                test={name: float(values[k]) for name, values in trained.test.items()},
+                reason="diverged" if summary.verdict is curves.Verdict.DIVERGED else trained.ended[k],
                 predictor=predictor,
-                weights=module.best.weights[k].cpu(),
+                weights=trained.weights[k],
                 features=d.features,
                 classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
+                devices=trained.devices,
             )
         )
     return results

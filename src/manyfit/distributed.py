@@ -1,0 +1,395 @@
+"""The same training on several devices: how its ranks are started, and what travels between them and the command.
+
+The command starts its ranks from the resolved config, by torch's elastic launcher. They train, and tell it of every
+epoch; it alone touches the tracker, the study and the terminal. Under torchrun or srun the command runs in rank 0, and
+the other ranks train what it asks them to.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from typing import TYPE_CHECKING, Any
+
+from manyfit.config import Config, ConfigError, TrainerConfig, TrainingError
+
+if TYPE_CHECKING:
+    from manyfit.jobs import Trained
+    from manyfit.module import Report, Stops
+    from manyfit.ranks import Ranks
+
+GRACE = 0.5  # seconds that the true cause may come after its consequence
+PATIENCE = 10.0  # seconds for ranks to end by themselves
+FOREVER = 10**6  # seconds that a rank of torchrun's waits for work
+
+
+def on_gpu(trainer: TrainerConfig) -> bool:
+    """Whether training runs on CUDA devices."""
+    import torch
+
+    return trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+
+
+def launched(launcher: str = "elastic") -> int:
+    """How many processes torchrun started, or srun with launcher=slurm, this one included; 1: none did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS", 1)) if launcher == "slurm" else 1
+
+
+def world(trainer: TrainerConfig) -> int:
+    """How many ranks train together."""
+    if trainer.devices != "auto":
+        return trainer.devices
+    import torch
+
+    gpus = torch.cuda.device_count() if on_gpu(trainer) else 0
+    outside = launched(trainer.launcher)
+    return outside if outside > 1 else gpus or os.cpu_count() or 1
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run on so many devices.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    import torch
+
+    count, outside = world(config.trainer), launched(config.trainer.launcher)
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
+    if config.trainer.launcher == "slurm" and outside == 1:
+        raise ConfigError("trainer=slurm must be started by srun with --ntasks=2 or more. Else use trainer=ddp.")
+    if outside > 1 and count != outside:
+        raise ConfigError(
+            f"trainer.devices must be auto or {outside}, the ranks that were started, but got {config.trainer.devices}."
+            " Use trainer=ddp or trainer=ddp_cpu."
+        )
+    if outside == 1 and on_gpu(config.trainer) and count > torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {count}.")
+    if count > 1 and config.optimizer.target.endswith(".LBFGS"):
+        raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")
+
+
+# ---- in the command
+
+
+Train = Callable[..., "Trained"]
+
+
+def train(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+    """Train one population on several devices; the arguments are those of `training.train`, which is `run`.
+
+    Raises:
+        TrainingError: A rank failed or died; names it and the cause.
+        SystemExit: 143, a rank or this process was asked to end by SIGTERM.
+        KeyboardInterrupt: The same by SIGINT.
+    """
+    if launched(configs[0].trainer.launcher) > 1:
+        return _lead(run, configs, report, stops)
+    with own_ranks(run, configs, world(configs[0].trainer)) as ranks:
+        return ranks.serve(report, stops)
+
+
+@dataclass
+class Launched:
+    """The ranks of one job, as the command sees them.
+
+    Attributes:
+        door: Where they announce themselves.
+        over: Readable once the launcher has ended.
+        world: How many there will be.
+    """
+
+    door: socket.socket
+    over: connection.Connection
+    world: int
+    present: dict[connection.Connection, tuple[int, int]] = field(default_factory=dict)  # to rank and process id
+    said: dict[int, str] = field(default_factory=dict)  # last words by rank
+    causes: list[tuple[int, str]] = field(default_factory=list)
+
+    def serve(self, report: "Report | None", stops: "Stops | None") -> "Trained":
+        """Pass on what rank 0 tells and asks, until it has trained."""
+        deadline: float | None = None
+        while True:
+            waiting: list[Any] = [self.door, *([] if deadline else [self.over]), *self.present]
+            ready = connection.wait(waiting, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            for one in ready:
+                if one is self.door:
+                    self._welcome()
+                elif one is self.over:
+                    self.causes.append((3, "the launcher ended without a result"))
+                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Connection
+                    return done
+            if self.causes and deadline is None:
+                deadline = time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._error()
+
+    def _welcome(self) -> None:
+        channel = connection.Connection(self.door.accept()[0].detach())
+        self.present[channel] = channel.recv()
+
+    def _hear(self, channel: connection.Connection, report: "Report | None", stops: "Stops | None") -> "Trained | None":
+        rank, process = self.present[channel]
+        try:
+            kind, *content = pickle.loads(channel.recv_bytes())  # our own process's words
+        except (EOFError, ConnectionError):
+            del self.present[channel]
+            if rank not in self.said:
+                self.causes.append((0, self._death(rank, process)))
+            return None
+        if kind == "epoch" and report:
+            report(*content)
+        elif kind == "stops":
+            channel.send_bytes(pickle.dumps(stops(*content) if stops else []))
+        elif kind == "trained":
+            return content[0]  # type: ignore[no-any-return]
+        elif kind in ("failed", "lost"):
+            self.said[rank] = content[0]
+            self.causes.append((1 if kind == "failed" else 2, f"rank {rank} of {self.world} failed: {content[0]}"))
+        elif kind == "done":
+            self.said[rank] = ""
+        return None
+
+    def _death(self, rank: int, process: int) -> str:
+        """How a rank went that said nothing. Its exit code is known when the launcher, in its thread, has asked."""
+        code, deadline = None, time.monotonic() + 5
+        while code is None and time.monotonic() < deadline:
+            code = next((p.exitcode for p in multiprocessing.process._children if p.pid == process), None)  # type: ignore[attr-defined]
+            time.sleep(0.02)
+        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            raise SystemExit(143)
+        if code in (-signal.SIGINT, 128 + signal.SIGINT):
+            raise KeyboardInterrupt
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        return f"rank {rank} of {self.world} {how}"
+
+    def _error(self) -> TrainingError:
+        """The cause that explains the others: a death before an exception, an exception before a lost peer."""
+        return TrainingError(min(self.causes, key=lambda cause: cause[0])[1])
+
+
+@contextlib.contextmanager
+def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launched]:
+    """Start the ranks, and leave nothing of them: no process, no file, no variable in the environment."""
+    environment = dict(os.environ)
+    with (
+        tempfile.TemporaryDirectory(prefix="manyfit-") as folder,
+        _sigterm_exits(),
+        socket.socket(socket.AF_UNIX) as door,
+    ):
+        door.bind(f"{folder}/door")
+        door.listen(count)
+        over, end = multiprocessing.Pipe()
+        agent = threading.Thread(target=_start, args=(folder, count, end, (run, list(configs))), daemon=True)
+        agent.start()
+        try:
+            yield Launched(door, over, count)
+        except BaseException:
+            _stop(agent)
+            raise
+        finally:
+            agent.join(PATIENCE)
+            _stop(agent)
+            over.close()
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _start(folder: str, count: int, end: connection.Connection, task: tuple[Any, ...]) -> None:
+    """In a thread, since the launcher returns when the ranks have ended."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the run says what happened
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        shutdown_timeout=5,
+        logs_specs=DefaultLogsSpecs(log_dir=f"{folder}/logs"),
+    )
+    with contextlib.suppress(ChildFailedError), contextlib.closing(end):  # the ranks have said why
+        elastic_launch(config, _rank)(f"{folder}/door", *task)
+
+
+def _stop(agent: threading.Thread) -> None:
+    """End ranks that are still there; first in a way that lets them finish what they are writing."""
+    for end in ("terminate", "kill"):
+        for process in multiprocessing.active_children() if agent.is_alive() else ():
+            getattr(process, end)()
+        agent.join(PATIENCE)
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- in a rank
+
+
+def _rank(door: str, run: Train, configs: Sequence[Config]) -> None:
+    """A rank that the command started: train, and tell it."""
+    command = connection.Client(door)
+    command.send((int(os.environ["RANK"]), os.getpid()))
+    _obey_signals()
+    from manyfit.ranks import PeerLostError
+
+    def tell(*message: Any) -> None:
+        command.send_bytes(pickle.dumps(message))
+
+    def report(*epoch: Any) -> None:
+        tell("epoch", *epoch)
+
+    def stops(*epoch: Any) -> Any:
+        tell("stops", *epoch)
+        return pickle.loads(command.recv_bytes())
+
+    try:
+        with _group() as (ranks, device):
+            asking = {"report": report, "stops": stops} if ranks.rank == 0 else {}
+            trained = run(configs, ranks=ranks, device=device, **asking)
+        tell(*(("trained", trained) if asking else ("done",)))
+    except Exception as error:
+        lost = isinstance(error, PeerLostError)
+        if not lost:
+            traceback.print_exc()
+        tell("lost" if lost else "failed", f"{type(error).__name__}: {error}")
+        sys.stderr.flush()
+        os._exit(1)  # what is left of the group may wait for ranks that are gone
+
+
+@contextlib.contextmanager
+def _group() -> Iterator[tuple["Ranks", int]]:
+    """The process group, and which of the machine's GPUs is this rank's; its share of the cores is set."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    from manyfit.ranks import Ranks
+
+    environment = _environment()
+    local, gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(local % gpus)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size()), local
+    finally:
+        if sys.exc_info()[0] is None:  # after an error it may wait for ranks that are gone
+            dist.destroy_process_group()
+
+
+def _environment() -> Mapping[str, str]:
+    """What torch's launcher sets; srun's variables are translated into it."""
+    if "RANK" not in os.environ:
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {
+            "MASTER_ADDR": slurm.main_address,
+            "MASTER_PORT": str(slurm.main_port),
+            "RANK": os.environ["SLURM_PROCID"],
+            "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        }
+    return os.environ
+
+
+def _obey_signals() -> None:
+    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
+
+    Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
+    written to a pipe whatever the process is doing, and a thread reads it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+
+    def obey() -> None:
+        number = os.read(reader, 1)[0]
+        os._exit(128 + number)
+
+    threading.Thread(target=obey, daemon=True).start()
+
+
+# ---- under torchrun or srun: rank 0 is the command, the others serve it
+
+
+def is_helper() -> bool:
+    """Whether this process is a rank, other than the first, that torchrun started, or srun with trainer=slurm."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]) > 0
+    return "trainer=slurm" in sys.argv and int(os.environ.get("SLURM_PROCID", 0)) > 0
+
+
+def serve() -> None:
+    """Train what rank 0 asks for until it says that this is all."""
+    from manyfit import training
+
+    _obey_signals()
+    with _group() as (ranks, device):
+        while (configs := ranks.agree(None)) is not None:
+            training.train(configs, ranks=ranks, device=device)
+
+
+@contextlib.contextmanager
+def lead() -> Iterator[None]:
+    """For as long as the command runs in rank 0, the others are there to train with it."""
+    if launched("slurm" if "trainer=slurm" in sys.argv else "elastic") == 1:
+        yield
+        return
+    with _group() as place:
+        _led.append(place)
+        try:
+            yield
+        except BaseException as error:
+            if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
+                raise
+        place[0].agree(None)
+
+
+_led: list[tuple["Ranks", int]] = []
+
+
+def _lead(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+    ranks, device = _led[-1]
+    ranks.agree(list(configs))
+    return run(configs, report, stops, ranks=ranks, device=device)
