@@ -18,6 +18,8 @@ def main(cfg: DictConfig) -> float:
     """Train what the config says and return the value that a sweeper minimises."""
     context = HydraConfig.get()
     try:
+        if cfg.resume is not None and context.mode == RunMode.RUN:
+            return command.resume(cfg, context.overrides.task)
         number = 0 if context.mode == RunMode.RUN else context.job.num
         return command.run(config.parse(cfg, context.runtime.choices), number)
     except (config.ConfigError, config.TrainingError) as error:

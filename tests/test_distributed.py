@@ -1,6 +1,5 @@
 """The same curve on any number of devices, and the truth when one of them fails."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import nn
 
 from conftest import Compose
 from manyfit import distributed
-from manyfit.config import Config, ConfigError
-from manyfit.jobs import Trained, prepare
-from manyfit.ranks import Gradient, Ranks
+from manyfit.config import Config
+from manyfit.jobs import Trained
 from manyfit.training import train
 
 COMMON = ("data=wine", "epochs=10", "model.hidden=[24,8]", "data.train_size=103", "optimizer.lr=0.003")
+MLP = ("hidden", "activation", "init", "sigma")  # arguments of model=mlp
 CASES: dict[str, list[tuple[str, ...]]] = {  # each a population
     "alone": [("batch_size=32",)],
     "dropout": [("batch_size=25", "model.dropout=0.3")],
@@ -30,7 +29,9 @@ CASES: dict[str, list[tuple[str, ...]]] = {  # each a population
     "one output": [("data=breast_cancer", "data.train_size=null", "batch_size=50")],
     "early stop": [("trainer.patience=1", "optimizer.lr=0.1", "data.label_noise=0.3")],
     "population": [("model.dropout=0.3", "seed=1"), ("seed=2", "optimizer.lr=0.01"), ("model.dropout=0.1", "seed=3")],
-    "a user's model": [("model._target_=test_distributed.Users", "~model.hidden", "~model.activation", "~model.init", "~model.sigma")],
+    "a user's model": [
+        ("model._target_=test_distributed.Users", "~model.hidden", "~model.activation", "~model.init", "~model.sigma")
+    ],
 }
 
 
@@ -42,7 +43,7 @@ class Users(nn.Module):
         self.a, self.b = nn.Linear(in_features, 9), nn.Linear(9, out_features)
         self.drop = nn.Dropout(dropout or 0.25)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self.b(self.drop(torch.sin(self.a(x))))
 
 

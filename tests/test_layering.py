@@ -9,15 +9,14 @@ from conftest import ROOT
 
 LEVELS = [
     {"tables", "models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "provenance", "tracking"},
-    {"sources", "data", "losses", "figures", "best", "cli"},
-    {"distributed", "ranks"},
+    {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks"},
     {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},
-    {"terminal", "probes", "claims"},
+    {"terminal", "probes", "claims", "distributed"},
     {"training"},
     {"reports"},
-    {"experiments"},
+    {"experiments", "resume"},
     {"command"},
     {"sweeps"},
 ]
@@ -25,7 +24,7 @@ DOORS = {
     "mlflow": {"tracking"},
     "optuna": {"sweeps"},
     "hydra": {"reports", "sweeps"},
-    "omegaconf": {"config", "command", "experiments", "reports", "sweeps"},
+    "omegaconf": {"config", "command", "experiments", "reports", "resume", "sweeps"},
     "matplotlib": {"claims", "figures", "reports"},
 }
 SOURCE = ROOT / "src" / "manyfit"

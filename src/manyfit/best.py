@@ -1,6 +1,7 @@
 """The best weights so far of every member, by smoothed validation loss."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,25 @@ class Best:
         self._accept(members, np.where(stay, np.inf, curves.smooth(loss[:, max(0, epoch - 1) :])[:, -1]), epoch)
         rows = torch.from_numpy(np.flatnonzero(stay)).to(self.weights.device)
         self._weights, self._buffers = self._weights[rows], {name: b[rows] for name, b in self._buffers.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` goes on from."""
+        return {
+            "weights": self.weights.cpu().clone(),
+            "buffers": {name: b.cpu().clone() for name, b in self.buffers.items()},
+            "value": self.value.copy(),
+            "epoch": self.epoch.copy(),
+            "last": (self._weights.cpu(), {name: b.cpu() for name, b in self._buffers.items()}),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state()`."""
+        device = self.weights.device
+        self.weights.copy_(state["weights"])
+        self.buffers = {name: b.to(device) for name, b in state["buffers"].items()}
+        self.value, self.epoch = state["value"], state["epoch"]
+        weights, buffers = state["last"]
+        self._weights, self._buffers = weights.to(self.weights), {name: b.to(device) for name, b in buffers.items()}
 
     def _accept(self, members: np.ndarray, value: np.ndarray, epoch: int) -> None:
         better = np.nan_to_num(value, nan=np.inf) < self.value[members]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from manyfit import experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
+from manyfit.resume import Earlier, find, folder_of
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
@@ -180,6 +181,17 @@ def run(config: Config, number: int = 0) -> float:
     if _sweeps:
         (child,) = _sweeps[-1].train({number: config})
         return objective(child)
+    return _alone(config)
+
+
+def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
+    """Go on with an earlier run; otherwise like `run`."""
+    earlier = find(cfg, overrides)
+    print(f"{'resume':>11}  run {earlier.run_id}, from epoch {earlier.epoch}")
+    return _alone(earlier.config, earlier)
+
+
+def _alone(config: Config, earlier: Earlier | None = None) -> float:
     from manyfit.jobs import prepare  # torch
 
     try:
@@ -190,7 +202,15 @@ def run(config: Config, number: int = 0) -> float:
     with tracker:
         from manyfit import recording, terminal, training
 
-        (result,) = training.fit([config], recording.Recorder(tracker, [config]))
+        recorder = recording.Recorder(tracker, [config], run_ids=[earlier.run_id] if earlier else None)
+        folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
+        keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
+        try:
+            (result,) = training.fit([config], recorder, keep=keep, resume=folder if earlier else None)
+        except BaseException:
+            if folder.exists():
+                print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
+            raise
         tracker.close()
     print(terminal.summary(result, _where(tracker)))
     return _objective(result)

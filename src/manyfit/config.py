@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 
 T = TypeVar("T")
 # keys that say how to launch, not what to train
-ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "sampler", "sweep", "tune")
+ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep", "tune")
 CREDENTIALS = re.compile(r"://[^/]*:[^/@]+@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
@@ -120,6 +120,7 @@ class Config(Node):
     epochs: Count = 50
     eval_train_size: Count = 10000
     probes: tuple[ProbeName, ...] = ()
+    checkpoint: bool = True
     choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
 
@@ -172,6 +173,8 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
     """
+    if cfg.get("resume") is not None:
+        raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
     try:
         values, source = _trees(cfg)
         picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
-from manyfit.config import Config, ConfigError, TrainerConfig, TrainingError
+from manyfit.config import Config, TrainingError
+from manyfit.devices import launched, world
 
 if TYPE_CHECKING:
     from manyfit.jobs import Trained
@@ -32,56 +33,6 @@ if TYPE_CHECKING:
 GRACE = 0.5  # seconds that the true cause may come after its consequence
 PATIENCE = 10.0  # seconds for ranks to end by themselves
 FOREVER = 10**6  # seconds that a rank of torchrun's waits for work
-
-
-def on_gpu(trainer: TrainerConfig) -> bool:
-    """Whether training runs on CUDA devices."""
-    import torch
-
-    return trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
-
-
-def launched(launcher: str = "elastic") -> int:
-    """How many processes torchrun started, or srun with launcher=slurm, this one included; 1: none did."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS", 1)) if launcher == "slurm" else 1
-
-
-def world(trainer: TrainerConfig) -> int:
-    """How many ranks train together."""
-    if trainer.devices != "auto":
-        return trainer.devices
-    import torch
-
-    gpus = torch.cuda.device_count() if on_gpu(trainer) else 0
-    outside = launched(trainer.launcher)
-    return outside if outside > 1 else gpus or os.cpu_count() or 1
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot run on so many devices.
-
-    Raises:
-        ConfigError: Names the key.
-    """
-    import torch
-
-    count, outside = world(config.trainer), launched(config.trainer.launcher)
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
-    if config.trainer.launcher == "slurm" and outside == 1:
-        raise ConfigError("trainer=slurm must be started by srun with --ntasks=2 or more. Else use trainer=ddp.")
-    if outside > 1 and count != outside:
-        raise ConfigError(
-            f"trainer.devices must be auto or {outside}, the ranks that were started, but got {config.trainer.devices}."
-            " Use trainer=ddp or trainer=ddp_cpu."
-        )
-    if outside == 1 and on_gpu(config.trainer) and count > torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {count}.")
-    if count > 1 and config.optimizer.target.endswith(".LBFGS"):
-        raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")
 
 
 # ---- in the command
@@ -345,6 +296,9 @@ def _obey_signals() -> None:
 
     def obey() -> None:
         number = os.read(reader, 1)[0]
+        from manyfit import checkpoints
+
+        checkpoints.flush()
         os._exit(128 + number)
 
     threading.Thread(target=obey, daemon=True).start()
@@ -362,12 +316,11 @@ def is_helper() -> bool:
 
 def serve() -> None:
     """Train what rank 0 asks for until it says that this is all."""
-    from manyfit import training
-
     _obey_signals()
     with _group() as (ranks, device):
-        while (configs := ranks.agree(None)) is not None:
-            training.train(configs, ranks=ranks, device=device)
+        while task := ranks.agree(None):
+            run, configs = task
+            run(configs, ranks=ranks, device=device)
 
 
 @contextlib.contextmanager
@@ -391,5 +344,5 @@ _led: list[tuple["Ranks", int]] = []
 
 def _lead(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
     ranks, device = _led[-1]
-    ranks.agree(list(configs))
+    ranks.agree((run, list(configs)))
     return run(configs, report, stops, ranks=ranks, device=device)

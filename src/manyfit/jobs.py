@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit import config as configuration
-from manyfit import curves, data, dense, distributed
+from manyfit import curves, data, dense, devices
 from manyfit.config import Config, ConfigError, DataConfig
 from manyfit.losses import Loss
 from manyfit.population import initialised
@@ -126,7 +126,7 @@ _prepared: dict[str, Job] = {}
 
 def _prepare(config: Config) -> Job:
     dataset = _dataset(config.data.model_dump_json(by_alias=True))
-    distributed.check(config)
+    devices.check(config)
     loss = configuration.build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
     if loss.task != dataset.task:
         raise ConfigError(
@@ -139,7 +139,7 @@ def _prepare(config: Config) -> Job:
         raise ConfigError(
             f"batch_size must be <= {n}, the training examples, but got {batch_size}. Use batch_size=full."
         )
-    if batch_size < (ranks := distributed.world(config.trainer)):
+    if batch_size < (ranks := devices.world(config.trainer)):
         raise ConfigError(f"batch_size must be >= {ranks}, the devices that share a batch, but got {batch_size}.")
     width = loss.width(len(dataset.classes))
     network = initialised(

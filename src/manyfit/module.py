@@ -27,6 +27,9 @@ Report = Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]
 Stops = Callable[[int, Mapping[int, Mapping[str, float]]], Collection[int]]
 """Which members are to stop after an epoch, of these with their metrics."""
 
+Keep = Callable[[int, Mapping[str, Any]], None]
+"""Puts away the state after an epoch."""
+
 
 class Blocks:
     """An epoch as blocks of up to `BLOCK` mini-batches, each a list of (indices (members, batch), rows that count).
@@ -44,7 +47,7 @@ class Blocks:
     def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
         m = self.module
         n, batch, steps = len(m.data.x_train), m.batch_size, m.steps_per_epoch
-        orders = torch.stack([order(seed, m.current_epoch, n) for seed in m.seeds])
+        orders = torch.stack([order(seed, m.epochs_done, n) for seed in m.seeds])
         padded = torch.nn.functional.pad(orders, (0, steps * batch - n))
         index = padded.view(len(orders), steps, batch)[..., m.ranks.share(batch)].transpose(0, 1).contiguous()
         rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
@@ -102,7 +105,10 @@ class Training(pl.LightningModule):
         self.members = np.arange(len(population))  # which of the members we began with are still here
         self.history: dict[str, np.ndarray] = {}
         self.ended: dict[int, str] = {}
-        self.steps_done = 0
+        self.epochs_done = self.steps_done = 0
+        self.seconds_before = 0.0  # of the training that this one goes on from
+        self.random_state: Tensor | None = None  # of it
+        self.keep: Keep | None = None
         self.running: Tensor | None = None
         self.last_lr = self.lr.copy()
         self.row_weights: dict[int, Tensor] = {}
@@ -127,10 +133,14 @@ class Training(pl.LightningModule):
         return index.to(device, non_blocking=True), rows
 
     def on_train_start(self) -> None:
-        """Epoch 0: the untrained network."""
-        self.started = time.perf_counter()
-        self.last_lr = self.lr * self._factors(1)[0]
-        self.finish_epoch(0)
+        """Epoch 0, the untrained network; or where the training that this one goes on from had come to."""
+        self.started = time.perf_counter() - self.seconds_before
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+            self._retire_ended(self.epochs_done)
+        else:
+            self.last_lr = self.lr * self._factors(1)[0]
+            self.finish_epoch(0)
 
     @torch.no_grad()
     def training_step(self, block: tuple[Tensor, list[int]], batch_idx: int) -> None:  # noqa: ARG002
@@ -189,10 +199,51 @@ class Training(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Measure, note the best, and let members go that have ended."""
-        self.finish_epoch(self.current_epoch + 1)
+        self.epochs_done += 1
+        self.finish_epoch(self.epochs_done)
         for member, schedule in zip(self.members, self.schedules, strict=True):
-            schedule.observe(float(self.history["loss/val"][member, self.current_epoch + 1]))
-        self._retire_ended(self.current_epoch + 1)
+            schedule.observe(float(self.history["loss/val"][member, self.epochs_done]))
+        if self.keep:
+            self.keep(self.epochs_done, self.state())
+        self._retire_ended(self.epochs_done)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on bit for bit; copies, on the CPU."""
+        return {
+            "epoch": self.epochs_done,
+            "steps": self.steps_done,
+            "members": self.members,
+            "ended": dict(self.ended),
+            "history": {name: values[:, : self.epochs_done + 1] for name, values in self.history.items()},
+            "last_lr": self.last_lr,
+            "weights": self.population.weights.cpu().clone(),
+            "buffers": {name: b.cpu().clone() for name, b in self.population.buffers.items()},
+            "optimizer": copied(self.optimizer.raw.state_dict()["state"]),
+            "best": self.best.state(),
+            "schedules": [schedule.state() for schedule in self.schedules],
+            "probes": [copied(probe.state_dict()) for probe in self.trainer.callbacks],  # type: ignore[attr-defined]
+            "random": torch.get_rng_state(),
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state()` of the same members; there may be more epochs to come."""
+        self.members = np.arange(len(self.best.epoch))
+        self.ended = {int(member): reason for member, reason in state["ended"].items()}
+        if len(state["members"]) < len(self.members):
+            self._leave_only(np.isin(self.members, state["members"]))
+        self.epochs_done, self.steps_done, self.last_lr = state["epoch"], state["steps"], state["last_lr"]
+        for name, values in state["history"].items():
+            self.history[name] = np.full((len(values), self.epochs + 1), np.nan)
+            self.history[name][:, : values.shape[1]] = values
+        self.population.weights.copy_(state["weights"])
+        self.population.buffers = {name: b.to(self.y_train.device) for name, b in state["buffers"].items()}
+        groups = self.optimizer.raw.state_dict()["param_groups"]
+        self.optimizer.raw.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.best.load_state(state["best"])
+        for schedule, its in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state(its)
+        self.random_state, self.seconds_before = state["random"], state["seconds"]
 
     def finish_epoch(self, epoch: int) -> None:
         """Write this epoch's metrics of the members present into `history`, (all members, epochs + 1) each."""
@@ -244,6 +295,9 @@ class Training(pl.LightningModule):
         if not stay.any():
             self.trainer.should_stop = True
             return
+        self._leave_only(stay)
+
+    def _leave_only(self, stay: np.ndarray) -> None:
         rows = torch.from_numpy(np.flatnonzero(stay)).to(self.population.weights.device)
         self.population.keep(rows)
         self.optimizer.keep(rows)
@@ -295,3 +349,12 @@ class Training(pl.LightningModule):
 
     def _precision(self) -> Any:
         return self.trainer.precision_plugin.val_step_context()
+
+
+def copied(node: Any) -> Any:
+    """A tree of dicts and lists with its tensors copied to the CPU."""
+    if isinstance(node, Tensor):
+        return node.detach().cpu().clone()
+    if isinstance(node, dict):
+        return {key: copied(value) for key, value in node.items()}
+    return [copied(value) for value in node] if isinstance(node, list) else node

@@ -32,12 +32,13 @@ class Probe(pl.Callback, ABC):
         """Metrics (members present,) after so many epochs; what is not defined is NaN, or left out at epoch 0."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
-        """Epoch 0."""
-        self._note(pl_module, 0)
+        """Epoch 0, unless training goes on from a later one."""
+        if pl_module.epochs_done == 0:
+            self._note(pl_module, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Every epoch after it."""
-        self._note(pl_module, pl_module.current_epoch + 1)
+        self._note(pl_module, pl_module.epochs_done + 1)
 
     @torch.no_grad()
     def _note(self, module: Training, epoch: int) -> None:
@@ -140,11 +141,26 @@ class UpdateAngle(Probe):
         if epoch == 0:
             self.weights, self.members, self.step = module.population.weights.clone(), module.members, 0
             self.updates = self.weights.new_zeros(len(self.weights), 2, self.weights.shape[1])  # the last two
-            module.after_step.append(lambda: self.note(module.population.weights))
             return {}
         p = self.products.double()
         cosine = p[..., 0, 1] / (p[..., 0, 0].sqrt() * p[..., 1, 1].sqrt())  # 0 / 0 where an update is 0
         return {"update_angle": torch.rad2deg(torch.arccos(cosine.nanmean(0).clamp(-1, 1)))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last updates, which the first of the next epoch is compared with."""
+        return {"weights": self.weights, "updates": self.updates, "members": self.members, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict()`."""
+        self.weights, self.updates = state_dict["weights"], state_dict["updates"]
+        self.members, self.step = state_dict["members"], state_dict["step"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """From here on every step is noted."""
+        super().on_train_start(trainer, pl_module)
+        if pl_module.epochs_done:
+            self.weights, self.updates = self.weights.to(pl_module.device), self.updates.to(pl_module.device)
+        pl_module.after_step.append(lambda: self.note(pl_module.population.weights))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Room for the epoch's products, and members that are gone are gone here too."""

@@ -21,6 +21,7 @@ class Recorder:
         configs: What is being trained.
         parent: The sweep they belong to.
         tags: More tags for each run.
+        run_ids: MLflow's, of earlier runs to go on with.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class Recorder:
         configs: Sequence[Config],
         parent: TrackedRun | None = None,
         tags: Sequence[Mapping[str, str]] | None = None,
+        run_ids: Sequence[str] | None = None,
     ) -> None:
         jobs = [prepare(config) for config in configs]
-        more = tags or [{}] * len(jobs)
-        self.runs = [_start(tracker, job, parent, extra) for job, extra in zip(jobs, more, strict=True)]
+        more: Sequence[Mapping[str, str]] = tags or [{}] * len(jobs)
+        ids: Sequence[str | None] = run_ids or [None] * len(jobs)
+        self.runs = [_start(tracker, *each, parent) for each in zip(jobs, more, ids, strict=True)]
         self.open = set(range(len(self.runs)))
         self.recorded = [-1] * len(self.runs)  # last epoch
         self.stores = isinstance(tracker, Tracker)
@@ -70,7 +73,9 @@ class Recorder:
         self.open.clear()
 
 
-def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None, tags: Mapping[str, str]) -> TrackedRun:
+def _start(
+    tracker: Tracker | NoTracker, job: Job, tags: Mapping[str, str], run_id: str | None, parent: TrackedRun | None
+) -> TrackedRun:
     data = job.data
     record = DatasetRecord(
         name=data.name,
@@ -87,6 +92,7 @@ def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None, ta
         tags=provenance.tags() | dict(tags),
         parent=parent,
         dataset=record,
+        run_id=run_id,
     )
     run.file("config.yaml", job.config.yaml().encode())
     return run
@@ -94,11 +100,12 @@ def _start(tracker: Tracker | NoTracker, job: Job, parent: TrackedRun | None, ta
 
 def _summarise(run: TrackedRun, result: Result) -> None:
     s = result.summary
-    once = {f"{name}": value for name, value in result.test.items()}
+    once = {**result.test, "examples_per_second": result.speed}
     if s.best_epoch is not None:
         once |= {"best/epoch": s.best_epoch, "best/loss_val": s.best_loss_val}
     run.metrics([(name, float(value), 0) for name, value in once.items()])
     tags = {"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)}
+    tags |= {"world_size": str(len(result.devices)), "devices": devices(result)}
     if result.reason == "pruned":
         tags["pruned_at"] = str(len(result.metrics["loss/val"]) - 1)
     run.tags(tags)
@@ -122,8 +129,19 @@ def note(result: Result) -> str:
     return (
         f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
         f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
-        f"({provenance.hardware()})."
+        f"({where(result)})."
     )
+
+
+def devices(result: Result) -> str:
+    """What a run was trained on: `1 x CPU`, `4 x NVIDIA H200`."""
+    return ", ".join(f"{result.devices.count(name)} x {name}" for name in dict.fromkeys(result.devices))
+
+
+def where(result: Result) -> str:
+    """The machine, and on how many devices if there were several."""
+    several = f"on {len(result.devices)} devices, " if len(result.devices) > 1 else ""
+    return several + provenance.hardware()
 
 
 def score(result: Result) -> str:

@@ -5,9 +5,12 @@ import copy
 import dataclasses
 import functools
 import gc
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,9 +18,9 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
-from manyfit import curves, data, distributed, probes
+from manyfit import checkpoints, curves, data, devices, distributed, probes
 from manyfit.config import Config
-from manyfit.distributed import on_gpu
+from manyfit.devices import on_gpu
 from manyfit.dropout import seed_of
 from manyfit.jobs import Job, Result, Trained, prepare
 from manyfit.models import Predictor
@@ -42,6 +45,8 @@ def fit(
     artifacts: bool = True,
     prune: Prune | None = None,
     beside: Beside | None = None,
+    keep: Path | None = None,
+    resume: Path | None = None,
 ) -> list[Result]:
     """Train configs that may share a population, each as if it were alone, and track each as a run.
 
@@ -51,6 +56,8 @@ def fit(
         artifacts: Whether every run stores its picture and model.
         prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
         beside: How far the sweep is that they belong to.
+        keep: Folder for the state after the last epochs.
+        resume: Folder of the state to go on from.
 
     Returns:
         A result for each config, in order.
@@ -75,8 +82,9 @@ def fit(
             return [member for member, values in going.items() if prune and prune(member, epoch, values)]
 
         try:
-            several = distributed.world(configs[0].trainer) > 1
-            run = functools.partial(distributed.train, train) if several else train
+            run = functools.partial(train, keep=keep, resume=resume)
+            if devices.world(configs[0].trainer) > 1:
+                run = functools.partial(distributed.train, run)
             results = _results(jobs, run(configs, report, stops if prune else None))
             recorder.finish(results, artifacts)
         except BaseException as error:
@@ -93,6 +101,8 @@ def train(
     *,
     ranks: Ranks | None = None,
     device: int = 0,
+    keep: Path | None = None,
+    resume: Path | None = None,
 ) -> Trained:
     """Train one population in this process.
 
@@ -102,13 +112,23 @@ def train(
         stops: Asked after every epoch which members are to be let go.
         ranks: The processes that train it together.
         device: Which of the machine's GPUs is this process's; without one it means nothing.
+        keep: Folder for the state after the last epochs; rank 0 writes it.
+        resume: Folder of the state to go on from; rank 0 reads it.
     """
-    jobs = [prepare(config) for config in configs]
-    trainer = _trainer(configs[0], device)
+    jobs, ranks = [prepare(config) for config in configs], ranks or Ranks()
+    first = ranks.rank == 0
+    state = ranks.agree(checkpoints.load(resume) if resume and first else None)
+    trainer = _trainer(configs[0], device, state["epoch"] if state else 0)
     module = _module(jobs, trainer.strategy.root_device, ranks)
     module.report, module.stops = report, stops
-    with warnings.catch_warnings(), _threads(module):
+    if state:
+        module.load_state(state)
+        for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
+            probe.load_state_dict(its)
+    with warnings.catch_warnings(), _threads(module), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
+        if keep and first:
+            module.keep = functools.partial(_keep, closing.enter_context(checkpoints.Writer(keep)), configs)
         _run(trainer, module)
         test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
     return Trained(
@@ -119,6 +139,12 @@ def train(
         test=test,
         devices=(_name(module.population.weights.device),) * module.ranks.world,
     )
+
+
+def _keep(writer: checkpoints.Writer, configs: Sequence[Config], epoch: int, state: Mapping[str, Any]) -> None:
+    """Put a state away, with what was being trained."""
+    given = [{"source": dict(config.source), "choices": dict(config.choices)} for config in configs]
+    writer.put(epoch, {"configs": json.dumps(given), **state})
 
 
 def _name(device: torch.device) -> str:
@@ -149,7 +175,7 @@ def _threads(module: Training) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _trainer(config: Config, device: int) -> pl.Trainer:
+def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
     return pl.Trainer(
@@ -157,7 +183,7 @@ def _trainer(config: Config, device: int) -> pl.Trainer:
         devices=[device] if on_gpu(config.trainer) else 1,
         plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
         precision=config.trainer.precision,
-        max_epochs=config.epochs,
+        max_epochs=config.epochs - epochs_done,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -167,7 +193,7 @@ def _trainer(config: Config, device: int) -> pl.Trainer:
     )
 
 
-def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks | None) -> Training:
+def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training:
     first, config = jobs[0], jobs[0].config
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
     dataset = _on_device(first.data, device, dtype)

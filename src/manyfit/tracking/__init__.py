@@ -22,7 +22,7 @@ from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.spool import SyncReport, mask, resolve_uri
 
 if TYPE_CHECKING:
-    from manyfit.tracking.reading import StoredRun
+    from manyfit.tracking.reading import Named, StoredRun
 
 __all__ = [
     "DatasetRecord",
@@ -269,6 +269,18 @@ def sync(root: Path, uri: str | None = None) -> SyncReport:
     from manyfit.tracking import courier  # imports MLflow: seconds
 
     return courier.sync(Path(root).absolute(), uri)
+
+
+def runs_named(uri: str | None, root: Path, prefix: str) -> "list[Named]":
+    """The runs whose id, MLflow's or ours, begins so.
+
+    Raises:
+        ValueError: The store cannot be asked.
+    """
+    from manyfit.tracking import reading
+
+    root = Path(root).absolute()
+    return reading.named(spool.resolve_uri(uri, root), root, prefix)
 
 
 def doctor(root: Path, uri: str | None = None) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manyfit.tracking.store import PARENT, Store
+from manyfit.tracking.store import OURS, PARENT, Store
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,15 @@ class StoredRun:
     last: Mapping[str, float]
     metrics: Mapping[str, np.ndarray]
     status: str = "FINISHED"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run by MLflow's id and by ours, and its status."""
+
+    run_id: str
+    own_id: str
+    status: str
 
 
 class Curves(Mapping[str, np.ndarray]):
@@ -77,3 +86,20 @@ def children(uri: str, root: Path, experiment: str, parent: str) -> list[StoredR
         )
         for run in sorted(found, key=lambda run: run.info.start_time)
     ]
+
+
+def named(uri: str, root: Path, prefix: str) -> list[Named]:
+    """The runs of ours of which MLflow's id, or our own, begins so; of any experiment.
+
+    Args:
+        uri: The store.
+        root: Folder that holds `mlruns/`.
+        prefix: Hexadecimal digits.
+    """
+    store = Store(uri, root)
+    runs = [run for where in ("attributes.run_id", f"tags.`{OURS}`") for run in store.all(f"{where} LIKE '{prefix}%'")]
+    return list(
+        dict.fromkeys(
+            Named(run.info.run_id, run.data.tags[OURS], run.info.status) for run in runs if OURS in run.data.tags
+        )
+    )

@@ -163,6 +163,12 @@ class Store:
         """The runs of an experiment for which `where` (MLflow's filter) holds."""
         return list(self._search([self.experiment(experiment)], where, ViewType.ACTIVE_ONLY))
 
+    def all(self, where: str) -> list[Run]:
+        """The runs of all experiments for which `where` holds."""
+        with _answers():
+            experiments = [e.experiment_id for e in self.client.search_experiments()]
+        return list(self._search(experiments, where, ViewType.ACTIVE_ONLY))
+
     def reopen(self, run_id: str) -> dict[str, str] | None:
         """Set an earlier run RUNNING; its params, or None when it does not exist."""
         try:

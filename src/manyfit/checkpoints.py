@@ -1,0 +1,169 @@
+"""The state of a training at the end of an epoch, on disk, so that it can go on from there bit for bit.
+
+A state is a tree of dicts, lists, tensors, arrays and plain numbers. Its file is one safetensors file: nothing in it is
+code. Its name holds the epoch and a hash of its content: a file that was not written to its end is not taken for one.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as packed
+from torch import Tensor
+
+KEPT = 2  # files: the newest, and the one before it should that one be damaged
+State = dict[str, Any]
+
+
+class Writer:
+    """Writes states in the background; of those that come while one is being written, the newest.
+
+    Args:
+        folder: Where to; made when the first state comes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.waiting: tuple[int, State] | None = None
+        self.error: OSError | None = None
+        self.closed = False
+        self.changed = threading.Condition()
+        self.busy = False
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        _writers.add(self)
+
+    def put(self, epoch: int, state: State) -> None:
+        """Hand over the state after an epoch; nobody may change it afterwards."""
+        with self.changed:
+            self.waiting = epoch, state
+            if not self.thread.is_alive() and not self.closed:
+                self.thread.start()
+            self.changed.notify_all()
+
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait until everything that was handed over is on disk."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.error or not (self.busy or self.waiting), timeout)
+
+    def __enter__(self) -> Self:
+        """Nothing to do before the first state."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what is waiting. A disk that refuses costs the checkpoint, not the training."""
+        self.flush()
+        if self.error:
+            print(f"the state was not kept: {self.error}", file=sys.stderr)
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.closed)
+                if self.waiting is None:
+                    return
+                (epoch, state), self.waiting, self.busy = self.waiting, None, True
+            try:
+                save(self.folder, epoch, state)
+            except OSError as error:
+                self.error = error
+            with self.changed:
+                self.busy = False
+                self.changed.notify_all()
+
+
+_writers: "weakref.WeakSet[Writer]" = weakref.WeakSet()
+
+
+def flush() -> None:
+    """For a process that is about to be ended: what was handed over to any writer comes to the disk."""
+    for writer in list(_writers):
+        writer.flush(timeout=10.0)
+
+
+def save(folder: Path, epoch: int, state: State) -> Path:
+    """Write a state under a temporary name, force it to the disk, and give it its name; remove older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_split(state, "", tensors))
+    content = packed(tensors, {"state": skeleton})
+    path = folder / f"epoch-{epoch:06d}-{_hash(content)}.safetensors"
+    hidden = folder / f".{os.getpid()}.tmp"
+    with hidden.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    hidden.replace(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the name too
+    finally:
+        os.close(descriptor)
+    for old in files(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def files(folder: Path) -> list[Path]:
+    """The checkpoints of one run, newest first."""
+    return sorted(folder.glob("epoch-*.safetensors"), reverse=True)
+
+
+def load(folder: Path) -> State:
+    """The newest state that is whole.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for path in files(folder):
+        if path.stem.rpartition("-")[2] == _hash(path.read_bytes()):
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+                state: State = _joined(json.loads(file.metadata()["state"]), tensors)
+                return state
+    raise ValueError(f"{folder} must hold a checkpoint that is whole, but there is none.")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _split(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A tree as JSON knows it, its tensors and arrays named in their place."""
+    if isinstance(node, Tensor | np.ndarray):
+        tensors[path] = node.detach().contiguous() if isinstance(node, Tensor) else torch.from_numpy(node.copy())
+        return {"array" if isinstance(node, np.ndarray) else "tensor": path}
+    if isinstance(node, Mapping):
+        return {"dict": [[key, _split(value, f"{path}/{key}", tensors)] for key, value in node.items()]}
+    if isinstance(node, list | tuple):
+        return {type(node).__name__: [_split(value, f"{path}/{i}", tensors) for i, value in enumerate(node)]}
+    return node
+
+
+def _joined(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((kind, content),) = node.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "array":
+            return tensors[content].numpy()
+        case "dict":
+            return {key: _joined(value, tensors) for key, value in content}
+    parts = [_joined(value, tensors) for value in content]
+    return tuple(parts) if kind == "tuple" else parts

@@ -1,0 +1,55 @@
+"""On what a config trains: which kind of device, and how many."""
+
+import os
+
+from manyfit.config import Config, ConfigError, TrainerConfig
+
+
+def on_gpu(trainer: TrainerConfig) -> bool:
+    """Whether training runs on CUDA devices."""
+    import torch
+
+    return trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+
+
+def launched(launcher: str = "elastic") -> int:
+    """How many processes torchrun started, or srun with launcher=slurm, this one included; 1: none did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS", 1)) if launcher == "slurm" else 1
+
+
+def world(trainer: TrainerConfig) -> int:
+    """How many ranks train together."""
+    if trainer.devices != "auto":
+        return trainer.devices
+    import torch
+
+    gpus = torch.cuda.device_count() if on_gpu(trainer) else 0
+    outside = launched(trainer.launcher)
+    return outside if outside > 1 else gpus or os.cpu_count() or 1
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run on so many devices.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    import torch
+
+    count, outside = world(config.trainer), launched(config.trainer.launcher)
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
+    if config.trainer.launcher == "slurm" and outside == 1:
+        raise ConfigError("trainer=slurm must be started by srun with --ntasks=2 or more. Else use trainer=ddp.")
+    if outside > 1 and count != outside:
+        raise ConfigError(
+            f"trainer.devices must be auto or {outside}, the ranks that were started, but got {config.trainer.devices}."
+            " Use trainer=ddp or trainer=ddp_cpu."
+        )
+    if outside == 1 and on_gpu(config.trainer) and count > torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {count}.")
+    if count > 1 and config.optimizer.target.endswith(".LBFGS"):
+        raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")

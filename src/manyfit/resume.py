@@ -1,0 +1,100 @@
+"""`resume=<id>`: go on with an earlier run, from the state after its last epochs."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from manyfit.config import Config, ConfigError, parse
+
+MAY_CHANGE = ("epochs", "trainer", "checkpoint")  # what the command may say beside resume=
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run to go on with.
+
+    Attributes:
+        config: Its own, with what the command changes.
+        run_id: MLflow's.
+        folder: Its checkpoints.
+        epoch: The last that it has.
+    """
+
+    config: Config
+    run_id: str
+    folder: Path
+    epoch: int
+
+
+def folder_of(run: str) -> Path:
+    """Where the checkpoints of a run are, by our own id."""
+    return Path("mlruns", "checkpoints", run)
+
+
+def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
+    """The run that `resume=` names, by the beginning of MLflow's id or of ours (the tag `manyfit.id`).
+
+    Args:
+        cfg: As composed.
+        overrides: Of the command line.
+
+    Raises:
+        ConfigError: There is no such run, or no state of it, or something else is to change than may.
+    """
+    given = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
+    prefix = given.pop("resume").strip("'\"")  # not from cfg, where 3e45 is a number
+    for key in given:
+        if key.split(".")[0] not in MAY_CHANGE:
+            raise ConfigError(
+                f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint and "
+                "trainer may change."
+            )
+    run_id, own_id = _stored(cfg.tracking.uri, prefix)
+    folder = folder_of(own_id)
+    from manyfit import checkpoints  # torch: seconds
+
+    try:
+        state = checkpoints.load(folder)
+    except ValueError as error:
+        raise ConfigError(f"resume must name a run that left its state: {error}") from None
+    ((stored),) = json.loads(state["configs"])
+    config = _changed(stored, cfg, list(given))
+    if config.epochs <= state["epoch"]:
+        raise ConfigError(
+            f"epochs must be > {state['epoch']}, which the run has, but got {config.epochs}. Ask for more: epochs="
+            f"{2 * state['epoch']}."
+        )
+    return Earlier(config, run_id, folder, state["epoch"])
+
+
+def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
+    """MLflow's id and ours of the one run that is meant; what was held back is delivered first."""
+    if not re.fullmatch("[0-9a-f]+", prefix):
+        raise ConfigError(f"resume must be a run's id, or its beginning, but got {prefix!r}. The run's page shows it.")
+    from manyfit import tracking
+
+    try:
+        report = tracking.sync(Path.cwd())
+        found = tracking.runs_named(uri, Path.cwd(), prefix)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if len(found) != 1:
+        there = f"{len(found)} runs begin so" if found else "there is none"
+        held = f" ({report.held[0]})" if report.held else ""
+        raise ConfigError(f"resume must name one run of the store, but got {prefix!r}: {there}{held}.")
+    run = found[0]
+    if run.status == "RUNNING":
+        raise ConfigError(f"resume must name a run that has ended, but {run.run_id} is still being trained.")
+    return run.run_id, run.own_id
+
+
+def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[str]) -> Config:
+    """The stored config with these keys of the composed one."""
+    tree = OmegaConf.create(stored["source"])
+    for key in keys:
+        OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
+    return parse(tree, stored["choices"])

@@ -1,0 +1,161 @@
+"""Killed and resumed, or never killed: the same bits; and a file that is not whole is not taken for one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import Compose, assert_same_bits
+from manyfit import checkpoints
+from manyfit.config import Config
+from manyfit.jobs import Result
+from manyfit.module import Training
+from manyfit.training import fit
+
+COMMON = ("data=wine", "epochs=6", "model.hidden=[12,5]", "model.dropout=0.3", "data.label_noise=0.1")
+MLP = ("hidden", "activation", "init", "sigma", "dropout")  # arguments of model=mlp
+CASES: dict[str, list[tuple[str, ...]]] = {
+    "sgd": [("optimizer=nesterov",)],
+    "adam": [("optimizer=adam", "optimizer.amsgrad=true")],
+    "rmsprop": [("optimizer=rmsprop",)],
+    "nadam": [("optimizer=nadam", "batch_size=7")],
+    "used plainly": [("optimizer=sgd", "optimizer._target_=torch.optim.ASGD")],
+    "lbfgs": [("optimizer=lbfgs", "batch_size=full")],
+    "cosine": [("schedule=cosine",)],
+    "plateau": [("schedule=plateau", "schedule.patience=0", "schedule.threshold=0.3")],
+    "early stop": [("trainer.patience=2", "optimizer.lr=0.1")],
+    "probes": [("probes=[gradient_norm,dead_units,gradient_noise,update_angle]",)],
+    "population": [("seed=1",), ("seed=2", "optimizer.lr=0.01"), ("seed=3", "model.dropout=0.1")],
+    "a user's model": [("model._target_=test_checkpoints.Users", *(f"~model.{key}" for key in MLP))],
+}
+
+
+class Users(nn.Module):
+    """Draws random numbers of its own, and has statistics of the batches it saw."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(in_features, 9), nn.BatchNorm1d(9), nn.Linear(9, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.b(F.dropout(self.norm(self.a(x)), 0.2, self.training))
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed(configs: list[Config], folder: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, **kwargs: Any) -> None:
+    """Train until right after the checkpoint of an epoch."""
+    with monkeypatch.context() as patch:
+        retire = Training._retire_ended
+
+        def dies(self: Training, at: int) -> None:
+            if at == epoch:
+                raise KilledError
+            retire(self, at)
+
+        patch.setattr(Training, "_retire_ended", dies)
+        with pytest.raises(KilledError):
+            fit(configs, keep=folder, **kwargs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_or_never_killed(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Every metric of every epoch, the best weights and the test score, killed twice on the way."""
+    configs = [composed(*COMMON, *member) for member in CASES[case]]
+    whole = fit(configs)
+    killed(configs, tmp_path, monkeypatch, 2)
+    killed(configs, tmp_path, monkeypatch, 3, resume=tmp_path)
+    for a, b in zip(whole, fit(configs, resume=tmp_path), strict=True):
+        assert_same_bits(a, b)
+        assert a.reason == b.reason
+        assert np.all(np.diff(b.metrics["time/seconds"]) >= 0)
+
+
+def test_a_member_that_was_let_go_stays_away(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A population is resumed with who was left."""
+    configs = [composed(*COMMON, *member) for member in CASES["population"]]
+
+    def prune(member: int, epoch: int, values: Any) -> bool:  # noqa: ARG001
+        return (member, epoch) == (1, 2)
+
+    whole = fit(configs, prune=prune)
+    killed(configs, tmp_path, monkeypatch, 4, prune=prune)
+    assert [r.reason for r in whole] == ["finished", "pruned", "finished"]
+    for a, b in zip(whole, fit(configs, resume=tmp_path), strict=True):
+        assert_same_bits(a, b)
+        assert a.reason == b.reason
+
+
+def test_more_epochs_are_those_of_a_longer_training(composed: Compose, tmp_path: Path) -> None:
+    """A finished training goes on as if it had been asked for more from the start."""
+    short, long = (composed(*COMMON, f"epochs={epochs}") for epochs in (4, 7))
+    fit([short], keep=tmp_path)
+    (whole,) = fit([long])
+    (resumed,) = fit([long], resume=tmp_path)
+    assert_same_bits(whole, resumed)
+
+
+def test_the_newest_whole_file_is_taken(composed: Compose, tmp_path: Path) -> None:
+    """A damaged file, a torn one and a leftover of a kill are passed over; with nothing whole it is said."""
+    fit([composed(*COMMON)], keep=tmp_path)
+    new, old = checkpoints.files(tmp_path)
+    content = bytearray(new.read_bytes())
+    content[len(content) // 2] ^= 1
+    new.write_bytes(content)
+    (tmp_path / ".123.tmp").write_bytes(b"torn")
+    assert checkpoints.load(tmp_path)["epoch"] == int(old.stem.split("-")[1])
+    old.write_bytes(old.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="must hold a checkpoint that is whole"):
+        checkpoints.load(tmp_path)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Trees of every kind of leaf that a state has."""
+    state = {
+        "numbers": [1, 2.5, float("inf"), None, True, "word"],
+        "pair": (torch.arange(3), np.array([1.5, np.nan])),
+        "by number": {0: {"step": torch.tensor(3.0)}, 1: {}},
+        "empty": torch.zeros(0, 2),
+        "bits": np.array([True, False]),
+    }
+    checkpoints.save(tmp_path, 3, state)
+    found = checkpoints.load(tmp_path)
+    assert found["numbers"] == state["numbers"]
+    assert torch.equal(found["pair"][0], torch.arange(3))
+    np.testing.assert_array_equal(found["pair"][1], state["pair"][1])  # type: ignore[index]
+    assert torch.equal(found["by number"][0]["step"], torch.tensor(3.0))
+    assert found["by number"][1] == {}
+    assert found["empty"].shape == (0, 2)
+    assert found["bits"].dtype == bool
+
+
+def test_a_disk_that_refuses_costs_the_checkpoint_only(composed: Compose, tmp_path: Path) -> None:
+    """Training goes on, and the writer knows why."""
+    (tmp_path / "file").write_text("")
+    result: Result
+    (result,) = fit([composed(*COMMON)], keep=tmp_path / "file" / "below")
+    assert result.reason == "finished"
+    with checkpoints.Writer(tmp_path / "file" / "below") as writer:
+        writer.put(1, {})
+    assert isinstance(writer.error, OSError)
+
+
+def test_only_two_are_kept(tmp_path: Path) -> None:
+    """The newest and the one before."""
+    with checkpoints.Writer(tmp_path) as writer:
+        for epoch in range(1, 30):
+            writer.put(epoch, {"epoch": epoch})
+            if epoch % 7 == 0:
+                writer.flush()
+    assert checkpoints.load(tmp_path)["epoch"] == 29
+    assert len(list(tmp_path.iterdir())) == 2
+    shutil.rmtree(tmp_path)

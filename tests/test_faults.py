@@ -1,0 +1,155 @@
+"""Two ranks, and something happens to them: what the run, the exit code and the process table say afterwards."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from conftest import ROOT
+from manyfit import checkpoints
+
+RUN = str(ROOT / "run.py")
+LONG = ("data=digits", "epochs=100000", "trainer=ddp_cpu")
+FAULTY = """
+import os, torch
+from torch import nn
+
+class Faulty(nn.Module):
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(in_features, out_features), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        if os.environ.get("RANK") == "1" and self.calls > 200:
+            raise ValueError("something is wrong here")
+        return self.layer(x)
+"""
+
+
+@contextlib.contextmanager
+def training(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
+    """The command and its two ranks, once they have finished some epochs; in a group of their own."""
+    command = [sys.executable, RUN, *LONG, *overrides]
+    with subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not list(folder.glob("mlruns/checkpoints/*/epoch-*")) and time.monotonic() < deadline:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.1)
+            time.sleep(0.5)
+            yield process, ranks_of(process.pid)
+        finally:
+            for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+                child.kill()
+            process.kill()
+
+
+def ranks_of(parent: int) -> list[psutil.Process]:
+    """By rank: a child whose environment says which it is."""
+    found = {}
+    for child in psutil.Process(parent).children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            found[child.pid] = child
+    assert len(found) == 2
+    return [found[pid] for pid in sorted(found)]  # they are started in the order of their ranks
+
+
+def the_run(folder: Path) -> Run:
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return run
+
+
+Fault = Callable[["subprocess.Popen[str]", list[psutil.Process]], None]
+FAULTS: dict[str, tuple[Fault, int, str, str]] = {
+    "kill rank 0": (lambda _, ranks: ranks[0].kill(), 1, "FAILED", "rank 0 of 2 was killed by SIGKILL"),
+    "kill rank 1": (lambda _, ranks: ranks[1].kill(), 1, "FAILED", "rank 1 of 2 was killed by SIGKILL"),
+    "terminate the command": (lambda process, _: process.terminate(), 143, "KILLED", "SystemExit: 143"),
+    "terminate rank 1": (lambda _, ranks: ranks[1].terminate(), 143, "KILLED", "SystemExit: 143"),
+    "terminate all": (lambda process, _: os.killpg(process.pid, signal.SIGTERM), 143, "KILLED", "SystemExit: 143"),
+    "ctrl-c": (lambda process, _: os.killpg(process.pid, signal.SIGINT), 130, "KILLED", "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_truth_is_told_and_nothing_is_left(tmp_path: Path, fault: str) -> None:
+    """Exit code, status and cause; the state after the last epochs; no process, no file in the temporary folder."""
+    happen, code, status, cause = FAULTS[fault]
+    (tmp_path / "tmp").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path / "tmp"))
+        with training(tmp_path) as (process, ranks):
+            happen(process, ranks)
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(ranks, timeout=15)
+    assert not alive
+    run = the_run(tmp_path)
+    assert run.info.status == status
+    assert cause in run.data.tags["error"]
+    (folder,) = (tmp_path / "mlruns" / "checkpoints").iterdir()
+    assert f"python run.py resume={folder.name[:8]}" in errors
+    stored = run.data.metrics["progress/steps"] / 40  # steps an epoch; the last may not have been told any more
+    assert checkpoints.load(folder)["epoch"] == pytest.approx(stored, abs=1)
+    assert not [path for path in (tmp_path / "tmp").iterdir() if path.name.startswith(("manyfit", "torchelastic"))]
+
+
+@pytest.mark.slow
+def test_an_exception_on_one_rank(tmp_path: Path) -> None:
+    """The run is FAILED with that rank's exception, not with the other's surprise at its end."""
+    (tmp_path / "faulty.py").write_text(textwrap.dedent(FAULTY))
+    model = ["model._target_=faulty.Faulty", *(f"~model.{key}" for key in ("hidden", "activation", "init", "sigma"))]
+    done = subprocess.run(
+        [sys.executable, RUN, *LONG, *model, "~model.dropout"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 1
+    run = the_run(tmp_path)
+    assert run.info.status == "FAILED"
+    assert "rank 1 of 2 failed: ValueError: something is wrong here" in run.data.tags["error"]
+    assert "error: rank 1 of 2 failed: ValueError: something is wrong here" in done.stderr
+    assert 'raise ValueError("something is wrong here")' in done.stderr  # the user's own line
+
+
+@pytest.mark.slow
+def test_killed_with_its_ranks_it_resumes(tmp_path: Path) -> None:
+    """SIGKILL to the command: its ranks end too; the same run then goes on to its end, also on one device."""
+    with training(tmp_path) as (process, ranks):
+        process.kill()
+    assert not psutil.wait_procs(ranks, timeout=15)[1]
+    (folder,) = (tmp_path / "mlruns" / "checkpoints").iterdir()
+    epoch = checkpoints.load(folder)["epoch"]
+    done = subprocess.run(
+        [sys.executable, RUN, f"resume={folder.name[:8]}", f"epochs={epoch + 3}", "trainer=cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = the_run(tmp_path)
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/val")]
+    assert sorted(steps) == list(range(epoch + 4))  # every epoch once
