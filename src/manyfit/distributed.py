@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from manyfit.config import Config, TrainingError
@@ -68,7 +69,7 @@ class Launched:
     door: socket.socket
     over: connection.Connection
     world: int
-    present: dict[connection.Connection, tuple[int, int]] = field(default_factory=dict)  # to rank and process id
+    present: dict[connection.Connection, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
     said: dict[int, str] = field(default_factory=dict)  # last words by rank
     causes: list[tuple[int, str]] = field(default_factory=list)
 
@@ -92,7 +93,8 @@ class Launched:
 
     def _welcome(self) -> None:
         channel = connection.Connection(self.door.accept()[0].detach())
-        self.present[channel] = channel.recv()
+        rank, number = channel.recv()
+        self.present[channel] = rank, next(p for p in multiprocessing.active_children() if p.pid == number)
 
     def _hear(self, channel: connection.Connection, report: "Report | None", stops: "Stops | None") -> "Trained | None":
         rank, process = self.present[channel]
@@ -116,11 +118,10 @@ class Launched:
             self.said[rank] = ""
         return None
 
-    def _death(self, rank: int, process: int) -> str:
+    def _death(self, rank: int, process: BaseProcess) -> str:
         """How a rank went that said nothing. Its exit code is known when the launcher, in its thread, has asked."""
-        code, deadline = None, time.monotonic() + 5
-        while code is None and time.monotonic() < deadline:
-            code = next((p.exitcode for p in multiprocessing.process._children if p.pid == process), None)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 5
+        while (code := process.exitcode) is None and time.monotonic() < deadline:
             time.sleep(0.02)
         if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
             raise SystemExit(143)
