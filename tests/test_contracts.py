@@ -22,8 +22,10 @@ CASES = [f"{group}={option}" for group in GROUPS for option in options(group)]
 @pytest.mark.parametrize("option", CASES)
 def test_option_trains(composed: Compose, option: str, request: pytest.FixtureRequest) -> None:
     """It composes, and two epochs give finite losses."""
-    if option == "trainer=gpu":
+    if option in ("trainer=gpu", "trainer=ddp"):
         pytest.skip("needs a GPU: pytest -m gpu")
+    if option == "trainer=slurm":
+        pytest.skip("needs srun, or what it sets: tests/test_distributed.py")
     if option in ("data=csv", "data=openml"):
         request.getfixturevalue("mixed_table")
     group = option.split("=")[0]

@@ -1,19 +1,29 @@
 """The same curve on any number of devices, and the truth when one of them fails."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from torch import nn
 
-from conftest import Compose
+from conftest import ROOT, Compose
 from manyfit import distributed
-from manyfit.config import Config
-from manyfit.jobs import Trained
-from manyfit.training import train
+from manyfit.config import Config, ConfigError
+from manyfit.dropout import BlockOfMasks, Dropout
+from manyfit.jobs import Trained, prepare
+from manyfit.ranks import Ranks
+from manyfit.training import fit, train
 
+RUN = str(ROOT / "run.py")
 COMMON = ("data=wine", "epochs=10", "model.hidden=[24,8]", "data.train_size=103", "optimizer.lr=0.003")
 MLP = ("hidden", "activation", "init", "sigma")  # arguments of model=mlp
 CASES: dict[str, list[tuple[str, ...]]] = {  # each a population
@@ -81,3 +91,142 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(composed: Compose, pre
                 )
             torch.testing.assert_close(b.weights, a.weights, rtol=100 * tolerance, atol=100 * tolerance)
             assert len(b.devices) > 1
+
+
+def runs(folder: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def command(folder: Path, *arguments: str, launcher: Sequence[str] = (sys.executable,)) -> str:
+    done = subprocess.run(
+        [*launcher, RUN, *arguments], cwd=folder, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_job_leaves_nothing_behind(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command's worth: the curve of one device, the environment as it was, no file, and the result says where."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (one,) = fit([composed("data=iris", "epochs=2", "model.dropout=0.2", "batch_size=33")])
+    before = dict(os.environ)
+    (several,) = fit([composed("data=iris", "epochs=2", "model.dropout=0.2", "trainer=ddp_cpu", "batch_size=33")])
+    assert several.devices == ("CPU", "CPU")
+    assert one.devices == ("CPU",)
+    np.testing.assert_allclose(several.metrics["loss/val"], one.metrics["loss/val"], rtol=1e-6)
+    np.testing.assert_allclose(several.metrics["loss/train_running"], one.metrics["loss/train_running"], rtol=1e-6)
+    assert dict(os.environ) == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_a_ranks_masks_are_a_part_of_the_whole(world: int) -> None:
+    """Cut at the rank's rows, whatever their number and width; a layer of odd width begins in the middle of a hash."""
+    dropout = Dropout([3, 4], [[0.3, 0.5], [0.1, 0.2]], torch.device("cpu"))
+    keys, rows, widths = dropout.keys(1, 3), 11, (5, 4)
+    calls = [(layer, torch.Size([rows, width])) for layer, width in enumerate(widths)]
+    whole = BlockOfMasks(dropout, keys, calls).at(2)
+    for rank in range(world):
+        share = Ranks(rank, world).share(rows)
+        own = [(layer, torch.Size([share.stop - share.start, width])) for layer, width in enumerate(widths)]
+        for part, mask in zip(BlockOfMasks(dropout, keys, own, share.start).at(2), whole, strict=True):
+            assert torch.equal(part, mask[:, share])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 12])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_row_is_one_ranks(world: int, n: int) -> None:
+    """The shares follow on each other, and differ by one row at most."""
+    shares = [Ranks(rank, world).share(n) for rank in range(world)]
+    assert [row for share in shares for row in range(n)[share]] == list(range(n))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer=ddp"], "trainer.accelerator must be available, but got 'gpu' and there is no GPU"),
+        (["trainer.devices=4", "batch_size=3"], "batch_size must be >= 4, the devices that share a batch, but got 3"),
+        (["trainer=ddp_cpu", "optimizer=lbfgs", "batch_size=full"], "trainer.devices must be 1 with optimizer lbfgs"),
+        (["trainer=slurm"], "trainer=slurm must be started by srun"),
+        (["trainer.devices=0"], "trainer.devices must be >= 1"),
+    ],
+)
+def test_refused_before_a_run_exists(composed: Compose, overrides: list[str], words: str) -> None:
+    """What cannot run on so many devices is named, with what there is."""
+    if torch.cuda.is_available() and overrides == ["trainer=ddp"]:
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=words):
+        prepare(composed("data=iris", *overrides))
+
+
+def test_more_gpus_than_there_are(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says how many there are; the count is all that is made up here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="trainer.devices must be <= 2, the GPUs of this machine, but got 4"):
+        prepare(composed("data=iris", "trainer=ddp", "trainer.devices=4"))
+
+
+@pytest.mark.slow
+def test_a_grid_and_a_pruned_search(tmp_path: Path) -> None:
+    """Two children and one parent, all FINISHED; four told trials; folders as without ranks."""
+    command(tmp_path, "-m", "trainer=ddp_cpu", "trainer.devices=2", "optimizer.lr=1e-3,1e-2", "epochs=3")
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 3
+    assert sum("mlflow.parentRunId" in run.data.tags for run in runs(tmp_path)) == 2
+    command(
+        tmp_path, "sweep=lr", "trainer=ddp_cpu", "trainer.devices=2", "sweep.n_trials=4", "pruner=median", "epochs=3"
+    )
+    storage = f"sqlite:///{tmp_path}/mlruns/optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).trials]
+    assert len(states) == 4
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert "RUNNING" not in {run.info.status for run in runs(tmp_path)}
+    assert {run.data.tags.get("world_size", "2") for run in runs(tmp_path)} == {"2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["mlruns"]
+    assert len(list((tmp_path / "mlruns" / "jobs").glob("*/*"))) == 2
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path) -> None:
+    """Rank 0 is the command, the other serves it: a run and a grid, each tracked once, and one folder each."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
+    common = ("trainer=ddp_cpu", "trainer.devices=auto", "epochs=3")
+    command(tmp_path, *common, launcher=launcher)
+    assert [run.data.tags["world_size"] for run in runs(tmp_path)] == ["2"]
+    command(tmp_path, "-m", *common, "optimizer.lr=1e-3,1e-2", launcher=launcher)
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 4
+    assert len(list((tmp_path / "mlruns" / "jobs").glob("*/*"))) == 2
+
+
+@pytest.mark.slow
+def test_under_srun(tmp_path: Path) -> None:
+    """Two processes with the variables that srun sets: one run, and both end well."""
+    tasks = []
+    for task in range(2):
+        variables = {
+            "NTASKS": 2,
+            "NTASKS_PER_NODE": 2,
+            "PROCID": task,
+            "LOCALID": task,
+            "NODEID": 0,
+            "JOB_ID": os.getpid(),
+            "JOB_NAME": "x",
+        }
+        environment = {f"SLURM_{name}": str(value) for name, value in variables.items()}
+        tasks.append(
+            subprocess.Popen(
+                [sys.executable, RUN, "trainer=slurm", "trainer.accelerator=cpu", "epochs=3"],
+                cwd=tmp_path,
+                env=os.environ | environment | {"SLURM_NODELIST": "localhost"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    errors = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
+    assert [(run.info.status, run.data.tags["world_size"]) for run in runs(tmp_path)] == [("FINISHED", "2")]

@@ -112,6 +112,7 @@ def test_what_is_stored_is_what_was_trained(composed: Compose, tmp_path: Path, m
         assert run.info.status == result.status == status
         assert run.data.params == {key: str(value) for key, value in child.config.flat().items()}
         summary = {"best/epoch": result.summary.best_epoch, "best/loss_val": result.summary.best_loss_val}
+        summary["examples_per_second"] = result.speed
         expected = {**result.metrics, **{name: [value] for name, value in {**result.test, **summary}.items()}}
         assert set(run.data.metrics) == set(expected)
         for name, values in expected.items():

@@ -42,7 +42,9 @@ def check(config: Config) -> None:
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
     if config.trainer.launcher == "slurm" and outside == 1:
-        raise ConfigError("trainer=slurm must be started by srun with --ntasks=2 or more. Else use trainer=ddp.")
+        raise ConfigError(
+            "trainer=slurm must be started by srun with --ntasks-per-node=2 or more. Else use trainer=ddp."
+        )
     if outside > 1 and count != outside:
         raise ConfigError(
             f"trainer.devices must be auto or {outside}, the ranks that were started, but got {config.trainer.devices}."

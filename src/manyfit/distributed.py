@@ -316,12 +316,21 @@ def is_helper() -> bool:
 
 
 def serve() -> None:
-    """Train what rank 0 asks for until it says that this is all."""
+    """Train what rank 0 asks for until it says that this is all.
+
+    Raises:
+        SystemExit: 1, a rank is gone; rank 0 says why, or its launcher.
+    """
+    from manyfit.ranks import PeerLostError
+
     _obey_signals()
-    with _group() as (ranks, device):
-        while task := ranks.agree(None):
-            run, configs = task
-            run(configs, ranks=ranks, device=device)
+    try:
+        with _group() as (ranks, device):
+            while task := ranks.agree(None):
+                run, configs = task
+                run(configs, ranks=ranks, device=device)
+    except PeerLostError as error:
+        sys.exit(f"rank {os.environ['RANK']}: {error}")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def _among(communicate: Callable[P, T]) -> Callable[P, T]:
         try:
             return communicate(*args, **kwargs)
         except RuntimeError as error:  # gloo raises no more special one
-            raise PeerLostError(str(error).splitlines()[0]) from error
+            raise PeerLostError(f"another rank is gone ({str(error).splitlines()[0]})") from error
 
     return tried
 
