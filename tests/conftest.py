@@ -1,6 +1,8 @@
 """What tests share: composing a config as the command does, and trainings that leave nothing behind."""
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,15 @@ def assert_same_bits(a: Result, b: Result) -> None:
         np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
     assert torch.equal(a.weights, b.weights)
     assert a.test == b.test
+
+
+def epochs_stored(folder: Path) -> int:
+    """How many validation losses are in the store, read without disturbing who may be making its tables."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{folder}/mlruns/mlflow.db?mode=ro", uri=True)) as base:
+            return int(base.execute("select count(*) from metrics where key = 'loss/val'").fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
+        return 0
 
 
 @pytest.fixture(scope="session")

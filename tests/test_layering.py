@@ -13,7 +13,7 @@ LEVELS = [
     {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},
-    {"terminal", "probes", "claims", "distributed"},
+    {"terminal", "probes", "claims", "distributed", "workers"},
     {"training"},
     {"reports"},
     {"experiments", "resume"},

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,16 @@ from omegaconf import DictConfig
 
 from manyfit import experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
+from manyfit.distributed import sigterm_exits
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
     from manyfit.recording import Recorder
-    from manyfit.training import Prune
+    from manyfit.terminal import Progress
+    from manyfit.training import Place, Prune
+    from manyfit.workers import Pool
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Sweep:
         config: The default config of the sweep: experiment and tracking are its.
         total: Runs expected, for the progress display.
         max_members: Largest population; None: as large as pays.
+        workers: Processes that train populations side by side; None: one for each GPU.
         prune: Asked after every epoch of every child, by job number, epoch and metrics, whether it is to stop.
         tags: More tags for the child of a job number.
         children: Everything that was run, by job number.
@@ -53,6 +58,7 @@ class Sweep:
     config: Config
     total: int = 0
     max_members: int | None = None
+    workers: int | None = None
     prune: "Prune | None" = None
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
@@ -60,6 +66,7 @@ class Sweep:
 
     def __enter__(self) -> Self:
         """Start the parent run."""
+        self.pool: Pool | None = None
         self.tracker = _tracker(self.config)
         self.parent = self.tracker.start(
             experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
@@ -72,6 +79,8 @@ class Sweep:
     ) -> None:
         """End the parent run truthfully, and deliver."""
         _sweeps.remove(self)
+        if self.pool:
+            self.pool.__exit__(kind, error, trace)
         if error is None:
             self.parent.end("FINISHED")
         self.tracker.__exit__(kind, error, trace)
@@ -94,31 +103,77 @@ class Sweep:
                 jobs[number] = prepare(config)
             except ValueError as error:
                 self.children[number] = self._refused(number, config, error)
-        groups = grouped(jobs, self.max_members)
+        count = self._workers(list(jobs.values()))
+        groups = grouped(jobs, self.max_members, count)
         for reason in {group.alone: None for group in groups if group.alone}:
             numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
             print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
-        for group in groups:
-            self._population({number: configs[number] for number in group.numbers})
+        from manyfit import terminal  # Lightning: seconds
+
+        losses = [child.result.summary.best_loss_val for child in self.children.values() if child.result]
+        with terminal.Progress(self.total, len(self.children), min(losses, default=math.inf)) as progress:
+            populations = [{number: configs[number] for number in group.numbers} for group in groups]
+            if count > 1:
+                self._side_by_side(populations, count, progress)
+            else:
+                for members in populations:
+                    self._population(members, progress)
         return [self.children[number] for number in sorted(configs)]
 
-    def _population(self, configs: Mapping[int, Config], recorder: "Recorder | None" = None) -> None:
+    def _workers(self, jobs: "Sequence[Job]") -> int:
+        from manyfit import devices
+
+        several = any(devices.world(job.config.trainer) > 1 for job in jobs)
+        if several and (self.workers or 1) > 1:
+            raise ConfigError(
+                f"hydra.launcher.workers must be 1 or auto with trainer.devices > 1, but got {self.workers}."
+            )
+        gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
+        return 1 if several else self.workers or gpus or 1
+
+    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int, progress: "Progress") -> None:
+        """Each population has a thread that looks after it, and goes to the next free worker."""
+        from manyfit.workers import Pool
+
+        pool = self.pool = self.pool or Pool(count)
+
+        def look_after(members: Mapping[int, Config]) -> None:
+            with pool.turn:
+                self._population(members, progress, place=pool.train)
+
+        with sigterm_exits(), ThreadPoolExecutor(count) as threads:
+            futures = [threads.submit(look_after, members) for members in populations]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException as error:
+                threads.shutdown(wait=False, cancel_futures=True)
+                pool.stop(error)
+                raise
+
+    def _population(
+        self,
+        configs: Mapping[int, Config],
+        progress: "Progress",
+        recorder: "Recorder | None" = None,
+        place: "Place | None" = None,
+    ) -> None:
         """Train and record. An exception may be one member's alone: then each half is trained by itself."""
-        from manyfit import recording, terminal, training  # Lightning: seconds
+        from manyfit import recording, training
 
         numbers = list(configs)
         recorder = recorder or recording.Recorder(
             self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
         )
         prune = self.prune
-        losses = [child.result.summary.best_loss_val for child in self.children.values() if child.result]
         try:
             results = training.fit(
                 list(configs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
                 prune=None if prune is None else lambda member, epoch, values: prune(numbers[member], epoch, values),
-                beside=terminal.Beside(len(self.children), self.total, min(losses, default=math.inf)),
+                progress=progress,
+                place=place,
             )
         except Exception as error:
             if len(numbers) == 1:
@@ -126,7 +181,8 @@ class Sweep:
                 return
             print(f"{len(numbers)} runs failed together ({error}); each half is trained by itself", file=sys.stderr)
             for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
-                self._population({numbers[i]: configs[numbers[i]] for i in half}, recorder.part(half))
+                part = {numbers[i]: configs[numbers[i]] for i in half}
+                self._population(part, progress, recorder.part(half), place)
             return
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)
@@ -206,7 +262,10 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
-            (result,) = training.fit([config], recorder, keep=keep, resume=folder if earlier else None)
+            with terminal.Progress() as progress:
+                (result,) = training.fit(
+                    [config], recorder, progress=progress, keep=keep, resume=folder if earlier else None
+                )
         except BaseException:
             if folder.exists():
                 print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
@@ -217,7 +276,10 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
 
 
 def train_jobs(
-    jobs: Mapping[int, Config | ConfigError], names: Mapping[int, str], max_members: int | None
+    jobs: Mapping[int, Config | ConfigError],
+    names: Mapping[int, str],
+    max_members: int | None = None,
+    workers: int | None = None,
 ) -> dict[int, float | Exception]:
     """Train accepted jobs, by job number, as populations.
 
@@ -225,6 +287,7 @@ def train_jobs(
         jobs: Their configs, or why they were refused.
         names: For those that were refused.
         max_members: Largest population; None: as large as pays.
+        workers: Processes that train populations side by side; None: one for each GPU.
 
     Returns:
         Each job's objective, or its error.
@@ -234,7 +297,7 @@ def train_jobs(
     if not _sweeps and not configs:
         return outcomes
     with contextlib.nullcontext(_sweeps[-1]) if _sweeps else Sweep("jobs", next(iter(configs.values()))) as sweep:
-        sweep.max_members = max_members
+        sweep.max_members, sweep.workers = max_members, workers
         for number, refusal in outcomes.items():
             assert isinstance(refusal, Exception)
             sweep.refuse(number, names[number], refusal)

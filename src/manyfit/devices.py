@@ -12,6 +12,13 @@ def on_gpu(trainer: TrainerConfig) -> bool:
     return trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
 
 
+def gpus(trainer: TrainerConfig) -> int:
+    """How many GPUs a config may train on."""
+    import torch
+
+    return torch.cuda.device_count() if on_gpu(trainer) else 0
+
+
 def launched(launcher: str = "elastic") -> int:
     """How many processes torchrun started, or srun with launcher=slurm, this one included; 1: none did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -23,11 +30,8 @@ def world(trainer: TrainerConfig) -> int:
     """How many ranks train together."""
     if trainer.devices != "auto":
         return trainer.devices
-    import torch
-
-    gpus = torch.cuda.device_count() if on_gpu(trainer) else 0
     outside = launched(trainer.launcher)
-    return outside if outside > 1 else gpus or os.cpu_count() or 1
+    return outside if outside > 1 else gpus(trainer) or os.cpu_count() or 1
 
 
 def check(config: Config) -> None:

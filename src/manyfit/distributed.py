@@ -141,7 +141,7 @@ def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launch
     environment = dict(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="manyfit-") as folder,
-        _sigterm_exits(),
+        sigterm_exits(),
         socket.socket(socket.AF_UNIX) as door,
     ):
         door.bind(f"{folder}/door")
@@ -198,7 +198,7 @@ def _stop(agent: threading.Thread) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
+def sigterm_exits() -> Iterator[None]:
     """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield

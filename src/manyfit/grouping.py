@@ -25,12 +25,13 @@ class Group:
     alone: str | None = None
 
 
-def grouped(jobs: Mapping[int, Job], max_members: int | None = None) -> list[Group]:
+def grouped(jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1) -> list[Group]:
     """Split jobs into populations: same signature, and no more members than pays.
 
     Args:
         jobs: By job number.
         max_members: Largest population; None: chosen from the memory that a step touches.
+        workers: Processes to be kept busy.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
@@ -41,7 +42,7 @@ def grouped(jobs: Mapping[int, Job], max_members: int | None = None) -> list[Gro
         if reason := len(numbers) > 1 and why_alone(first):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
-        count = -(-len(numbers) // (max_members or members(first)))
+        count = max(-(-len(numbers) // (max_members or members(first))), min(workers, len(numbers)))
         size = -(-len(numbers) // count)
         groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return groups

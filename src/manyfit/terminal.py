@@ -1,7 +1,8 @@
 """What a person sees: one live line while training, and the closing summary."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,48 +14,51 @@ from rich.progress import Progress as Bar
 
 from manyfit import curves
 from manyfit.jobs import Job, Result
-from manyfit.recording import score
+from manyfit.module import Report
+from manyfit.recording import devices, score
 
 REDRAW = 0.1  # seconds; nothing is formatted in between
 
 
-@dataclass(frozen=True)
-class Beside:
-    """How far a sweep has come: runs done, runs in all, the best validation loss so far."""
+@dataclass
+class _Population:
+    """How far the runs are that train together."""
 
-    done: int
-    total: int
-    best: float = np.inf
+    members: int
+    epochs: int
+    present: int
+    epoch: int = 0
+
+    @property
+    def done(self) -> float:
+        """In runs."""
+        return self.members - self.present + self.present * self.epoch / self.epochs
 
 
 class Progress:
     """A live line: epochs, losses, gap, time left; in a sweep, runs done as well. Quiet when this is not a terminal.
 
     Args:
-        jobs: What is training now.
-        beside: Of the sweep they belong to.
+        runs: Of the sweep in all; None: a run by itself.
+        done: Of them.
+        best: Validation loss so far.
     """
 
-    def __init__(self, jobs: Sequence[Job], beside: Beside | None = None) -> None:
+    def __init__(self, runs: int | None = None, done: int = 0, best: float = np.inf) -> None:
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            *([] if beside else [MofNCompleteColumn()]),
+            *([] if runs else [MofNCompleteColumn()]),
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
         )
-        epochs = jobs[0].config.epochs
-        self.sweep, self.members, self.epochs = beside, len(jobs), epochs
-        self.done, total = (beside.done, beside.total) if beside else (0, 0)
-        self.best = beside.best if beside else np.inf
-        title = f"{self.done} of {total} runs done" if beside else jobs[0].config.title()
-        self.task = self.bar.add_task(
-            title, total=max(total, len(jobs)) * epochs, completed=self.done * epochs, losses=""
-        )
+        self.runs, self.done, self.best = runs, done, best
+        self.populations: list[_Population] = []
+        self.task = self.bar.add_task("", total=runs, completed=done, losses="")
         self.drawn = 0.0
 
     def __enter__(self) -> "Progress":
@@ -68,18 +72,39 @@ class Progress:
         """Clear the line."""
         self.bar.stop()
 
-    def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
-        """Redraw, at most every `REDRAW` seconds."""
-        self.best = min(self.best, float(np.nan_to_num(measured["loss/val"], nan=np.inf).min()))
-        if self.bar.disable or time.monotonic() - self.drawn < REDRAW:
-            return
+    @contextlib.contextmanager
+    def population(self, jobs: Sequence[Job]) -> Iterator[Report]:
+        """Some runs are training, whose epochs are told to what this yields."""
+        ours = _Population(len(jobs), jobs[0].config.epochs, len(jobs))
+        self.populations.append(ours)
+        if self.runs is None:
+            self.bar.update(self.task, total=ours.epochs, description=jobs[0].config.title())
+
+        def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
+            ours.present, ours.epoch = len(members), epoch
+            self.best = min(self.best, float(np.nan_to_num(measured["loss/val"], nan=np.inf).min()))
+            if not self.bar.disable and time.monotonic() - self.drawn >= REDRAW:
+                self._draw(measured)
+
+        try:
+            yield report
+            self.done += len(jobs)
+        finally:
+            self.populations.remove(ours)
+
+    def _draw(self, measured: Mapping[str, np.ndarray]) -> None:
         self.drawn = time.monotonic()
-        if self.sweep:
-            text = f"{len(members)} training, best loss/val {self.best:.4g}"
-        else:
+        if self.runs is None:
             text = "  ".join(f"{name} {measured[f'loss/{name}'][0]:.4g}" for name in ("train", "val", "gap"))
-        ended = (self.members - len(members)) * self.epochs
-        self.bar.update(self.task, completed=self.done * self.epochs + ended + len(members) * epoch, losses=text)
+            self.bar.update(self.task, completed=self.populations[0].epoch, losses=text)
+            return
+        training = sum(population.present for population in self.populations)
+        self.bar.update(
+            self.task,
+            completed=self.done + sum(population.done for population in self.populations),
+            description=f"{self.done} of {self.runs} runs done",
+            losses=f"{training} training, best loss/val {self.best:.4g}",
+        )
 
 
 def summary(result: Result, where: str) -> str:
@@ -91,7 +116,11 @@ def summary(result: Result, where: str) -> str:
         ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
         ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g})"),
         ("verdict", curves.sentence(s)),
-        ("training", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps"),
+        ("training", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps{_on(result)}"),
         ("look", where),
     ]
     return "\n".join(f"{name:>11}  {text}" for name, text in lines)
+
+
+def _on(result: Result) -> str:
+    return f", on {devices(result)}" if len(result.devices) > 1 else ""

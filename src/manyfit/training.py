@@ -29,13 +29,14 @@ from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
 from manyfit.ranks import Ranks
 from manyfit.recording import Recorder
-from manyfit.terminal import Beside, Progress
+from manyfit.terminal import Progress
 from manyfit.tracking import NoTracker
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
 
 Prune = Callable[[int, int, Mapping[str, float]], bool]
+Place = Callable[[Callable[..., Trained], Sequence[Config], Report | None, Stops | None], Trained]
 
 
 def fit(
@@ -44,7 +45,8 @@ def fit(
     *,
     artifacts: bool = True,
     prune: Prune | None = None,
-    beside: Beside | None = None,
+    progress: Progress | None = None,
+    place: Place | None = None,
     keep: Path | None = None,
     resume: Path | None = None,
 ) -> list[Result]:
@@ -55,7 +57,8 @@ def fit(
         recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
         prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
-        beside: How far the sweep is that they belong to.
+        progress: Shows how far everything is.
+        place: Where they are trained; None: here, or on the devices that the config asks for.
         keep: Folder for the state after the last epochs.
         resume: Folder of the state to go on from.
 
@@ -72,26 +75,29 @@ def fit(
     recorder = recorder or Recorder(NoTracker(), configs)
     gc.freeze()
     gc.enable()
-    with Progress(jobs, beside) as progress:
+    with (progress or Progress()).population(jobs) as show:
 
         def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
             recorder.epoch(epoch, members, measured)
-            progress.epoch(epoch, members, measured)
+            show(epoch, members, measured)
 
         def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
             return [member for member, values in going.items() if prune and prune(member, epoch, values)]
 
         try:
             run = functools.partial(train, keep=keep, resume=resume)
-            if devices.world(configs[0].trainer) > 1:
-                run = functools.partial(distributed.train, run)
-            results = _results(jobs, run(configs, report, stops if prune else None))
+            place = place or (distributed.train if devices.world(configs[0].trainer) > 1 else _here)
+            results = _results(jobs, place(run, configs, report, stops if prune else None))
             recorder.finish(results, artifacts)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
                 recorder.fail(error)
             raise
     return results
+
+
+def _here(run: Callable[..., Trained], *arguments: Any) -> Trained:
+    return run(*arguments)
 
 
 def train(

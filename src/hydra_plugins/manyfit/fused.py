@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
@@ -16,10 +17,16 @@ from manyfit.config import Config, ConfigError
 
 @dataclass
 class FusedConfig:
-    """hydra.launcher.max_members: largest population; null: as large as pays."""
+    """hydra.launcher.max_members and .workers.
+
+    Attributes:
+        max_members: Largest population; null: as large as pays.
+        workers: Processes that train populations side by side; auto: one for each GPU.
+    """
 
     _target_: str = "hydra_plugins.manyfit.fused.FusedLauncher"
     max_members: int | None = None
+    workers: Any = "auto"
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedConfig, provider="manyfit")
@@ -28,10 +35,12 @@ ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedCon
 class FusedLauncher(Launcher):
     """Composes every job as Hydra's basic launcher does, and trains them as populations instead of one by one."""
 
-    def __init__(self, max_members: int | None = None) -> None:
+    def __init__(self, max_members: int | None = None, workers: int | str = "auto") -> None:
         if max_members is not None and max_members < 1:
             raise ValueError(f"hydra.launcher.max_members must be >= 1 or null, but got {max_members}.")
-        self.max_members = max_members
+        if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
+            raise ValueError(f"hydra.launcher.workers must be >= 1 or auto, but got {workers}.")
+        self.max_members, self.workers = max_members, None if workers == "auto" else int(workers)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra hands over what is needed to compose jobs."""
@@ -53,7 +62,7 @@ class FusedLauncher(Launcher):
             except ConfigError as error:
                 configs[number] = error
         names = {job.number: " ".join(job.overrides) for job in jobs}
-        outcomes = command.train_jobs(configs, names, self.max_members)
+        outcomes = command.train_jobs(configs, names, self.max_members, self.workers)
         return [_returned(job, outcomes[job.number]) for job in jobs]
 
 

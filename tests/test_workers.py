@@ -1,0 +1,124 @@
+"""Populations trained side by side in processes: the same bits as in one, whatever happens to a process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from conftest import ROOT, Compose, assert_same_bits, epochs_stored
+from manyfit.command import Sweep
+from manyfit.config import ConfigError, TrainingError
+from manyfit.training import fit
+
+RUN = str(ROOT / "run.py")
+
+
+def killing(mark: Path, times: int) -> str:
+    """A source of data that kills its process while it is loaded, so many times."""
+    return (
+        f"import os\nMARK, TIMES, TEST = {str(mark)!r}, {times}, {os.getpid()}\n"
+        + """
+from manyfit.tables import Table
+from manyfit.sources import iris
+
+def deadly(lives: int = 0) -> Table:
+    if os.getpid() != TEST and lives == 0:
+        with open(MARK, "a") as file:
+            file.write(".")
+        if os.path.getsize(MARK) <= TIMES:
+            os.kill(os.getpid(), 9)
+    return iris()
+"""
+    )
+
+
+def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six members of two shapes in two processes of one thread, with one pruned; every child is as if alone."""
+    monkeypatch.chdir(tmp_path)
+    common = ("data=wine", "epochs=3", "model.dropout=0.3", "tracking=off")
+    configs = {
+        n: composed(*common, f"seed={n}", f"optimizer.lr={10 ** -(1 + n % 3)}", f"batch_size={16 if n < 4 else 32}")
+        for n in range(6)
+    }
+    with Sweep("many", configs[0], workers=2, prune=lambda number, epoch, _: (number, epoch) == (1, 2)) as sweep:
+        children = sweep.train(configs)
+        again = sweep.train({7: composed(*common, "seed=7"), 8: composed(*common, "seed=8")})
+    assert [child.result.reason for child in children if child.result] == ["finished", "pruned"] + ["finished"] * 4
+    for child in [*children, *again]:
+        if child.number != 1:
+            assert child.result is not None
+            assert_same_bits(child.result, fit([child.config])[0])
+    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("deaths", "fails"), [(1, False), (2, True)])
+def test_a_worker_that_dies_is_replaced_once(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, fails: bool
+) -> None:
+    """Killed while it trains one member, it is trained by another worker; killed again, that member fails alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deadly_source.py").write_text(killing(tmp_path / "mark", deaths))
+    common = ("data=iris", "data._target_=deadly_source.deadly", "epochs=3", "tracking=off")
+    configs = {0: composed(*common, "+data.lives=1"), 1: composed(*common), 2: composed(*common, "+data.lives=1")}
+    with Sweep("deadly", configs[0], workers=2) as sweep:
+        children = sweep.train(configs)
+    assert [child.error is None for child in children] == [True, not fails, True]
+    if fails:
+        assert isinstance(children[1].error, TrainingError)
+        assert "two worker processes died of these runs, with exit code -9" in str(children[1].error)
+    else:
+        assert children[1].result is not None
+        assert_same_bits(children[1].result, fit([configs[1]])[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_the_workers(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Every run is KILLED and keeps its epochs; no process is left."""
+    arguments = ["-m", "hydra.launcher.workers=2", "seed=1,2,3,4", "epochs=100000", "data=digits"]
+    with subprocess.Popen(
+        [sys.executable, RUN, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        workers = []
+        try:
+            deadline = time.monotonic() + 60
+            while not epochs_stored(tmp_path) and time.monotonic() < deadline:
+                time.sleep(0.5)
+            children = psutil.Process(process.pid).children()
+            workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == code, errors
+    assert len(workers) == 2
+    assert not psutil.wait_procs(workers, timeout=15)[1]
+    runs = stored(tmp_path)
+    assert [run.info.status for run in runs] == ["KILLED"] * 4
+    assert all(run.data.metrics["loss/val"] > 0 for run in runs)
+
+
+def stored(folder: Path) -> list:
+    """Children that have epochs."""
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return [run for run in runs if "loss/val" in run.data.metrics]
+
+
+def test_refused(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A population is shared out over devices, or several over workers; not both."""
+    monkeypatch.chdir(tmp_path)
+    config = composed("data=iris", "trainer=ddp_cpu", "tracking=off")
+    with (
+        Sweep("both", config, workers=2) as sweep,
+        pytest.raises(ConfigError, match="hydra.launcher.workers must be 1 or auto with trainer.devices > 1"),
+    ):
+        sweep.train({0: config})
