@@ -56,17 +56,15 @@ class Best:
             "buffers": {name: b.cpu().clone() for name, b in self.buffers.items()},
             "value": self.value.copy(),
             "epoch": self.epoch.copy(),
-            "last": (self._weights.cpu(), {name: b.cpu() for name, b in self._buffers.items()}),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state()`."""
+    def load_state(self, state: Mapping[str, Any], weights: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        """Go on from a `state()` after an epoch that left these weights and buffers of the members present."""
         device = self.weights.device
         self.weights.copy_(state["weights"])
         self.buffers = {name: b.to(device) for name, b in state["buffers"].items()}
         self.value, self.epoch = state["value"], state["epoch"]
-        weights, buffers = state["last"]
-        self._weights, self._buffers = weights.to(self.weights), {name: b.to(device) for name, b in buffers.items()}
+        self._weights, self._buffers = weights.clone(), {name: b.clone() for name, b in buffers.items()}
 
     def _accept(self, members: np.ndarray, value: np.ndarray, epoch: int) -> None:
         better = np.nan_to_num(value, nan=np.inf) < self.value[members]

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save as packed
 from torch import Tensor
 
+FIRST = 1.0  # seconds until the first file: there is little to lose before
+REST = 19  # times what a file took: writing takes at most a twentieth of the time
+SMALL = 4e6  # bytes of a state that is copied after every epoch: in less than a millisecond
 KEPT = 2  # files: the newest, and the one before it should that one be damaged
 State = dict[str, Any]
 
@@ -28,31 +32,44 @@ State = dict[str, Any]
 class Writer:
     """Writes states in the background; of those that come while one is being written, the newest.
 
+    After each file it rests `REST` times as long as that took, unless it is asked to finish: a kill then costs the
+    epochs of so much time, which are trained again bit for bit.
+
     Args:
         folder: Where to; made when the first state comes.
+        size: Bytes that a state will have, about.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int = 0) -> None:
         self.folder = folder
         self.waiting: tuple[int, State] | None = None
         self.error: OSError | None = None
-        self.closed = False
-        self.changed = threading.Condition()
+        self.finishing = False
         self.busy = False
+        self.size = size
+        self.rested = time.monotonic() + FIRST  # when it may write
+        self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, daemon=True)
         _writers.add(self)
+
+    @property
+    def wants(self) -> bool:
+        """Whether a state is worth its copy now: it is small, or would be written at once."""
+        return self.size < SMALL or not (self.busy or self.waiting or time.monotonic() < self.rested)
 
     def put(self, epoch: int, state: State) -> None:
         """Hand over the state after an epoch; nobody may change it afterwards."""
         with self.changed:
             self.waiting = epoch, state
-            if not self.thread.is_alive() and not self.closed:
+            if not self.thread.is_alive() and not self.finishing:
                 self.thread.start()
             self.changed.notify_all()
 
-    def flush(self, timeout: float = 60.0) -> None:
-        """Wait until everything that was handed over is on disk."""
+    def finish(self, timeout: float = 60.0) -> None:
+        """Write what was handed over last, and no more."""
         with self.changed:
+            self.finishing = True
+            self.changed.notify_all()
             self.changed.wait_for(lambda: self.error or not (self.busy or self.waiting), timeout)
 
     def __enter__(self) -> Self:
@@ -62,37 +79,36 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is waiting. A disk that refuses costs the checkpoint, not the training."""
-        self.flush()
+        """Finish. A disk that refuses costs the checkpoint, not the training."""
+        self.finish()
         if self.error:
             print(f"the state was not kept: {self.error}", file=sys.stderr)
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
 
     def _work(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.closed)
+                self.changed.wait_for(lambda: self.waiting or self.finishing)
+                self.changed.wait_for(lambda: self.finishing, max(0.0, self.rested - time.monotonic()))
                 if self.waiting is None:
                     return
                 (epoch, state), self.waiting, self.busy = self.waiting, None, True
+            start = time.monotonic()
             try:
-                save(self.folder, epoch, state)
+                self.size = save(self.folder, epoch, state).stat().st_size
             except OSError as error:
                 self.error = error
             with self.changed:
-                self.busy = False
+                self.busy, self.rested = False, time.monotonic() + REST * (time.monotonic() - start)
                 self.changed.notify_all()
 
 
 _writers: "weakref.WeakSet[Writer]" = weakref.WeakSet()
 
 
-def flush() -> None:
+def finish() -> None:
     """For a process that is about to be ended: what was handed over to any writer comes to the disk."""
     for writer in list(_writers):
-        writer.flush(timeout=10.0)
+        writer.finish(timeout=10.0)
 
 
 def save(folder: Path, epoch: int, state: State) -> Path:

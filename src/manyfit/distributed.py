@@ -299,7 +299,7 @@ def _obey_signals() -> None:
         number = os.read(reader, 1)[0]
         from manyfit import checkpoints
 
-        checkpoints.flush()
+        checkpoints.finish()
         os._exit(128 + number)
 
     threading.Thread(target=obey, daemon=True).start()

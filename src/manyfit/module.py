@@ -27,8 +27,8 @@ Report = Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]
 Stops = Callable[[int, Mapping[int, Mapping[str, float]]], Collection[int]]
 """Which members are to stop after an epoch, of these with their metrics."""
 
-Keep = Callable[[int, Mapping[str, Any]], None]
-"""Puts away the state after an epoch."""
+Keep = Callable[[int, Callable[[], Mapping[str, Any]]], None]
+"""May put away the state after an epoch, which it has to ask for."""
 
 
 class Blocks:
@@ -204,7 +204,7 @@ class Training(pl.LightningModule):
         for member, schedule in zip(self.members, self.schedules, strict=True):
             schedule.observe(float(self.history["loss/val"][member, self.epochs_done]))
         if self.keep:
-            self.keep(self.epochs_done, self.state())
+            self.keep(self.epochs_done, self.state)
         self._retire_ended(self.epochs_done)
 
     def state(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Training(pl.LightningModule):
         self.population.buffers = {name: b.to(self.y_train.device) for name, b in state["buffers"].items()}
         groups = self.optimizer.raw.state_dict()["param_groups"]
         self.optimizer.raw.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self.best.load_state(state["best"])
+        self.best.load_state(state["best"], self.population.weights, self.population.buffers)
         for schedule, its in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state(its)
         self.random_state, self.seconds_before = state["random"], state["seconds"]

@@ -34,6 +34,7 @@ from manyfit.tracking import NoTracker
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
+COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
 Prune = Callable[[int, int, Mapping[str, float]], bool]
 Place = Callable[[Callable[..., Trained], Sequence[Config], Report | None, Stops | None], Trained]
@@ -134,7 +135,8 @@ def train(
     with warnings.catch_warnings(), _threads(module), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         if keep and first:
-            module.keep = functools.partial(_keep, closing.enter_context(checkpoints.Writer(keep)), configs)
+            writer = checkpoints.Writer(keep, COPIES_KEPT * module.population.weights.nbytes)
+            module.keep = functools.partial(_keep, closing.enter_context(writer), configs)
         _run(trainer, module)
         test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
     return Trained(
@@ -147,10 +149,13 @@ def train(
     )
 
 
-def _keep(writer: checkpoints.Writer, configs: Sequence[Config], epoch: int, state: Mapping[str, Any]) -> None:
-    """Put a state away, with what was being trained."""
-    given = [{"source": dict(config.source), "choices": dict(config.choices)} for config in configs]
-    writer.put(epoch, {"configs": json.dumps(given), **state})
+def _keep(
+    writer: checkpoints.Writer, configs: Sequence[Config], epoch: int, state: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Put a state away, with what was being trained; the last in any case."""
+    if writer.wants or epoch == configs[0].epochs:
+        given = [{"source": dict(config.source), "choices": dict(config.choices)} for config in configs]
+        writer.put(epoch, {"configs": json.dumps(given), **state()})
 
 
 def _name(device: torch.device) -> str:
