@@ -29,17 +29,31 @@ def made(seed: int, train: Sequence[float], val: Sequence[float], **settings: ob
     return Run({"seed": seed, "data.train_size": 1000, "data.label_noise": 0.0, **settings}, curves)
 
 
-def test_effect_is_scipys_bootstrap() -> None:
-    """Mean and BCa interval; of values that are all the same a point, of one value the whole line."""
-    values = np.random.default_rng(1).normal(1, 0.5, 12)
+def test_effect_is_the_wider_of_bootstrap_and_student() -> None:
+    """Of many skewed values it is BCa's on one side; of values that are all the same a point, of one the whole line."""
+    values = np.random.default_rng(1).exponential(1, 40)
     found = verdict.effect(values)
     bca = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20000, rng=np.random.default_rng(3))
+    student = stats.ttest_1samp(values, 0).confidence_interval()
     assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(bca.confidence_interval.low, abs=0.03)
-    assert found.high == pytest.approx(bca.confidence_interval.high, abs=0.03)
+    assert found.low == pytest.approx(min(student.low, bca.confidence_interval.low), abs=0.03)
+    assert found.high == pytest.approx(max(student.high, bca.confidence_interval.high), abs=0.03)
     assert verdict.effect([2.0] * 8) == verdict.Effect(2.0, 2.0, 2.0, 8)
     assert verdict.effect([2.0]).low == -np.inf
     assert verdict.effect([1.0, np.nan, 1.0, np.inf]).n == 2
+
+
+def test_the_interval_of_eight_values_covers_the_mean() -> None:
+    """In 95% of the cases and more; the bootstrap's alone does in 88%."""
+    draw = np.random.default_rng(2)
+    found = [verdict.effect(draw.normal(size=8)) for _ in range(300)]
+    assert np.mean([e.low <= 0 <= e.high for e in found]) >= 0.93
+
+
+def test_lost_seeds_decide_nothing() -> None:
+    """Eight clear values beside some that diverged are no evidence on all of them."""
+    assert verdict.decide(verdict.effect([1.0, 1.1] * 4)) == "holds"
+    assert verdict.decide(verdict.effect([1.0, 1.1] * 4 + [np.inf])) == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -141,11 +155,13 @@ def test_a_claim_that_raises_loses_nothing(tmp_path: Path) -> None:
     """The runs are finished and reported on; the parent says what was wrong, and the exit code is 1."""
     done = own(tmp_path, ('"model.hidden"', '"model.hiden"'))
     assert done.returncode == 1
-    assert "the claim could not be judged: KeyError('model.hiden" in done.stderr
+    assert "the claim could not be judged: KeyError: \"the runs have no setting 'model.hiden'\"" in done.stderr
+    assert 'by(runs, "model.hiden")' in done.stderr  # the line of the claim itself
     assert "16 runs of 2 settings with 8 seeds (16 finished" in done.stdout
     found = stored_runs(tmp_path)
-    assert [run.info.status for run in found] == ["FINISHED"] * 17
     (parent,) = [run for run in found if run.data.tags.get("manyfit.kind") == "sweep"]
+    assert [run.info.status for run in found if run is not parent] == ["FINISHED"] * 16
+    assert parent.info.status == "FAILED"
     assert "KeyError" in parent.data.tags["error"]
 
 

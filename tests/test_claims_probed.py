@@ -39,8 +39,23 @@ def test_zero_centred(more: float | None, answer: str) -> None:
         extra = more if more is not None else 20 * (-1) ** seed
         for name, angle in (("sigmoid", 70 + extra + jitter(seed)), ("tanh", 70.0)):
             settings = {"seed": seed, "model.activation": name, "optimizer.lr": 0.1}
-            runs.append(Run(settings, {"update_angle": np.array([np.nan, angle, angle])}, stage="report"))
+            metrics = {"update_angle": np.array([np.nan, angle, angle])}
+            runs += [Run(settings, metrics, stage=stage) for stage in ("grid", "report")]
     assert zero_centred(runs).answer == answer
+
+
+def test_zero_centred_at_equal_rates() -> None:
+    """At the tuned rates sigmoid's updates turn more, but at equal rates they do not: it is the rate that turns them."""
+    runs = []
+    for seed in SEEDS:
+        for lr, of_rate in ((0.1, 60), (3.0, 90)):
+            for name, angle in (("sigmoid", of_rate - 5 + jitter(seed)), ("tanh", of_rate)):
+                settings = {"seed": seed, "model.activation": name, "optimizer.lr": lr}
+                metrics = {"update_angle": np.array([np.nan, angle, angle])}
+                runs.append(Run(settings, metrics))
+                if (name, lr) in (("sigmoid", 3.0), ("tanh", 0.1)):
+                    runs.append(Run(settings, metrics, stage="report"))
+    assert zero_centred(runs).answer == "fails"
 
 
 @pytest.mark.parametrize(("dead", "answer"), [(0.6, "holds"), (0.02, "fails"), (None, "undecided")])

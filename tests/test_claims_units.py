@@ -69,7 +69,7 @@ def converging(claimed: float | None) -> list[Run]:
         slow = 0.5 if truth(claimed, s) else 2.0
         for name, speed in (("relu", 1.0), ("sigmoid", slow), ("tanh", slow)):
             curve = 2.3 * 0.5 ** (np.arange(40) * speed * (1 + jitter(s)))
-            settings = {"seed": s, "model.activation": name, "optimizer.lr": 0.1}
+            settings = {"seed": s, "model.activation": name, "optimizer.lr": 0.1, "epochs": 39}
             runs.append(Run(settings, {"loss/train": curve, "progress/steps": np.arange(40)}, stage="report"))
     return runs
 

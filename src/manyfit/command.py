@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Sweep:
         tags: More tags for the child of a job number.
         children: Everything that was run, by job number.
         refused: Jobs whose config was refused, and why.
+        status: Of the parent run at its end.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Sweep:
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
+    status: str = "FINISHED"
 
     def __enter__(self) -> Self:
         """Start the parent run."""
@@ -82,7 +85,7 @@ class Sweep:
         if self.pool:
             self.pool.__exit__(kind, error, trace)
         if error is None:
-            self.parent.end("FINISHED")
+            self.parent.end(self.status)
         self.tracker.__exit__(kind, error, trace)
         if not isinstance(self.tracker, NoTracker):
             print(f"{'look':>11}  {_where(self.tracker)}")
@@ -324,6 +327,12 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
     try:
         config = parse(first, first.hydra.runtime.choices)
         experiment = experiments.Experiment.of(first)
+        if experiment and total < 2:
+            raise ConfigError(
+                "grids must hold two runs or more for a claim to judge, but got one. claim=null runs it alone."
+            )
+        if experiment and first.quick:
+            print(f"{'quick':>11}  two seeds, the ends of every range, a tenth of the epochs: this decides nothing")
     except ConfigError as error:
         sys.exit(f"error: {error}")
     with Sweep(" ".join(arguments), config, total) as sweep:
@@ -331,12 +340,13 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
         from manyfit import reports
 
         rows = reports.rows_of(sweep.children) + [reports.Row.refused(number) for number in sorted(sweep.refused)]
-        verdict, broken = None, None
+        verdict, broken = None, ""
         try:
             verdict = experiment.conclude(sweep) if experiment else None
         except Exception as error:  # of a claim, perhaps the user's own: the runs and their report stay
-            broken = error
-            sweep.parent.tags({"error": f"the claim could not be judged: {error!r}"[:2000]})
+            broken = _described(error)
+            sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
+            sweep.status = "FAILED"
         reports.conclude(sweep, rows, verdict=verdict)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
@@ -345,7 +355,14 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
         number, reason = next(iter(errors.items()))
         sys.exit(f"error: {len(errors)} of {total} runs failed; the first is job {number}: {reason}")
     if broken:
-        sys.exit(f"error: the claim could not be judged: {broken!r}")
+        sys.exit(f"error: the claim could not be judged: {broken}")
+
+
+def _described(error: Exception) -> str:
+    """An exception with the place that raised it: the user's own, if any is."""
+    frames, ours = traceback.extract_tb(error.__traceback__), str(Path(__file__).parent)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(ours)), frames[-1])
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}, {last.line})"
 
 
 @contextlib.contextmanager

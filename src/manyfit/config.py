@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 
 T = TypeVar("T")
 # keys that say how to launch, not what to train
-ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep", "tune")
+ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep", "tune", "tune_by")
 CREDENTIALS = re.compile(r"://[^/]*:[^/@]+@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
@@ -217,6 +217,7 @@ def _sentence(error: Any) -> str:
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained", "int", "function"))
     ]
     condition = re.sub(r"^(Input|Value error,|String|List) ?(should |must )?", "", error["msg"])
+    condition = condition.replace("be a valid tuple", "be a list, such as [a,b]")
     condition = condition.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
     condition = condition.replace("greater than", ">").replace("less than", "<").split(", unable")[0]
     if error["type"] == "extra_forbidden":

@@ -1,8 +1,10 @@
 """An experiment of the course or of yours: its runs were a grid; here they are tuned, judged and drawn."""
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -13,6 +15,7 @@ from manyfit.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from manyfit.claims import Claim, Verdict
+    from manyfit.jobs import Result
     from manyfit.tracking import TrackedRun
 
 REPORT_SEEDS = 8
@@ -41,13 +44,15 @@ class Experiment:
     Attributes:
         name: Of the experiment.
         claim: Judges the runs.
-        tune: Keys whose best value on validation is trained again on fresh seeds.
+        tune: Keys whose best value is trained again on fresh seeds.
+        tune_by: What is best: the lowest of a metric's curve, or the fewest epochs to a target (`loss/train <= 0.1`).
         seeds: How many.
     """
 
     name: str
     claim: "Claim"
     tune: tuple[str, ...] = ()
+    tune_by: str = "loss/val"
     seeds: int = REPORT_SEEDS
 
     @classmethod
@@ -55,14 +60,19 @@ class Experiment:
         """The experiment that a composed config names; None where there is no claim.
 
         Raises:
-            ConfigError: The claim is no function that judges, or it needs a store and there is none.
+            ConfigError: The claim is no function that judges, or has no runs or store to judge by.
         """
         if cfg.claim is None:
             return None
         if cfg.tracking.kind == "off":
             raise ConfigError("tracking must store runs for a claim to be judged by them, but got off. Leave it out.")
+        if not TARGET.fullmatch(cfg.tune_by):
+            raise ConfigError(
+                f"tune_by must be a metric, or one with a target as in 'loss/train <= 0.1', but got {cfg.tune_by!r}."
+            )
         name = cfg.hydra.runtime.choices.get("experiment") or str(cfg.claim)
-        return cls(name, claims.find(str(cfg.claim)), tuple(cfg.tune), 2 if cfg.quick else REPORT_SEEDS)
+        seeds = 2 if cfg.quick else REPORT_SEEDS
+        return cls(name, claims.find(str(cfg.claim)), tuple(cfg.tune), cfg.tune_by, seeds)
 
     def conclude(self, sweep: Sweep) -> "Verdict":
         """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
@@ -70,8 +80,7 @@ class Experiment:
         from manyfit.figures import png
         from manyfit.jobs import prepare
 
-        if self.tune:
-            self._retrain(sweep)
+        warnings = self._retrain(sweep) if self.tune else []
         stored = sweep.tracker.children(sweep.parent, sweep.config.experiment)
         trained = {
             child.run.id: (prepare(child.config), child.result) for child in sweep.children.values() if child.result
@@ -80,6 +89,7 @@ class Experiment:
         if not runs:
             raise ValueError("no run was trained")
         verdict = self.claim(runs)
+        verdict = replace(verdict, sentence=" ".join([verdict.sentence, *warnings]))
         verdicts.append((self.name, verdict))
         effect = verdict.effect
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]
@@ -89,8 +99,8 @@ class Experiment:
         sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
         return verdict
 
-    def _retrain(self, sweep: Sweep) -> None:
-        """For each of the other settings the value that is best on validation, on seeds that were not tuned with."""
+    def _retrain(self, sweep: Sweep) -> list[str]:
+        """For each of the other settings the best value, on seeds that were not tuned with; says what is in doubt."""
         from manyfit.reports import confirmation
 
         groups: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
@@ -101,18 +111,55 @@ class Experiment:
             others = {key: value for key, value in flat.items() if key not in self.tune}
             groups[str(others)][str(flat)].append(child)
         configs: dict[int, Config] = {}
+        edges: list[str] = []
+        doubts: list[str] = []
         number = max(sweep.children) + 1
         for candidates in groups.values():
-            best = min(candidates.values(), key=_mean_loss)[0].config
+            chosen = min(candidates.values(), key=self._rank)
+            if not math.isfinite(self._rank(chosen)):
+                doubts.append(f"No setting of {chosen[0].config.title()} came to {self.tune_by}.")
+            best = chosen[0].config
+            tried = [children[0].config for children in candidates.values()]
+            edges += [edge for key in self.tune if (edge := _edge(key, best, tried))]
             for seed in range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + self.seeds):
                 configs[number] = confirmation.with_seed(best, seed)
                 sweep.tags[number] = {"manyfit.stage": "report"}
                 number += 1
         sweep.train(configs)
+        if edges:
+            doubts.append(f"On the edge of what was tried: {', '.join(dict.fromkeys(edges))}.")
+        return doubts
+
+    def _rank(self, children: Sequence[Any]) -> float:
+        """Of runs that differ in their seeds, in the mean; the lower the better."""
+        return float(np.mean([reached(c.result, self.tune_by) for c in children]))
 
 
-def _mean_loss(children: Sequence[Any]) -> float:
-    losses = [
-        c.result.summary.best_loss_val if c.result and c.result.status == "FINISHED" else np.inf for c in children
-    ]
-    return float(np.mean(losses))
+TARGET = re.compile(r"([\w/]+)(?:\s*(<=|>=)\s*([-\d.e]+))?")
+
+
+def reached(result: "Result | None", what: str) -> float:
+    """The lowest value of `loss/val`, or the epochs to `loss/train <= 0.1`, between epochs interpolated.
+
+    Infinite for a run that did not finish, or never came there.
+    """
+    matched = TARGET.fullmatch(what)
+    assert matched
+    name, sign, text = matched.groups()
+    if result is None or result.status != "FINISHED" or name not in result.metrics:
+        return np.inf
+    if name == "loss/val" and sign is None:
+        return result.summary.best_loss_val
+    curve = result.metrics[name] * (-1 if sign == ">=" else 1)
+    if sign is None:
+        return float(np.nanmin(curve))
+    return claims.Run({}, {name: curve}).reaches(name, float(text) * (-1 if sign == ">=" else 1))
+
+
+def _edge(key: str, best: Config, tried: Sequence[Config]) -> str | None:
+    """That a number is the largest or smallest of three or more, and for which other settings."""
+    values = sorted({float(config.flat()[key]) for config in tried if isinstance(config.flat()[key], int | float)})
+    value = best.flat()[key]
+    if len(values) < 3 or value not in (values[0], values[-1]):
+        return None
+    return f"{key}={value:g} of {best.title()}".replace(f" s={best.seed}", "")

@@ -22,7 +22,13 @@ def draw(verdict: Verdict, title: str) -> "Figure":
     count = max(1, len(verdict.panels))
     figure = canvas(verdict.headline, title, INK, (4.6 + 3.4 * (count - 1) + (1.2 if count == 1 else 0), 3.7))
     width = figure.get_figwidth()
-    grid = {"left": 0.75 / width, "right": 1 - 0.15 / width, "bottom": 0.19, "top": 0.74, "wspace": 0.34}
+    grid = {
+        "left": 0.75 / width,
+        "right": 1 - 0.15 / width,
+        "bottom": 0.2 if not _tilted(verdict) else 0.27,
+        "top": 0.74,
+        "wspace": 0.34,
+    }
     every = figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0]
     figure.text(1 - 0.15 / width, 0.885, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
                 fontsize=12, fontweight="bold", **FONT)  # fmt: skip
@@ -32,6 +38,12 @@ def draw(verdict: Verdict, title: str) -> "Figure":
         else:
             _chart(axes, panel)
     return figure
+
+
+def _tilted(verdict: Verdict) -> bool:
+    """Whether there are so many words on an axis that they are tilted."""
+    charts = [panel for panel in verdict.panels if isinstance(panel, Chart)]
+    return any(len({x for s in c.series for x in s.x if isinstance(x, str)}) > 4 for c in charts)
 
 
 def _chart(axes: "Axes", chart: Chart) -> None:
@@ -53,15 +65,19 @@ def _chart(axes: "Axes", chart: Chart) -> None:
     if chart.x == "epoch":
         axes.locator_params(axis="x", integer=True)
     if chart.x_log:
-        axes.set_xscale("log")
         few = sorted({float(x) for series in chart.series for x in series.x})
+        if few and few[0] <= 0:  # as that of a penalty left out
+            axes.set_xscale("symlog", linthresh=min((x for x in few if x > 0), default=1.0))
+        else:
+            axes.set_xscale("log")
         if len(few) <= FEW:
             axes.set_xticks(few, [f"{x:g}" for x in few], fontsize=8)
             axes.set_xticks([], minor=True)
     if chart.y_log:
         axes.set_yscale("log")
         seen = [y for series in chart.series for y in series.y if y > 0]
-        axes.set_ylim(min(seen, default=1) / 3, max(seen, default=1) * 3)  # a band may reach below 0
+        bottom = min(seen, default=1) / 3
+        axes.set_ylim(bottom, min(max(seen, default=1) * 3, 1e4 * float(np.median(seen or [1]))))  # one may explode
     if chart.level is not None:
         value, name = chart.level
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -89,6 +105,7 @@ def _points(axes: "Axes", x: np.ndarray, series: Series, colour: str) -> None:
 
 def _region(axes: "Axes", region: Region) -> None:
     _plain(axes)
+    axes.grid(visible=False)
     axes.contourf(region.x, region.y, region.probability, levels=np.linspace(0, 1, 11), cmap="RdBu_r", alpha=0.55)
     axes.contour(region.x, region.y, region.probability, levels=[0.5], colors=INK, linewidths=1.4)
     for label, colour in enumerate((BLUE, VERMILLION)):

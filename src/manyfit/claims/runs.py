@@ -45,6 +45,8 @@ class Run:
         """A setting by its dotted key; a group such as `optimizer` alone gives the name of what is built."""
         if key in self.settings:
             return self.settings[key]
+        if f"{key}._target_" not in self.settings:
+            raise KeyError(f"the runs have no setting {key!r}")
         return str(self.settings[f"{key}._target_"]).rsplit(".", 1)[-1]
 
     def final(self, name: str) -> float:

@@ -67,12 +67,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds with its interval."""
+    """A mean over seeds with its interval; `lost` values were none."""
 
     mean: float
     low: float
     high: float
     n: int
+    lost: int = 0
 
     def __str__(self) -> str:
         """`0.12 [0.1, 0.14]`."""
@@ -101,31 +102,36 @@ class Verdict:
 
 
 def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect:
-    """The mean of one value per seed with its bootstrap interval (BCa; Efron 1987).
+    """The mean of one value per seed with its interval: the wider, on each side, of bootstrap's and Student's.
 
-    Values that are not finite are left out; of fewer than two the interval is the whole line.
+    Of eight values the bootstrap (BCa; Efron 1987) alone covers the mean in 88% of the cases, not 95%. Values that are
+    not finite are left out and counted; of fewer than two the interval is the whole line.
     """
-    from scipy.stats import DegenerateDataWarning, bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap, ttest_1samp
 
     v = np.asarray(values, float)
+    lost = int((~np.isfinite(v)).sum())
     v = v[np.isfinite(v)]
     if len(v) < 2:
-        return Effect(float(v.mean()) if len(v) else float("nan"), -np.inf, np.inf, len(v))
-    if np.ptp(v) == 0:
-        return Effect(float(v[0]), float(v[0]), float(v[0]), len(v))
+        return Effect(float(v.mean()) if len(v) else float("nan"), -np.inf, np.inf, len(v), lost)
+    if np.ptp(v) <= 1e-12 * np.abs(v).max():  # the same, but for rounding
+        return Effect(float(v[0]), float(v[0]), float(v[0]), len(v), lost)
+    student = ttest_1samp(v, 0).confidence_interval(level)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():  # of two values BCa may know no interval
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(
             (v,), np.mean, method="BCa", n_resamples=RESAMPLES, confidence_level=level, rng=np.random.default_rng(0)
         ).confidence_interval
-    if not np.isfinite([found.low, found.high]).all():
-        return Effect(float(v.mean()), float(v.min()), float(v.max()), len(v))
-    return Effect(float(v.mean()), float(found.low), float(found.high), len(v))
+    low, high = np.fmin(found.low, student.low), np.fmax(found.high, student.high)
+    return Effect(float(v.mean()), float(low), float(high), len(v), lost)
 
 
 def decide(found: Effect, above: float = 0.0) -> Answer:
-    """holds: the whole interval lies above the threshold; fails: below it; undecided: neither, or too few seeds."""
-    if found.n < SEEDS:
+    """holds: the whole interval lies above the threshold; fails: below it; undecided: neither, or too few seeds.
+
+    What is left of seeds of which some gave no value decides nothing either.
+    """
+    if found.n < SEEDS or found.lost:
         return "undecided"
     if found.low > above:
         return "holds"
@@ -140,7 +146,7 @@ def holm(effects: Mapping[str, Sequence[float] | np.ndarray], above: float = 0.0
         above: The threshold.
 
     Returns:
-        By name the answer, and the effect with the interval of that level.
+        By name the answer, and the effect with its 95% interval.
     """
     from scipy.stats import ttest_1samp
 
@@ -157,10 +163,11 @@ def holm(effects: Mapping[str, Sequence[float] | np.ndarray], above: float = 0.0
     going = True  # after the first that is not decided, none is
     for i, name in enumerate(ordered):
         alpha = (1 - LEVEL) / (len(ordered) - i)
-        found = effect(arrays[name], 1 - alpha)
-        answer: Answer = decide(found, above) if going and p_values[name] <= alpha else "undecided"
+        answer: Answer = (
+            decide(effect(arrays[name], 1 - alpha), above) if going and p_values[name] <= alpha else "undecided"
+        )
         going = going and answer != "undecided"
-        answers[name] = (answer, found)
+        answers[name] = (answer, effect(arrays[name]))
     return {name: answers[name] for name in arrays}
 
 

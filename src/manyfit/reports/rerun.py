@@ -26,7 +26,8 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
         mention: Keys that are named even where they are the default's.
     """
     named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention}
-    return shlex.join(["python", "run.py", *overrides(config, named)])
+    alone = ["claim=null"] if config.choices.get("experiment") else []  # one run is none to judge a claim by
+    return shlex.join(["python", "run.py", *overrides(config, named), *alone])
 
 
 def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:

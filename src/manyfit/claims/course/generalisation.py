@@ -15,8 +15,9 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     """
     sizes = by(runs, "data.train_size")
     most = max(sizes, key=lambda size: len(by(sizes[size], "model.hidden")))
-    clean = [run for run in sizes[most] if not run["data.label_noise"]]
-    noisy = [run for run in sizes[most] if run["data.label_noise"]]
+    least = min(run["data.label_noise"] for run in sizes[most])
+    clean = [run for run in sizes[most] if run["data.label_noise"] == least]
+    noisy = [run for run in sizes[most] if run["data.label_noise"] > least]
     widths = by(clean, "model.hidden")
     wide, narrow = max(widths), min(widths)
     best = min(widths, key=lambda w: np.mean([run.best("loss/val") for run in widths[w]]))
@@ -28,8 +29,9 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         answer,
         turn,
-        "of validation loss gained after its lowest point, widest network",
-        f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point; with {narrow[0]} "
+        "times its lowest point that validation loss rises by, widest network",
+        f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point, which is at epoch "
+        f"{_onset(widths[wide]):.0f}; with {narrow[0]} "
         f"its best is {under.mean:.2f} above that of {best[0]} units. With label noise a second descent by width is "
         f"{'seen' if second else 'not seen'}.",
         f"{wide[0]} units: validation loss ends {turn.mean:.0%} above its lowest",
@@ -59,13 +61,18 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     )
 
 
+def _onset(runs: Sequence[Run]) -> float:
+    return float(np.mean([np.nanargmin(run.metrics["loss/val"]) for run in runs]))
+
+
 def _descends_again(widths: dict[tuple[int, ...], list[Run]]) -> bool:
     """Whether the final validation loss, having risen with width, falls again by more than its interval."""
     if len(widths) < 3:
         return False
     found = [effect([run.final("loss/val") for run in widths[width]]) for width in sorted(widths)]
     peak = int(np.argmax([e.mean for e in found[1:]])) + 1
-    return peak < len(found) - 1 and found[-1].high < found[peak].low
+    rose = found[peak].low > min(e.high for e in found[:peak])
+    return rose and peak < len(found) - 1 and found[-1].high < found[peak].low
 
 
 WORTH = 0.05  # of the loss
@@ -85,9 +92,10 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         decide(saved, WORTH),
         saved,
-        "of loss more at the last epoch than at the best",
+        "times the best epoch's loss that the last epoch adds to it",
         f"Validation loss turns at epoch {stop:.0f} of {last}; the last epoch's loss is {saved.mean:.0%} above the "
-        f"test loss there. Accuracy is {accuracy.mean:+.1%} better at the best epoch.",
+        f"test loss there. Accuracy is {abs(accuracy.mean):.1%} {'higher' if accuracy.mean > 0 else 'lower'} at the "
+        "best epoch.",
         f"Going on from epoch {stop:.0f} to {last} costs {saved.mean:.0%} of loss",
         (
             Chart(

@@ -30,13 +30,14 @@ def perceptron(runs: Sequence[Run]) -> Verdict:
     gain = effect([run.test() - _most_frequent(run.job.data) for run in known if run.job is not None])
     before = effect([run.metrics["accuracy/val"][0] for run in runs])
     after = effect([run.test() for run in runs])
+    moved = effect([run.final("accuracy/val") for run in runs])
     return Verdict(
         decide(gain, SEPARATES),
         gain,
         "of accuracy above the most frequent class",
         f"The line of a perceptron has {after.mean:.1%} of the test set on the right side, before training "
         f"{before.mean:.0%} of the validation set.",
-        f"Training moves the line: {before.mean:.0%} right before, {after.mean:.0%} after",
+        f"Training moves the line: {before.mean:.0%} of the validation set right before, {moved.mean:.0%} after",
         (*_before_and_after(known), Chart("epoch", "validation accuracy", [curve("accuracy", runs, "accuracy/val")])),
     )
 
@@ -180,7 +181,7 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
 
 def _epochs(run: Run) -> float:
     """To the target loss."""
-    return float(min(run.reaches("loss/train", CONVERGED), len(run.metrics["progress/steps"])))
+    return float(min(run.reaches("loss/train", CONVERGED), run["epochs"] + 1))
 
 
 def losses(runs: Sequence[Run]) -> Verdict:
@@ -223,7 +224,7 @@ def _epochs_right(run: Run) -> float:
     """To the target accuracy on the training set."""
     right = np.asarray(run.metrics["accuracy/train"], float)
     there = np.flatnonzero(right >= ACCURATE)
-    return float(max(there[0], 1) if len(there) else len(right))
+    return float(max(there[0], 1) if len(there) else run["epochs"] + 1)
 
 
 def _grades(runs: Sequence[Run]) -> Chart:
