@@ -45,7 +45,7 @@ def test_zero_centred(more: float | None, answer: str) -> None:
 
 
 def test_zero_centred_at_equal_rates() -> None:
-    """At the tuned rates sigmoid's updates turn more, but at equal rates they do not: it is the rate that turns them."""
+    """At the tuned rates sigmoid's updates turn more, at equal rates they do not: it is the rate that turns them."""
     runs = []
     for seed in SEEDS:
         for lr, of_rate in ((0.1, 60), (3.0, 90)):

@@ -25,7 +25,10 @@ from manyfit.config import ConfigError
         ("seed=-1", "seed must be >= 0, but got -1"),
         ("data.val_fraction=1.5", "data.val_fraction must be < 1, but got 1.5"),
         ("data.label_noise=1", "data.label_noise must be < 1, but got 1"),
-        ("trainer.precision=8", "trainer.precision must be '32-true', '64-true' or 'bf16-mixed', but got 8"),
+        (
+            "trainer.precision=8",
+            "trainer.precision must be '32-true', '64-true', 'bf16-mixed' or '16-mixed', but got 8",
+        ),
         ("trainer.patience=0", "trainer.patience must be >= 1, but got 0"),
         ("optimizer=lbfgs", "batch_size must be full with optimizer lbfgs, but got 32"),
     ],

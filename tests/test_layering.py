@@ -9,7 +9,7 @@ from conftest import ROOT
 
 LEVELS = [
     {"tables", "models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "provenance", "tracking"},
-    {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks"},
+    {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks", "captured"},
     {"population"},
     {"jobs"},
     {"module", "recording", "grouping"},

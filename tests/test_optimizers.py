@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, UnitRate
+from manyfit.losses import MSE
+from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, Scaling, UnitRate
+from manyfit.population import Population
 
 OPTIONS = {
     "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.3}],
@@ -76,3 +79,40 @@ def test_compaction_keeps_state() -> None:
             optimizer.step(weights, lambda g=grad: (g[:, 0], g), torch.full((len(rows), 1), 0.1))
         paths.append(weights.detach())
     assert torch.equal(paths[0][[2, 0]], paths[1])
+
+
+def test_scaling_follows_overflows_by_member() -> None:
+    """Halved for the member that overflowed, whose gradient becomes 0; doubled after long without; others untouched."""
+    scaling = Scaling(3, torch.device("cpu"))
+    start = scaling.scale.clone()
+    gradient = torch.full((3, 4), 8.0)
+    gradient[1, 2] = torch.inf
+    scaling.undo(gradient)
+    assert torch.equal(gradient[0], torch.full((4,), 8.0) / Scaling.START)
+    assert not gradient[1].any()
+    assert torch.equal(scaling.scale, start * torch.tensor([[1.0], [0.5], [1.0]]))
+    for _ in range(Scaling.PATIENCE - 1):
+        scaling.undo(torch.ones(3, 4))
+    assert torch.equal(scaling.scale, start * torch.tensor([[2.0], [0.5], [2.0]]))
+    scaling.keep(torch.tensor([1, 2]))
+    assert torch.equal(scaling.scale, start[:2] * torch.tensor([[0.5], [2.0]]))
+
+
+def test_small_gradients_survive_half_precision() -> None:
+    """A gradient below float16's smallest number comes out right when it is scaled, and as 0 when it is not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    population = Population([network], [0], torch.device("cpu"))
+    x, loss = torch.randn(1, 6, 4), MSE()
+    with torch.no_grad():
+        y = population(population.weights, x).squeeze(-1) + 1e-6
+        weights = torch.full((6,), 1 / 6)
+        exact = population.gradient(x, y, weights, [], loss)[1].clone()
+        scaling = Scaling(1, torch.device("cpu"))
+        with torch.autocast("cpu", torch.float16):
+            y16 = population(population.weights, x).float().squeeze(-1) + 1e-6
+            lost = population.gradient(x, y16, weights, [], loss)[1].clone()
+            found = population.gradient(x, y16, weights, [], loss, scale=scaling.scale)[1]
+        scaling.undo(found)
+    error = (found - exact).norm() / exact.norm()
+    assert error < 0.02 < (lost - exact).norm() / exact.norm()

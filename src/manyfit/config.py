@@ -89,8 +89,9 @@ class TrainerConfig(Node):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
-    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
+    cuda_graph: bool = False
     gradient_clip: Positive | None = None
     patience: Count | None = None
     deterministic: bool = True

@@ -116,7 +116,7 @@ class Experiment:
         number = max(sweep.children) + 1
         for candidates in groups.values():
             chosen = min(candidates.values(), key=self._rank)
-            if not math.isfinite(self._rank(chosen)):
+            if len(candidates) > 1 and not math.isfinite(self._rank(chosen)):
                 doubts.append(f"No setting of {chosen[0].config.title()} came to {self.tune_by}.")
             best = chosen[0].config
             tried = [children[0].config for children in candidates.values()]

@@ -15,6 +15,7 @@ from manyfit import config as configuration
 from manyfit import curves, data, dense, devices
 from manyfit.config import Config, ConfigError, DataConfig
 from manyfit.losses import Loss
+from manyfit.optimizers import is_linear
 from manyfit.population import initialised
 from manyfit.schedules import Schedule, torch_schedule
 
@@ -156,6 +157,7 @@ def _prepare(config: Config) -> Job:
     _try_network(network, dataset, width, n % batch_size or batch_size)
     _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)
+    _try_graph(config, network, optimizer)
     return Job(config, dataset, loss, network, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
 
 
@@ -166,6 +168,23 @@ def _try_probes(names: Sequence[str], network: nn.Module) -> None:
         raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
     if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
         raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
+
+
+def _try_graph(config: Config, network: nn.Module, optimizer: type[torch.optim.Optimizer]) -> None:
+    """Refuse what cannot be recorded as a CUDA graph."""
+    capturable = is_linear(optimizer) and (
+        optimizer is torch.optim.SGD or "capturable" in inspect.signature(optimizer).parameters
+    )
+    obstacles = {
+        "there is no GPU": not devices.on_gpu(config.trainer),
+        f"the step of {optimizer.__name__} cannot be captured": not capturable,
+        "the model is no stack of dense layers": not dense.is_dense(network),
+        "trainer.compile=true": config.trainer.compile,
+        f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
+    }
+    if config.trainer.cuda_graph and any(obstacles.values()):
+        reasons = "; ".join(reason for reason, holds in obstacles.items() if holds)
+        raise ConfigError(f"trainer.cuda_graph must be false here, but got true: {reasons}.")
 
 
 def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: int) -> None:

@@ -53,7 +53,8 @@ class CrossEntropy(Loss):
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """By the outputs: `softmax(z) - onehot(y)`."""
         logs, index = F.log_softmax(outputs, -1), targets[..., None]
-        return -logs.gather(-1, index).squeeze(-1), logs.exp().scatter_add_(-1, index, -torch.ones_like(logs[..., :1]))
+        here = index == torch.arange(logs.shape[-1], device=logs.device)
+        return -logs.gather(-1, index).squeeze(-1), logs.exp().sub_(here.to(logs.dtype))
 
     def constant(self, targets: Tensor) -> Tensor:
         """Log class frequencies."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from manyfit.best import Best
+from manyfit.captured import CapturedStep
 from manyfit.data import Dataset, order
 from manyfit.dropout import BlockOfMasks
 from manyfit.losses import CLASSIFICATION, Loss, correct
-from manyfit.optimizers import Plain, UnitRate
+from manyfit.optimizers import Plain, Scaling, UnitRate
 from manyfit.population import LANES, Population
 from manyfit.ranks import Ranks
 from manyfit.schedules import Schedule
@@ -70,6 +71,8 @@ class Training(pl.LightningModule):
         eval_rows: Indices (m,) of the training examples that loss/train is measured on.
         gradient_clip: Largest norm of a member's gradient.
         compiled: Whether the step goes through torch.compile.
+        captured: Whether the step is a CUDA graph.
+        half: Whether products are in float16, so that gradients have to be scaled.
         ranks: The processes that train these members together.
     """
 
@@ -90,6 +93,8 @@ class Training(pl.LightningModule):
         patience: int | None = None,
         gradient_clip: float | None = None,
         compiled: bool = False,
+        captured: bool = False,
+        half: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
@@ -121,6 +126,9 @@ class Training(pl.LightningModule):
         self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
         if compiled:
             self.gradient = torch.compile(self._gradient, dynamic=False)
+        self.scaling = Scaling(len(population), population.weights.device) if half else None
+        self.captured = captured
+        self.step = CapturedStep(self._step) if captured else self._step
         self.best = Best(population.weights, population.buffers)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -152,7 +160,7 @@ class Training(pl.LightningModule):
         first = self.ranks.share(self.batch_size).start
         masks = BlockOfMasks(self.population.dropout, keys, self._calls(index.shape[-1]), first)
         for step, count in enumerate(rows):
-            losses = self._step(index[step], count, masks.at(step), rates[step])
+            losses = self.step(index[step], self._row_weights(count), rates[step], masks.at(step))
             share = losses * (count / len(self.x_train))
             self.running = share if self.running is None else self.running + share
             for note in self.after_step:
@@ -170,7 +178,7 @@ class Training(pl.LightningModule):
             self.calls[batch] = self.population.dropout_calls(self.x_train[:batch])
         return self.calls[batch]
 
-    def _step(self, index: Tensor, rows: int, masks: list[Tensor], lr: Tensor) -> Tensor:
+    def _step(self, index: Tensor, row_weights: Tensor, lr: Tensor, masks: list[Tensor]) -> Tensor:
         members, batch = index.shape
         flat = index.view(-1)
         x = self.x_train.index_select(0, flat).view(members, batch, *self.x_train.shape[1:])
@@ -178,12 +186,14 @@ class Training(pl.LightningModule):
             y = self.y_train.gather(1, index)
         else:
             y = self.y_train[0].index_select(0, flat).view(members, batch)
-        row_weights = self._row_weights(rows)
         return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks), lr)
 
     def _gradient(self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own, clipped."""
-        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss, self.several)
+        scale = self.scaling.scale if self.scaling else None
+        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss, self.several, scale)
+        if self.scaling:
+            self.scaling.undo(gradient)
         if self.gradient_clip is not None:
             norm = gradient.square().view(len(gradient), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
             gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1))
@@ -223,6 +233,7 @@ class Training(pl.LightningModule):
             "schedules": [schedule.state() for schedule in self.schedules],
             "probes": [copied(probe.state_dict()) for probe in self.trainer.callbacks],  # type: ignore[attr-defined]
             "random": torch.get_rng_state(),
+            "scaling": copied([self.scaling.scale, self.scaling.good]) if self.scaling else None,
             "seconds": time.perf_counter() - self.started,
         }
 
@@ -243,6 +254,8 @@ class Training(pl.LightningModule):
         self.best.load_state(state["best"], self.population.weights, self.population.buffers)
         for schedule, its in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state(its)
+        if self.scaling and state["scaling"]:
+            self.scaling.load(*state["scaling"])
         self.random_state, self.seconds_before = state["random"], state["seconds"]
 
     def finish_epoch(self, epoch: int) -> None:
@@ -301,6 +314,10 @@ class Training(pl.LightningModule):
         rows = torch.from_numpy(np.flatnonzero(stay)).to(self.population.weights.device)
         self.population.keep(rows)
         self.optimizer.keep(rows)
+        if self.scaling:
+            self.scaling.keep(rows)
+        if self.captured:  # of tensors that are no more
+            self.step = CapturedStep(self._step)
         if len(self.y_train) > 1:
             self.y_train = self.y_train[rows]
         self.members, self.lr, self.last_lr = self.members[stay], self.lr[stay], self.last_lr[stay]

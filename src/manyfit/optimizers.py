@@ -68,6 +68,43 @@ class UnitRate:
         self.decays = bool(self.decay.any())
 
 
+class Scaling:
+    """Each member's factor that keeps its gradient within float16: halved at an overflow, doubled long after the last.
+
+    A step whose gradient overflowed is one of gradient 0. Source: Micikevicius et al. 2018, section 3.2; the constants
+    are those of torch.amp.GradScaler.
+
+    Args:
+        members: How many.
+        device: Where the gradient is.
+    """
+
+    START, PATIENCE = 65536.0, 2000
+
+    def __init__(self, members: int, device: torch.device) -> None:
+        self.scale = torch.full((members, 1), self.START, device=device)
+        self.good = torch.zeros(members, 1, dtype=torch.int64, device=device)  # steps since the last overflow
+
+    def undo(self, gradient: Tensor) -> None:
+        """Divide a gradient (members, parameters) by the factor, in place, and adapt the factor; no host sync."""
+        gradient.div_(self.scale)
+        overflow = ~gradient.isfinite().all(1, keepdim=True)
+        gradient.masked_fill_(overflow, 0.0)
+        self.good.add_(1).masked_fill_(overflow, 0)
+        grow = self.good >= self.PATIENCE
+        self.good.masked_fill_(grow, 0)
+        self.scale.mul_(1.0 + grow.to(self.scale) - 0.5 * overflow.to(self.scale))
+
+    def keep(self, rows: Tensor) -> None:
+        """Leave only these members."""
+        self.scale, self.good = self.scale[rows], self.good[rows]
+
+    def load(self, scale: Tensor, good: Tensor) -> None:
+        """Go on from an earlier state."""
+        self.scale.copy_(scale)
+        self.good.copy_(good)
+
+
 class Plain:
     """A torch optimizer used as it is, on a single member: for steps that are not linear in lr.
 

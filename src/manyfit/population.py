@@ -112,6 +112,7 @@ class Population:
         masks: Sequence[Tensor],
         loss: Loss,
         ranks: Ranks | None = None,
+        scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each member's loss (members,) on its mini-batch, and its gradient (members, parameters), in training mode.
 
@@ -122,20 +123,22 @@ class Population:
             masks: Multipliers (members, rows, ...) for each application of dropout; none: without dropout.
             loss: One number per example.
             ranks: Each with its rows of the batch: the gradient is the sum over all, the loss is of these rows.
+            scale: (members, 1), what the gradient is multiplied by so that it does not vanish in half precision.
         """
         if self.stack is None:
-            losses, gradient = self._gradient_by_autograd(x, y, row_weights, masks, loss)
+            losses, gradient = self._gradient_by_autograd(x, y, row_weights, masks, loss, scale)
             if ranks:
                 ranks.sum(gradient)
             return losses, gradient
         tape: list[tuple[Tensor, dense.Slope | None]] = []
-        outputs = self.stack.forward(self.parameters, x, masks, tape)
+        outputs = self.stack.forward(self.parameters, x, masks, tape).to(self.weights.dtype)
         per_example, g = loss.with_gradient(outputs, y)
+        g.mul_(row_weights[:, None] if scale is None else row_weights[:, None] * scale[..., None])
         sent = ranks.gradient(self.gradients) if ranks else None
         self.stack.backward(
             self.parameters,
             self.gradient_parts,
-            g.mul_(row_weights[:, None]),
+            g,
             tape,
             (lambda i: sent.final(self.starts[i])) if sent else None,
         )
@@ -144,16 +147,23 @@ class Population:
         return dense.sum_rows(per_example.mul_(row_weights)), self.gradients
 
     def _gradient_by_autograd(
-        self, x: Tensor, y: Tensor, row_weights: Tensor, masks: Sequence[Tensor], loss: Loss
+        self,
+        x: Tensor,
+        y: Tensor,
+        row_weights: Tensor,
+        masks: Sequence[Tensor],
+        loss: Loss,
+        scale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = int((row_weights > 0).sum())  # no filled-up rows: they would enter statistics over the batch
         if rows == 0:  # of several ranks
             return self.weights.new_zeros(len(self)), torch.zeros_like(self.weights)
         with torch.enable_grad():
             weights = self.weights.detach().requires_grad_()
-            per_example = loss.per_example(self._functional(weights, x[:, :rows], masks), y[:, :rows])
-            losses = dense.sum_rows(per_example * row_weights[:rows])
-            (gradient,) = torch.autograd.grad(losses.sum(), weights)  # the sum: a mean would divide every lr by K
+            outputs = self._functional(weights, x[:, :rows], masks).to(weights.dtype)
+            losses = dense.sum_rows(loss.per_example(outputs, y[:, :rows]) * row_weights[:rows])
+            scaled = losses if scale is None else losses * scale[:, 0]
+            (gradient,) = torch.autograd.grad(scaled.sum(), weights)  # the sum: a mean would divide every lr by K
         return losses.detach(), gradient
 
     def _functional(self, weights: Tensor, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import inspect
 import json
 import logging
 import warnings
@@ -213,7 +214,8 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
     )
     decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
     if is_linear(first.optimizer):
-        optimizer: UnitRate | Plain = UnitRate(population.weights, first.optimizer, first.options, decay)
+        options = {**first.options, "capturable": True} if _capturable(config, first) else first.options
+        optimizer: UnitRate | Plain = UnitRate(population.weights, first.optimizer, options, decay)
     else:
         parts = population.ordinary(population.weights)
         optimizer = Plain(parts, first.optimizer, first.options, decay, population.ordinary)
@@ -233,8 +235,14 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
         patience=config.trainer.patience,
         gradient_clip=config.trainer.gradient_clip,
         compiled=config.trainer.compile,
+        captured=config.trainer.cuda_graph,
+        half=config.trainer.precision == "16-mixed",
         ranks=ranks,
     )
+
+
+def _capturable(config: Config, job: Job) -> bool:
+    return config.trainer.cuda_graph and "capturable" in inspect.signature(job.optimizer).parameters
 
 
 def _on_device(dataset: data.Dataset, device: torch.device, dtype: torch.dtype) -> data.Dataset:
