@@ -1,0 +1,60 @@
+"""How an experiment chooses what it trains again."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Compose
+from manyfit import claims
+from manyfit.command import Sweep
+from manyfit.experiments import FIRST_REPORT_SEED, Experiment, reached
+
+
+def result(**curves: list[float]) -> Any:
+    metrics = {name.replace("__", "/"): np.array(values) for name, values in curves.items()}
+    return SimpleNamespace(metrics=metrics, status="FINISHED", summary=SimpleNamespace(best_loss_val=0.25))
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("loss/val", 0.25),  # of the weights that are kept
+        ("loss/train", 0.1),
+        ("loss/train <= 0.5", 1.5),
+        ("loss/train<=2", 0.0),
+        ("accuracy/train >= 0.75", 1.5),
+        ("accuracy/train >= 0.95", np.inf),
+        ("nothing/there <= 1", np.inf),
+    ],
+)
+def test_what_a_setting_is_chosen_by(what: str, expected: float) -> None:
+    """The lowest of a curve, or the epochs to a target with those between interpolated; infinite if never."""
+    found = reached(result(loss__train=[1.0, 0.6, 0.4, 0.1], accuracy__train=[0.1, 0.6, 0.9, 0.9]), what)
+    assert found == pytest.approx(expected)
+    assert reached(None, what) == np.inf
+
+
+def test_the_best_rate_is_trained_again_on_fresh_seeds(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the quantity that is named; the largest of three rates is told as an edge."""
+    monkeypatch.chdir(tmp_path)
+    common = ("data=iris", "epochs=4", "optimizer=sgd", "tracking=off")
+    rates = (1e-4, 1e-3, 1e-1)
+    configs = {
+        len(rates) * seed + i: composed(*common, f"optimizer.lr={rate}", f"seed={seed}")
+        for seed in range(2)
+        for i, rate in enumerate(rates)
+    }
+    with Sweep("tuned", configs[0]) as sweep:
+        sweep.train(configs)
+        experiment = Experiment("mine", claims.find("perceptron"), ("optimizer.lr",), "loss/train", seeds=3)
+        told = experiment._retrain(sweep)
+        again = [child for number, child in sweep.children.items() if number not in configs]
+    assert [child.config.optimizer.lr for child in again] == [1e-1] * 3
+    assert [child.config.seed for child in again] == [FIRST_REPORT_SEED + k for k in range(3)]
+    assert told == ["On the edge of what was tried: optimizer.lr=0.1 of sgd lr=0.1 b=32."]
+    assert all(sweep.tags[child.number] == {"manyfit.stage": "report"} for child in again)
