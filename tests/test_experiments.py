@@ -32,7 +32,8 @@ def result(**curves: list[float]) -> Any:
 )
 def test_what_a_setting_is_chosen_by(what: str, expected: float) -> None:
     """The lowest of a curve, or the epochs to a target with those between interpolated; infinite if never."""
-    found = reached(result(loss__train=[1.0, 0.6, 0.4, 0.1], accuracy__train=[0.1, 0.6, 0.9, 0.9]), what)
+    curves = {"loss__train": [1.0, 0.6, 0.4, 0.1], "loss__val": [1.0, 0.2], "accuracy__train": [0.1, 0.6, 0.9, 0.9]}
+    found = reached(result(**curves), what)
     assert found == pytest.approx(expected)
     assert reached(None, what) == np.inf
 
