@@ -20,8 +20,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from manyfit import config as configuration
-from manyfit.command import Sweep
 from manyfit.config import Config
+from manyfit.parent import Sweep
 from manyfit.provenance import hardware
 from manyfit.training import fit
 

@@ -9,8 +9,8 @@ import pytest
 
 from conftest import Compose
 from manyfit import claims
-from manyfit.command import Sweep
 from manyfit.experiments import FIRST_REPORT_SEED, Experiment, reached
+from manyfit.parent import Sweep
 
 
 def result(**curves: list[float]) -> Any:

@@ -16,9 +16,10 @@ from scipy import stats
 from torch import nn
 
 from conftest import Compose
-from manyfit import command, curves, reports
+from manyfit import curves, reports
 from manyfit.config import Config
 from manyfit.jobs import Result
+from manyfit.parent import Child, Sweep
 from manyfit.reports import confirmation, findings, rerun
 from manyfit.reports.findings import Row, ranked
 
@@ -61,11 +62,11 @@ class FakeSweep:
     ends: Callable[[Config], float]
     parent: Any = field(default_factory=FakeRun)
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
-    children: dict[int, command.Child] = field(default_factory=dict)
+    children: dict[int, Child] = field(default_factory=dict)
     prune: Any = None
     calls: list[dict[int, Config]] = field(default_factory=list)
 
-    def train(self, configs: Mapping[int, Config]) -> list[command.Child]:
+    def train(self, configs: Mapping[int, Config]) -> list[Child]:
         """Made-up results."""
         assert self.prune is None
         self.calls.append(dict(configs))
@@ -85,9 +86,9 @@ def made(config: Config, end: float) -> Result:
     return Result(config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",))
 
 
-def child(number: int, config: Config, end: float) -> command.Child:
+def child(number: int, config: Config, end: float) -> Child:
     run: Any = FakeRun(id=f"own{number}", run_id=f"run{number}")
-    return command.Child(number, config, run, made(config, end))
+    return Child(number, config, run, made(config, end))
 
 
 def row(number: int, value: float, state: str = "finished", seed: int = 0, **params: Any) -> Row:
@@ -221,7 +222,7 @@ def test_rows_of_failed_and_diverged_children(composed: Compose) -> None:
     """A child without a result failed; lists become text."""
     configs = [composed("data=iris", f"model.hidden=[{width}]") for width in (4, 8)]
     run: Any = FakeRun()
-    children = {0: command.Child(0, configs[0], run, error=ValueError("no")), 1: child(1, configs[1], math.nan)}
+    children = {0: Child(0, configs[0], run, error=ValueError("no")), 1: child(1, configs[1], math.nan)}
     rows = reports.rows_of(children)
     assert [row.state for row in rows] == ["failed", "diverged"]
     assert rows[1].params == {"model.hidden": "[8]"}
@@ -401,7 +402,7 @@ def test_a_real_sweep_from_start_to_end(composed: Compose, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     base = ("data=iris", "epochs=3", "trainer=cpu")
     default = composed(*base)
-    with command.Sweep("rates", default) as sweep:
+    with Sweep("rates", default) as sweep:
         sweep.train({i: composed(*base, f"optimizer.lr={lr}") for i, lr in enumerate((1e-2, 3e-2))})
         rows = reports.rows_of(sweep.children)
         reports.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: [1e-2, 3e-2]})

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import ROOT, Compose, assert_same_bits, epochs_stored
-from manyfit.command import Sweep
 from manyfit.config import ConfigError, TrainingError
+from manyfit.parent import Sweep
 from manyfit.training import fit
 
 RUN = str(ROOT / "run.py")

@@ -1,233 +1,23 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
 import contextlib
-import math
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from manyfit import experiments
-from manyfit.config import Config, ConfigError, TrainingError, parse
-from manyfit.distributed import sigterm_exits
+from manyfit.config import Config, ConfigError, parse
+from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
-from manyfit.tracking import NoTracker, TrackedRun, Tracker
+from manyfit.tracking import NoTracker
 
 if TYPE_CHECKING:
-    from manyfit.jobs import Job, Result
-    from manyfit.recording import Recorder
-    from manyfit.terminal import Progress
-    from manyfit.training import Place, Prune
-    from manyfit.workers import Pool
-
-
-@dataclass(frozen=True)
-class Child:
-    """A run of a sweep: its job number, and what came of it; `error` stands in the place of a result."""
-
-    number: int
-    config: Config
-    run: TrackedRun
-    result: "Result | None" = None
-    error: Exception | None = None
-
-
-@dataclass
-class Sweep:
-    """The runs of one command under one parent run; a context manager. Within it, `run` too makes children.
-
-    Attributes:
-        name: Of the parent run.
-        config: The default config of the sweep: experiment and tracking are its.
-        total: Runs expected, for the progress display.
-        max_members: Largest population; None: as large as pays.
-        workers: Processes that train populations side by side; None: one for each GPU.
-        prune: Asked after every epoch of every child, by job number, epoch and metrics, whether it is to stop.
-        tags: More tags for the child of a job number.
-        children: Everything that was run, by job number.
-        refused: Jobs whose config was refused, and why.
-        status: Of the parent run at its end.
-    """
-
-    name: str
-    config: Config
-    total: int = 0
-    max_members: int | None = None
-    workers: int | None = None
-    prune: "Prune | None" = None
-    tags: dict[int, dict[str, str]] = field(default_factory=dict)
-    children: dict[int, Child] = field(default_factory=dict)
-    refused: dict[int, Exception] = field(default_factory=dict)
-    status: str = "FINISHED"
-
-    def __enter__(self) -> Self:
-        """Start the parent run."""
-        self.pool: Pool | None = None
-        self.tracker = _tracker(self.config)
-        self.parent = self.tracker.start(
-            experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
-        )
-        _sweeps.append(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the parent run truthfully, and deliver."""
-        _sweeps.remove(self)
-        if self.pool:
-            self.pool.__exit__(kind, error, trace)
-        if error is None:
-            self.parent.end(self.status)
-        self.tracker.__exit__(kind, error, trace)
-        if not isinstance(self.tracker, NoTracker):
-            print(f"{'look':>11}  {_where(self.tracker)}")
-
-    def train(self, configs: Mapping[int, Config]) -> list[Child]:
-        """Train configs, by job number, as populations; their runs are children of the parent run.
-
-        Returns:
-            A child for each config, in the order of job numbers; one that cannot be used has its error.
-        """
-        from manyfit.grouping import grouped  # torch: seconds, in which the tracker's courier starts as well
-        from manyfit.jobs import prepare
-
-        self.total = max(self.total, len(self.children) + len(configs))
-        jobs: dict[int, Job] = {}
-        for number, config in configs.items():
-            try:
-                jobs[number] = prepare(config)
-            except ValueError as error:
-                self.children[number] = self._refused(number, config, error)
-        count = self._workers(list(jobs.values()))
-        groups = grouped(jobs, self.max_members, count)
-        for reason in {group.alone: None for group in groups if group.alone}:
-            numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
-            print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
-        from manyfit import terminal  # Lightning: seconds
-
-        losses = [child.result.summary.best_loss_val for child in self.children.values() if child.result]
-        with terminal.Progress(self.total, len(self.children), min(losses, default=math.inf)) as progress:
-            populations = [{number: configs[number] for number in group.numbers} for group in groups]
-            if count > 1:
-                self._side_by_side(populations, count, progress)
-            else:
-                for members in populations:
-                    self._population(members, progress)
-        return [self.children[number] for number in sorted(configs)]
-
-    def _workers(self, jobs: "Sequence[Job]") -> int:
-        from manyfit import devices
-
-        several = any(devices.world(job.config.trainer) > 1 for job in jobs)
-        if several and (self.workers or 1) > 1:
-            raise ConfigError(
-                f"hydra.launcher.workers must be 1 or auto with trainer.devices > 1, but got {self.workers}."
-            )
-        gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
-        return 1 if several else self.workers or gpus or 1
-
-    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int, progress: "Progress") -> None:
-        """Each population has a thread that looks after it, and goes to the next free worker."""
-        from manyfit.workers import Pool
-
-        pool = self.pool = self.pool or Pool(count)
-
-        def look_after(members: Mapping[int, Config]) -> None:
-            with pool.turn:
-                self._population(members, progress, place=pool.train)
-
-        with sigterm_exits(), ThreadPoolExecutor(count) as threads:
-            futures = [threads.submit(look_after, members) for members in populations]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException as error:
-                threads.shutdown(wait=False, cancel_futures=True)
-                pool.stop(error)
-                raise
-
-    def _population(
-        self,
-        configs: Mapping[int, Config],
-        progress: "Progress",
-        recorder: "Recorder | None" = None,
-        place: "Place | None" = None,
-    ) -> None:
-        """Train and record. An exception may be one member's alone: then each half is trained by itself."""
-        from manyfit import recording, training
-
-        numbers = list(configs)
-        recorder = recorder or recording.Recorder(
-            self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
-        )
-        prune = self.prune
-        try:
-            results = training.fit(
-                list(configs.values()),
-                recorder,
-                artifacts=self.config.tracking.artifacts == "all",
-                prune=None if prune is None else lambda member, epoch, values: prune(numbers[member], epoch, values),
-                progress=progress,
-                place=place,
-            )
-        except Exception as error:
-            if len(numbers) == 1:
-                self.children[numbers[0]] = Child(numbers[0], configs[numbers[0]], recorder.runs[0], error=error)
-                return
-            print(f"{len(numbers)} runs failed together ({error}); each half is trained by itself", file=sys.stderr)
-            for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
-                part = {numbers[i]: configs[numbers[i]] for i in half}
-                self._population(part, progress, recorder.part(half), place)
-            return
-        for number, run, result in zip(numbers, recorder.runs, results, strict=True):
-            self.children[number] = Child(number, configs[number], run, result)
-
-    def refuse(self, number: int, name: str, error: Exception) -> None:
-        """A job whose config cannot be used gets a run that says why."""
-        if number in self.refused or number in self.children:
-            return
-        self.refused[number] = error
-        run = self.tracker.start(
-            experiment=self.config.experiment,
-            name=name,
-            params={},
-            tags={"error": str(error), "ended": "refused", **self.tags.get(number, {})},
-            parent=self.parent,
-        )
-        run.end("FAILED")
-
-    def errors(self) -> dict[int, Exception]:
-        """What went wrong, by job number."""
-        found = dict(self.refused)
-        for number, child in self.children.items():
-            try:
-                objective(child)
-            except Exception as error:
-                found[number] = error
-        return dict(sorted(found.items()))
-
-    def _refused(self, number: int, config: Config, error: Exception) -> Child:
-        """A job that cannot be used: a run that says why."""
-        run = self.tracker.start(
-            experiment=self.config.experiment,
-            name=config.title(),
-            params=config.flat(),
-            tags={"error": f"{type(error).__name__}: {error}", **self.tags.get(number, {})},
-            parent=self.parent,
-        )
-        run.end("FAILED")
-        return Child(number, config, run, error=error)
-
-
-_sweeps: list[Sweep] = []  # the sweep that this process is in the middle of, so that `run` knows
+    pass
 
 
 def run(config: Config, number: int = 0) -> float:
@@ -237,8 +27,8 @@ def run(config: Config, number: int = 0) -> float:
         ConfigError: Something in the config cannot be used; no run exists then.
         TrainingError: The training came to a bad end; its run says so.
     """
-    if _sweeps:
-        (child,) = _sweeps[-1].train({number: config})
+    if current:
+        (child,) = current[-1].train({number: config})
         return objective(child)
     return _alone(config)
 
@@ -255,7 +45,7 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
 
     try:
         prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
-        tracker = _tracker(config)
+        tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with tracker:
@@ -274,8 +64,8 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
                 print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
             raise
         tracker.close()
-    print(terminal.summary(result, _where(tracker)))
-    return _objective(result)
+    print(terminal.summary(result, where(tracker)))
+    return value_of(result)
 
 
 def train_jobs(
@@ -297,9 +87,9 @@ def train_jobs(
     """
     configs = {number: job for number, job in jobs.items() if isinstance(job, Config)}
     outcomes: dict[int, float | Exception] = {n: job for n, job in jobs.items() if isinstance(job, ConfigError)}
-    if not _sweeps and not configs:
+    if not current and not configs:
         return outcomes
-    with contextlib.nullcontext(_sweeps[-1]) if _sweeps else Sweep("jobs", next(iter(configs.values()))) as sweep:
+    with contextlib.nullcontext(current[-1]) if current else Sweep("jobs", next(iter(configs.values()))) as sweep:
         sweep.max_members, sweep.workers = max_members, workers
         for number, refusal in outcomes.items():
             assert isinstance(refusal, Exception)
@@ -374,31 +164,3 @@ def verdicts() -> Iterator[None]:
 
     found = experiments.verdicts
     print(f"\n{charts.markdown(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")
-
-
-def objective(child: Child) -> float:
-    """A child's best validation loss, or its error."""
-    if child.error is not None:
-        raise child.error
-    assert child.result is not None
-    return _objective(child.result)
-
-
-def _objective(result: "Result") -> float:
-    if result.status == "FAILED":
-        raise TrainingError(f"the run {result.reason}: {result.config.title()}")
-    return result.summary.best_loss_val
-
-
-def _tracker(config: Config) -> Tracker | NoTracker:
-    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
-
-
-def _where(tracker: Tracker | NoTracker) -> str:
-    if isinstance(tracker, NoTracker):
-        return "nowhere: tracking=off stores nothing"
-    if tracker.last_error:
-        return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost: manyfit sync delivers it"
-    if tracker.elsewhere:
-        return f"MLFLOW_TRACKING_URI={tracker.elsewhere} manyfit ui"
-    return "manyfit ui"

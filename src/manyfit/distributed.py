@@ -15,9 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyfit.config import Config, TrainingError
 from manyfit.devices import launched, world
+from manyfit.rank_process import Train, group, obey_signals, work
 
 if TYPE_CHECKING:
     from manyfit.jobs import Trained
@@ -33,13 +33,9 @@ if TYPE_CHECKING:
 
 GRACE = 0.5  # seconds that the true cause may come after its consequence
 PATIENCE = 10.0  # seconds for ranks to end by themselves
-FOREVER = 10**6  # seconds that a rank of torchrun's waits for work
 
 
 # ---- in the command
-
-
-Train = Callable[..., "Trained"]
 
 
 def train(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
@@ -186,7 +182,7 @@ def _start(folder: str, count: int, end: connection.Connection, task: tuple[Any,
         logs_specs=DefaultLogsSpecs(log_dir=f"{folder}/logs"),
     )
     with contextlib.suppress(ChildFailedError), contextlib.closing(end):  # the ranks have said why
-        elastic_launch(config, _rank)(f"{folder}/door", *task)
+        elastic_launch(config, work)(f"{folder}/door", *task)
 
 
 def _stop(agent: threading.Thread) -> None:
@@ -210,101 +206,6 @@ def sigterm_exits() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# ---- in a rank
-
-
-def _rank(door: str, run: Train, configs: Sequence[Config]) -> None:
-    """A rank that the command started: train, and tell it."""
-    command = connection.Client(door)
-    command.send((int(os.environ["RANK"]), os.getpid()))
-    _obey_signals()
-    from manyfit.ranks import PeerLostError
-
-    def tell(*message: Any) -> None:
-        command.send_bytes(pickle.dumps(message))
-
-    def report(*epoch: Any) -> None:
-        tell("epoch", *epoch)
-
-    def stops(*epoch: Any) -> Any:
-        tell("stops", *epoch)
-        return pickle.loads(command.recv_bytes())
-
-    try:
-        with _group() as (ranks, device):
-            asking = {"report": report, "stops": stops} if ranks.rank == 0 else {}
-            trained = run(configs, ranks=ranks, device=device, **asking)
-        tell(*(("trained", trained) if asking else ("done",)))
-    except Exception as error:
-        lost = isinstance(error, PeerLostError)
-        if not lost:
-            traceback.print_exc()
-        tell("lost" if lost else "failed", f"{type(error).__name__}: {error}")
-        sys.stderr.flush()
-        os._exit(1)  # what is left of the group may wait for ranks that are gone
-
-
-@contextlib.contextmanager
-def _group() -> Iterator[tuple["Ranks", int]]:
-    """The process group, and which of the machine's GPUs is this rank's; its share of the cores is set."""
-    from datetime import timedelta
-
-    import torch
-    import torch.distributed as dist
-
-    from manyfit.ranks import Ranks
-
-    environment = _environment()
-    local, gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
-    if gpus:
-        torch.cuda.set_device(local % gpus)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), local
-    finally:
-        if sys.exc_info()[0] is None:  # after an error it may wait for ranks that are gone
-            dist.destroy_process_group()
-
-
-def _environment() -> Mapping[str, str]:
-    """What torch's launcher sets; srun's variables are translated into it."""
-    if "RANK" not in os.environ:
-        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-
-        slurm = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {
-            "MASTER_ADDR": slurm.main_address,
-            "MASTER_PORT": str(slurm.main_port),
-            "RANK": os.environ["SLURM_PROCID"],
-            "WORLD_SIZE": os.environ["SLURM_NTASKS"],
-            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        }
-    return os.environ
-
-
-def _obey_signals() -> None:
-    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
-
-    Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
-    written to a pipe whatever the process is doing, and a thread reads it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer)
-
-    def obey() -> None:
-        number = os.read(reader, 1)[0]
-        from manyfit import checkpoints
-
-        checkpoints.finish()
-        os._exit(128 + number)
-
-    threading.Thread(target=obey, daemon=True).start()
-
-
 # ---- under torchrun or srun: rank 0 is the command, the others serve it
 
 
@@ -323,9 +224,9 @@ def serve() -> None:
     """
     from manyfit.ranks import PeerLostError
 
-    _obey_signals()
+    obey_signals()
     try:
-        with _group() as (ranks, device):
+        with group() as (ranks, device):
             while task := ranks.agree(None):
                 run, configs = task
                 run(configs, ranks=ranks, device=device)
@@ -339,7 +240,7 @@ def lead() -> Iterator[None]:
     if launched("slurm" if "trainer=slurm" in sys.argv else "elastic") == 1:
         yield
         return
-    with _group() as place:
+    with group() as place:
         _led.append(place)
         try:
             yield

@@ -23,7 +23,7 @@ FIRST_REPORT_SEED = 1000  # tuning seeds are below
 
 
 class Sweep(Protocol):
-    """What is asked of a command.Sweep."""
+    """What is asked of a parent.Sweep."""
 
     config: Config
     parent: "TrackedRun"

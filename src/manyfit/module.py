@@ -13,14 +13,14 @@ from manyfit.best import Best
 from manyfit.captured import CapturedStep
 from manyfit.data import Dataset, order
 from manyfit.dropout import BlockOfMasks
-from manyfit.losses import CLASSIFICATION, Loss, correct
+from manyfit.evaluation import measure
+from manyfit.losses import Loss
 from manyfit.optimizers import Plain, Scaling, UnitRate
 from manyfit.population import LANES, Population
 from manyfit.ranks import Ranks
 from manyfit.schedules import Schedule
 
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
-EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
 
 
 Report = Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]
@@ -334,38 +334,12 @@ class Training(pl.LightningModule):
                 x, y = getattr(self.data, f"x_{split}"), getattr(self.data, f"y_{split}")[None]
                 if split == "train":
                     x, y = x[self.eval_rows], self.y_train[:, self.eval_rows]
-                result |= {f"{name}/{split}": v for name, v in self._measure(weights, x, y).items()}
+                with self.trainer.precision_plugin.val_step_context():
+                    measured = measure(self.population, weights, x, y, self.loss, self.data, self.ranks)
+                result |= {f"{name}/{split}": v for name, v in measured.items()}
             return result
         finally:
             self.population.buffers = present
-
-    def _measure(self, weights: Tensor, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
-        members, n, own = len(weights), len(x), self.ranks.share(len(x))
-        chunks = -(-(own.stop - own.start) // EVAL_ROWS) or 1
-        size = -(-(own.stop - own.start) // chunks) or 1
-        sums = torch.zeros(2, members, dtype=torch.float64, device=x.device)
-        loss, score = sums
-        for start in range(own.start, own.stop, size):
-            part = slice(start, min(start + size, own.stop))
-            x_part, y_part = x[part], y[:, part].expand(members, -1)
-            with self._precision():
-                outputs = self.population(weights, x_part.expand(members, *x_part.shape))
-            outputs = outputs.to(weights.dtype)
-            loss += self.loss.per_example(outputs, y_part).double().sum(1)
-            if self.data.task == CLASSIFICATION:
-                score += correct(outputs, y_part).double().sum(1)
-            else:
-                score += (outputs.squeeze(-1) - y_part).double().square().sum(1)
-        self.ranks.sum(sums)
-        mean = {"loss": (loss / n).cpu().numpy()}
-        if self.data.task == CLASSIFICATION:
-            return mean | {"accuracy": (score / n).cpu().numpy()}
-        variance = y.double().var(1, correction=0).clamp(min=1e-300)
-        rmse = (score / n).sqrt() * self.data.y_std
-        return mean | {"rmse": rmse.cpu().numpy(), "r2": (1 - score / n / variance).cpu().numpy()}
-
-    def _precision(self) -> Any:
-        return self.trainer.precision_plugin.val_step_context()
 
 
 def copied(node: Any) -> Any:

@@ -28,7 +28,7 @@ LR = figures.LR
 
 
 class Sweep(Protocol):
-    """What is asked of a command.Sweep."""
+    """What is asked of a parent.Sweep."""
 
     config: Config
     parent: TrackedRun

@@ -17,7 +17,7 @@ TAGS = {"manyfit.role": "confirmation"}
 
 
 class Trained(Protocol):
-    """What a training returns: a command.Child."""
+    """What a training returns: a parent.Child."""
 
     @property
     def result(self) -> Result | None:

@@ -14,7 +14,7 @@ from manyfit.tracking import TrackedRun
 
 
 class Child(Protocol):
-    """A run of a sweep: a command.Child, which lives above this module."""
+    """A run of a sweep: a parent.Child, which lives above this module."""
 
     @property
     def number(self) -> int: ...  # noqa: D102

@@ -10,12 +10,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from manyfit import command
 from manyfit import config as configuration
-from manyfit.command import Child
+from manyfit import parent
 from manyfit.config import Config, ConfigError
 from manyfit.jobs import prepare
 from manyfit.losses import CLASSIFICATION
+from manyfit.parent import Child
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import lost
 from manyfit.sweeps.pruning import Judge
@@ -47,7 +47,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     _check_batch_sizes(space, default)
     search = Search.of(cfg, settings(cfg), default, space)
     with search.ledger:
-        with command.Sweep(search.name, default, search.settings.n_trials) as sweep:
+        with parent.Sweep(search.name, default, search.settings.n_trials) as sweep:
             session = Session(search, sweep, launch, tuple(fixed))
             session.go()
             finish(search, sweep, lambda params: _config(compose, (*fixed, *spaces.overrides(params))))
@@ -82,7 +82,7 @@ class Session:
     """The trials that this process runs."""
 
     search: Search
-    sweep: command.Sweep
+    sweep: parent.Sweep
     launch: Launch
     fixed: tuple[str, ...]
     trials: dict[int, Trial] = field(default_factory=dict)  # by job number
@@ -155,7 +155,7 @@ class Session:
             sys.exit(f"error: {len(self.failed)} of {len(self.trials)} trials failed; the first is {number}: {reason}")
 
 
-def finish(search: Search, sweep: command.Sweep, config_of: Callable[[Mapping[str, Any]], Config]) -> None:
+def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any]], Config]) -> None:
     """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
     from manyfit import reports
 

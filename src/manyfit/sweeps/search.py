@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 from pydantic import Field, ValidationError
 
 from manyfit import config as configuration
-from manyfit.command import Child
 from manyfit.config import Component, Config, ConfigError, Count, Node
+from manyfit.parent import Child
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import Ledger, derived_seed
 

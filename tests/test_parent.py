@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import Compose, assert_same_bits
-from manyfit.command import Sweep
+from manyfit.parent import Sweep
 from manyfit.schedules import Schedule
 from manyfit.training import fit
 
@@ -30,7 +30,7 @@ def test_an_error_in_a_population_is_one_members_own(
 ) -> None:
     """The member whose schedule raises halfway is FAILED and says why; the others finish as if alone, no step twice."""
     monkeypatch.chdir(tmp_path)
-    common = ["data=iris", "epochs=4", "model.hidden=[4]", "schedule._target_=test_command.Breaks"]
+    common = ["data=iris", "epochs=4", "model.hidden=[4]", "schedule._target_=test_parent.Breaks"]
     configs = {
         number: composed(*common, f"+schedule.at={at}", f"seed={number}") for number, at in enumerate([2, 2, 0.6, 2, 2])
     }
