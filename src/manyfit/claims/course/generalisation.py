@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Verdict, all_of, decide, effect
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect
 
 
 def overfitting(runs: Sequence[Run]) -> Verdict:
@@ -85,7 +85,8 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
     tells its loss without favour; the last is not chosen, so that either set does; which is easier, many splits level.
     """
     splits = by(runs, "data.split_seed")
-    saved = effect([float(np.mean([_saved(run) for run in group])) for group in splits.values()])
+    added = sorted(float(np.mean([_saved(run) for run in group])) for group in splits.values())
+    saved = effect(added)
     accuracy = effect([float(np.mean([_more_right(run) for run in group])) for group in splits.values()])
     stop = effect([run.once.get("best/epoch", np.nan) for run in runs]).mean
     last = max(len(run.metrics["loss/val"]) for run in runs) - 1
@@ -104,12 +105,10 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
                 [curve("train", runs, "loss/train"), curve("validation", runs, "loss/val")],
             ),
             Chart(
-                "split",
-                "loss on unseen examples, nats",
-                [
-                    line("last epoch, validation", splits, lambda run: run.final("loss/val")),
-                    line("best epoch, test", splits, lambda run: run.test("loss")),
-                ],
+                "splits, in the order of what they add",
+                "what the last epoch adds, share of the loss",
+                [Series("added", list(range(len(added))), added)],
+                level=(WORTH, "asserted"),
             ),
         ),
     )

@@ -22,7 +22,7 @@ def vanishing_gradient(runs: Sequence[Run]) -> Verdict:
     signed = {name: values - DECADE if name != "relu" else DECADE - values for name, values in lost.items()}
     answers = holm(signed)
     found = {name: effect(values) for name, values in lost.items()}
-    said = ", ".join(f"{name} {found[name].mean:.1f}" for name in ("sigmoid", "tanh", "relu"))
+    said = ", ".join(f"{name} {round(found[name].mean, 1) + 0:.1f}" for name in ("sigmoid", "tanh", "relu"))
     trained = {name: d[deep] for name, d in depths.items()}
     weakest = min(signed, key=lambda name: float(np.mean(signed[name])))
     return Verdict(
