@@ -105,8 +105,8 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
                 [curve("train", runs, "loss/train"), curve("validation", runs, "loss/val")],
             ),
             Chart(
-                "splits, in the order of what they add",
-                "what the last epoch adds, share of the loss",
+                "splits, sorted",
+                "loss added by the last epoch",
                 [Series("added", list(range(len(added))), added)],
                 level=(WORTH, "asserted"),
             ),
