@@ -111,3 +111,4 @@ def obey_signals() -> None:
         os._exit(128 + number)
 
     threading.Thread(target=obey, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
