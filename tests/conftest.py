@@ -40,11 +40,14 @@ def assert_same_bits(a: Result, b: Result) -> None:
     assert a.test == b.test
 
 
-def epochs_stored(folder: Path) -> int:
-    """How many validation losses are in the store, read without disturbing who may be making its tables."""
+def epochs_stored(folder: Path, of: str = "*") -> int:
+    """How many validation losses are in the store, read without disturbing who may be making its tables.
+
+    With `of="distinct run_uuid"` of how many runs.
+    """
     try:
         with contextlib.closing(sqlite3.connect(f"file:{folder}/mlruns/mlflow.db?mode=ro", uri=True)) as base:
-            return int(base.execute("select count(*) from metrics where key = 'loss/val'").fetchone()[0])
+            return int(base.execute(f"select count({of}) from metrics where key = 'loss/val'").fetchone()[0])
     except sqlite3.OperationalError:  # not there yet
         return 0
 
