@@ -135,6 +135,7 @@ def train(
             probe.load_state_dict(its)
     with warnings.catch_warnings(), _threads(module), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # the steps before it
         if keep and first:
             writer = checkpoints.Writer(keep, COPIES_KEPT * module.population.weights.nbytes)
             module.keep = functools.partial(_keep, closing.enter_context(writer), configs)
