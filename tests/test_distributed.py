@@ -1,10 +1,15 @@
 """The same curve on any number of devices, and the truth when one of them fails."""
 
+import multiprocessing
 import os
+import pickle
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +22,7 @@ from torch import nn
 
 from conftest import ROOT, Compose
 from manyfit import distributed
-from manyfit.config import Config, ConfigError
+from manyfit.config import Config, ConfigError, TrainingError
 from manyfit.dropout import BlockOfMasks, Dropout
 from manyfit.jobs import Trained, prepare
 from manyfit.ranks import Ranks
@@ -119,6 +124,42 @@ def test_a_job_leaves_nothing_behind(composed: Compose, tmp_path: Path, monkeypa
     np.testing.assert_allclose(several.metrics["loss/train_running"], one.metrics["loss/train_running"], rtol=1e-6)
     assert dict(os.environ) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("last_words", [None, "lost", "failed"])
+@pytest.mark.parametrize("cause", [-signal.SIGKILL, 7])
+@pytest.mark.parametrize("died", [0, 1])
+def test_the_cause_is_told_whoever_is_seen_first(died: int, cause: int, last_words: str | None) -> None:
+    """The launcher ends the ranks that are left by SIGTERM; that is no one's wish to stop the command."""
+    with pytest.raises(TrainingError, match=f"rank {died} of 2 (was killed by SIGKILL|ended with 7)"):
+        ended({died: (cause, None), 1 - died: (143 if last_words is None else 1, last_words)})
+
+
+@pytest.mark.parametrize("codes", [(143, 143), (143, -signal.SIGTERM)])
+def test_a_rank_that_was_asked_to_end(codes: tuple[int, int]) -> None:
+    """Nothing failed: the command ends as if it had been asked."""
+    with pytest.raises(SystemExit) as stopped:
+        ended({rank: (code, None) for rank, code in enumerate(codes)})
+    assert stopped.value.code == 143
+    with pytest.raises(SystemExit):
+        ended({0: (143, None), 1: (1, "lost")})
+
+
+def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
+    """What the command makes of ranks that all ended, by exit code and last words."""
+    with socket.create_server(("localhost", 0)) as door:
+        over, end = multiprocessing.Pipe()
+        present = {}
+        for rank, (code, words) in ranks.items():
+            channel, other = multiprocessing.Pipe()
+            if words:
+                other.send_bytes(pickle.dumps((words, "as it said")))
+            other.close()
+            present[channel] = rank, SimpleNamespace(exitcode=code)
+        try:
+            distributed.Launched(door, over, len(ranks), present).serve(None, None)  # type: ignore[arg-type]
+        finally:
+            end.close()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from manyfit.module import Report, Stops
     from manyfit.ranks import Ranks
 
-GRACE = 0.5  # seconds that the true cause may come after its consequence
+GRACE = 2.0  # seconds that the true cause may be seen after its consequences
 PATIENCE = 10.0  # seconds for ranks to end by themselves
 
 
@@ -67,7 +67,7 @@ class Launched:
     world: int
     present: dict[connection.Connection, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
     said: dict[int, str] = field(default_factory=dict)  # last words by rank
-    causes: list[tuple[int, str]] = field(default_factory=list)
+    causes: list[tuple[int, BaseException]] = field(default_factory=list)  # those that explain the others are lower
 
     def serve(self, report: "Report | None", stops: "Stops | None") -> "Trained":
         """Pass on what rank 0 tells and asks, until it has trained."""
@@ -79,13 +79,13 @@ class Launched:
                 if one is self.door:
                     self._welcome()
                 elif one is self.over:
-                    self.causes.append((3, "the launcher ended without a result"))
+                    self.causes.append((4, TrainingError("the launcher ended without a result")))
                 elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Connection
                     return done
             if self.causes and deadline is None:
                 deadline = time.monotonic() + GRACE
-            if deadline is not None and time.monotonic() >= deadline:
-                raise self._error()
+            if deadline is not None and (not self.present or time.monotonic() >= deadline):
+                raise min(self.causes, key=lambda cause: cause[0])[1]
 
     def _welcome(self) -> None:
         channel = connection.Connection(self.door.accept()[0].detach())
@@ -99,7 +99,7 @@ class Launched:
         except (EOFError, ConnectionError):
             del self.present[channel]
             if rank not in self.said:
-                self.causes.append((0, self._death(rank, process)))
+                self.causes.append(self._death(rank, process))
             return None
         if kind == "epoch" and report:
             report(*content)
@@ -109,26 +109,26 @@ class Launched:
             return content[0]  # type: ignore[no-any-return]
         elif kind in ("failed", "lost"):
             self.said[rank] = content[0]
-            self.causes.append((1 if kind == "failed" else 2, f"rank {rank} of {self.world} failed: {content[0]}"))
+            error = TrainingError(f"rank {rank} of {self.world} failed: {content[0]}")
+            self.causes.append((1 if kind == "failed" else 3, error))
         elif kind == "done":
             self.said[rank] = ""
         return None
 
-    def _death(self, rank: int, process: BaseProcess) -> str:
-        """How a rank went that said nothing. Its exit code is known when the launcher, in its thread, has asked."""
+    def _death(self, rank: int, process: BaseProcess) -> tuple[int, BaseException]:
+        """How a rank went that said nothing. Its exit code is known when the launcher, in its thread, has asked.
+
+        Being asked to end comes after every other way to go: the launcher asks it of the ranks that are left.
+        """
         deadline = time.monotonic() + 5
         while (code := process.exitcode) is None and time.monotonic() < deadline:
             time.sleep(0.02)
         if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            raise SystemExit(143)
+            return 2, SystemExit(143)
         if code in (-signal.SIGINT, 128 + signal.SIGINT):
-            raise KeyboardInterrupt
+            return 2, KeyboardInterrupt()
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-        return f"rank {rank} of {self.world} {how}"
-
-    def _error(self) -> TrainingError:
-        """The cause that explains the others: a death before an exception, an exception before a lost peer."""
-        return TrainingError(min(self.causes, key=lambda cause: cause[0])[1])
+        return 0, TrainingError(f"rank {rank} of {self.world} {how}")
 
 
 @contextlib.contextmanager
