@@ -121,7 +121,7 @@ def test_charts_draw_what_they_are_given() -> None:
     panels = (Chart("x", "y", [line], x_log=True, level=(2, "target")), Chart("x", "y", [words]), region)
     found = verdict.Verdict("holds", verdict.effect([1.0] * 8), "units", "It does.", "It does", panels)
     assert png(charts.draw(found, "title")).startswith(b"\x89PNG")
-    assert "| holds |" in charts.markdown([("one", found)])
+    assert "| holds |" in charts.verdicts([("one", found)])
 
 
 @pytest.mark.parametrize("name", ["nothing_of_that_name", "os.system", "manyfit.claims.verdict.effect"])

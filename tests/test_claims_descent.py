@@ -133,11 +133,15 @@ def test_diverged_runs_are_survived(claim: Callable[[Sequence[Run]], Verdict], m
     assert png(charts.draw(claim(runs), "title")).startswith(b"\x89PNG")
 
 
-def test_a_best_rate_on_the_edge_is_warned_of() -> None:
-    """With the rates that are too small taken away the best one is the smallest."""
+def test_the_table_of_optimizers() -> None:
+    """What was chosen, and intervals beside every number; trials of another option are none of the band's."""
     runs = tried(TRUE)
-    assert "edge" not in optimizers(runs).sentence
-    assert "edge of the range: sgd, adam" in optimizers([r for r in runs if r["optimizer.lr"] != 0.01]).sentence
+    more = [replace(runs[0], settings={**runs[-1].settings, "seed": seed, "optimizer.eps": 0.5}) for seed in (0, 1)]
+    head, sgd, adam = optimizers([*runs, *more]).table
+    assert head[1] == "tuned"
+    assert sgd[0:2] == ["sgd", "lr 0.1"]
+    assert adam[2].startswith("1 [1, 1]")
+    assert [row[5] for row in optimizers(runs).table[1:]] == [sgd[5], adam[5]]
 
 
 def test_the_band_is_in_decades() -> None:

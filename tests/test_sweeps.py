@@ -91,6 +91,18 @@ def test_a_grid_lists_every_point() -> None:
         space.grid({"lr": LR})
 
 
+def test_quasi_random_points_fill_the_space() -> None:
+    """Every quarter of each axis, in its own scale, has its share; of more points the first are the same."""
+    drawn = space.space(parsed("lr=tag(log,interval(1e-4,1.0))", "m=interval(-1.0,1.0)", "k=int(interval(1,4))"))
+    points = space.quasi_random(drawn, 64)
+    assert points == space.quasi_random(drawn, 128)[:64]
+    for key, edges in (("lr", [1e-4, 1e-3, 1e-2, 1e-1, 1]), ("m", [-1, -0.5, 0, 0.5, 1]), ("k", [1, 2, 3, 4, 5])):
+        counts, _ = np.histogram([point[key] for point in points], edges)
+        assert counts.sum() == 64
+        assert counts.min() >= 14, key
+    assert {type(point["k"]) for point in points} == {int}
+
+
 # the objective
 
 

@@ -163,4 +163,4 @@ def verdicts() -> Iterator[None]:
     from manyfit.claims import charts
 
     found = experiments.verdicts
-    print(f"\n{charts.markdown(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")
+    print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")

@@ -108,7 +108,7 @@ class Experiment:
             if child.config.seed >= FIRST_REPORT_SEED:
                 continue
             flat = {key: value for key, value in child.config.flat().items() if key != "seed"}
-            others = {key: value for key, value in flat.items() if key not in self.tune}
+            others = {key: None if key in self.tune else value for key, value in flat.items()}
             groups[str(others)][str(flat)].append(child)
         configs: dict[int, Config] = {}
         edges: list[str] = []
@@ -157,9 +157,9 @@ def reached(result: "Result | None", what: str) -> float:
 
 
 def _edge(key: str, best: Config, tried: Sequence[Config]) -> str | None:
-    """That a number is the largest or smallest of three or more, and for which other settings."""
-    values = sorted({float(config.flat()[key]) for config in tried if isinstance(config.flat()[key], int | float)})
-    value = best.flat()[key]
-    if len(values) < 3 or value not in (values[0], values[-1]):
+    """That a number is the largest or smallest of three or more, and for which other settings; below 0 is nothing."""
+    values = sorted({float(v) for config in tried if isinstance(v := config.flat().get(key), int | float)})
+    value = best.flat().get(key)
+    if len(values) < 3 or value == 0 or value not in (values[0], values[-1]):
         return None
     return f"{key}={value:g} of {best.title()}".replace(f" s={best.seed}", "")

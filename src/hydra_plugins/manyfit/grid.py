@@ -9,6 +9,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -73,7 +74,7 @@ class GridSweeper(BasicSweeper):
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
             sys.exit("error: experiment must be one of them, or all, but got several: each is a sweep of its own.")
-        jobs = self._jobs(cfg, arguments)
+        jobs = jobs_of(cfg, arguments, self._parse_config())
         shared = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
         first = loader.load_sweep_config(cfg, shared)
         composer = Composer(loader, cfg)
@@ -89,17 +90,45 @@ class GridSweeper(BasicSweeper):
                         sweep.refuse(job, " ".join(done.overrides or []), done._return_value)
         return returns
 
-    def _jobs(self, cfg: DictConfig, arguments: list[str]) -> list[list[str]]:
-        """The overrides of each job: of the command line, and of the grids where that does not name their keys."""
-        parser = OverridesParser.create()
-        named = {parser.parse_override(argument).get_key_element() for argument in arguments}
-        jobs: dict[tuple[str, ...], None] = {}
-        for grid in cfg.grids or [{}]:
-            own = [f"{key}={values}" for key, values in grid.items() if key not in named]
-            parsed = parser.parse_overrides([*self._parse_config(), *own, *arguments])
-            found = [list(job) for batch in self.split_arguments(parsed, None) for job in batch]
-            jobs |= {tuple(job): None for job in (_quick(found, cfg.epochs) if cfg.quick else found)}
-        return [list(job) for job in jobs]
+
+def jobs_of(cfg: DictConfig, arguments: list[str], always: list[str]) -> list[list[str]]:
+    """The overrides of each job: of the command line, and of the grids where that does not name their keys.
+
+    Args:
+        cfg: With grids, quick and epochs.
+        arguments: Of the command line.
+        always: What every job has besides.
+    """
+    parser = OverridesParser.create()
+    named = {parser.parse_override(argument).get_key_element() for argument in arguments}
+    jobs: dict[tuple[str, ...], None] = {}
+    for grid in cfg.grids or [{}]:
+        own = {key: values for key, values in grid.items() if key not in named}
+        draws = own.pop("draws", None)
+        overrides = parser.parse_overrides([f"{key}={values}" for key, values in own.items()])
+        listed = [str(o.input_line) for o in overrides if not o.is_interval_sweep()]
+        found = []
+        for point in _drawn([o for o in overrides if o.is_interval_sweep()], draws):
+            parsed = parser.parse_overrides([*always, *listed, *point, *arguments])
+            found += [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        jobs |= {tuple(job): None for job in (_quick(found, cfg.epochs) if cfg.quick else found)}
+    return [list(job) for job in jobs]
+
+
+def _drawn(intervals: list[Override], draws: Any) -> list[tuple[str, ...]]:
+    """Points of these intervals as overrides; of none, one point."""
+    if not intervals and draws is None:
+        return [()]
+    from manyfit.config import ConfigError
+    from manyfit.sweeps.space import overrides, quasi_random, space
+
+    if not intervals or not isinstance(draws, int) or draws < 1:
+        keys = ", ".join(one.get_key_element() for one in intervals) or "no key"
+        sys.exit(f"error: grids: draws must say how many points of its intervals to draw, but got {draws} for {keys}.")
+    try:
+        return [overrides(point) for point in quasi_random(space(intervals), draws)]
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 def _quick(jobs: list[list[str]], epochs: int) -> list[list[str]]:

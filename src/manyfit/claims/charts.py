@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyfit.claims.verdict import Chart, Region, Series, Verdict
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, markdown
 from manyfit.figures import BLUE, FONT, GREEN, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, canvas
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def _plain(axes: "Axes") -> None:
     axes.tick_params(labelsize=8)
 
 
-def markdown(rows: Sequence[tuple[str, Verdict]]) -> str:
-    """The table of verdicts."""
-    lines = ["| experiment | verdict | effect, 95% interval | what came out |", "|---|---|---|---|"]
-    lines += [f"| {name} | {v.answer} | {v.effect} {v.unit} | {v.sentence} |" for name, v in rows]
-    return "\n".join(lines)
+def verdicts(found: Sequence[tuple[str, Verdict]]) -> str:
+    """The table of several experiments' verdicts."""
+    rows = [(name, v.answer, f"{v.effect} {v.unit}", v.sentence) for name, v in found]
+    return markdown([("experiment", "verdict", "effect, 95% interval", "what came out"), *rows])

@@ -91,6 +91,7 @@ class Verdict:
         sentence: What came out, for a reader who knows the claim.
         panels: The figure.
         headline: Its message.
+        table: What stands beside the effect, row by row, the first of them the head.
     """
 
     answer: Answer
@@ -99,6 +100,7 @@ class Verdict:
     sentence: str
     headline: str
     panels: Sequence[Chart | Region] = field(default_factory=tuple)
+    table: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
 def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect:
@@ -176,3 +178,9 @@ def all_of(answers: Sequence[Answer]) -> Answer:
     if "fails" in answers:
         return "fails"
     return "undecided" if "undecided" in answers or not answers else "holds"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -12,6 +12,7 @@ import numpy as np
 
 from manyfit import recording
 from manyfit.claims import Verdict
+from manyfit.claims.verdict import markdown
 from manyfit.config import Config
 from manyfit.figures import png
 from manyfit.jobs import Result
@@ -145,6 +146,7 @@ def note(report: Report) -> str:
     parts = [report.searched]
     if found := report.verdict:
         parts = [f"**{found.answer.capitalize()}:** {found.sentence} Effect: {found.effect} {found.unit}.", *parts]
+        parts += [markdown(found.table)] if found.table else []
     elif report.best and report.row:
         sure = f"{report.objective} {spread(report.best)}"
         parts[0] += f" **{report.best.name}** won: {sure}. {sensitivity(report)}".rstrip()
@@ -191,9 +193,8 @@ def table(settings: Sequence[Setting], objective: str) -> str:
         epoch = "" if math.isnan(s.best_epoch) else f"{s.best_epoch:g}"
         states = ", ".join(f"{count} {state}" for state, count in s.states.items())
         body.append([*(text(s.params.get(key)) for key in keys), str(len(s.counted)), value, limits, epoch, states])
-    rows = [head, ["---"] * len(head), *body]
     more = f"\n\n{len(settings) - LISTED} more in table.csv" if len(settings) > LISTED else ""
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + more + "\n"
+    return markdown([head, *body]) + more + "\n"
 
 
 def table_csv(settings: Sequence[Setting]) -> str:

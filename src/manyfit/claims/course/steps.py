@@ -1,4 +1,4 @@
-"""What a step brings and what it costs: optimizers, batch sizes."""
+"""What a step costs and what it brings: batch sizes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,112 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect, holm
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect
 
-FRESH = 1000  # seeds from here on are none that a rate was chosen with
-TOLERANCE = 1.1  # a rate is good if its loss is at most so many times that of the best rate
 MINI = 32  # a mini-batch
 TIMES = 4.0  # as many examples/s: less is not parallel
-HIDDEN = ("momentum", "adamw")  # from the panel of all trials: lines too many
-PLAIN = ("sgd", "momentum")  # optimizers whose rate is the same for every weight, always
-
-
-def optimizers(runs: Sequence[Run]) -> Verdict:
-    """What the default rate costs SGD, less what it costs an adaptive optimizer: above 0 for each of them (Holm).
-
-    The cost is the validation loss (best epoch) at the default rate minus that at the tuned rate, on the same fresh
-    seeds. Beside it: the band of good rates, those with at most 1.1 times the loss of the best rate in the mean over
-    the tuning seeds, in decades; and the epochs, at the tuned rate, to 1.1 times the worst optimizer's loss.
-    """
-    groups = {name: [run for run in runs if optimizer(run) == name] for name in sorted({optimizer(r) for r in runs})}
-    groups = {name: groups[name] for name in sorted(groups, key=lambda name: (name not in PLAIN, name))}
-    trials = {name: [run for run in of if run.seed < FRESH] for name, of in groups.items()}
-    default = {name: [run for run in of if run.seed >= FRESH and run.stage == "grid"] for name, of in groups.items()}
-    tuned = {name: [run for run in of if run.stage == "report"] for name, of in groups.items()}
-    bands = {name: _band(by(of, "optimizer.lr")) for name, of in trials.items()}
-    costs = {name: _by_seed(default[name], tuned[name]) for name in groups}
-    less = {
-        name: [costs["sgd"][seed] - cost for seed, cost in costs[name].items() if seed in costs["sgd"]]
-        for name in groups
-        if name not in PLAIN
-    }
-    answers = holm(less)
-    shown = "adam" if "adam" in answers else next(iter(answers))
-    target = TOLERANCE * max(_mean(of) for of in tuned.values())
-    waits = {name: float(np.median([run.reaches("loss/val", target) for run in of])) for name, of in tuned.items()}
-    edge = [name for name in groups if _at_edge(by(trials[name], "optimizer.lr"))]
-    mean_cost = {name: float(np.mean(list(cost.values()))) for name, cost in costs.items()}
-    return Verdict(
-        all_of([answer for answer, _ in answers.values()]),
-        answers[shown][1],
-        f"nats of validation loss that the default rate costs SGD more than {shown}",
-        f"Cost of the default rate: {_said(mean_cost, '.3f')}. Band of good rates in decades: {_said(bands, '.1f')}. "
-        f"Epochs to a validation loss of {target:.2f} at the tuned rate: {_said(waits, '.0f')}."
-        + (f" Best rate on the edge of the range: {', '.join(edge)}." if edge else ""),
-        f"The default rate costs {shown} {mean_cost[shown]:.2f} nats, SGD {mean_cost['sgd']:.2f}",
-        (
-            Chart(
-                "learning rate",
-                "validation loss, best epoch, nats",
-                [_trials(name, by(of, "optimizer.lr")) for name, of in trials.items() if name not in HIDDEN],
-                x_log=True,
-            ),
-            Chart("", "band of good rates, decades", [Series("band", list(bands), list(bands.values()))]),
-            Chart(
-                "",
-                "validation loss, best epoch, nats",
-                [line("tuned rate", tuned, _best), line("default rate", default, _best)],
-            ),
-        ),
-    )
-
-
-def optimizer(run: Run) -> str:
-    """Its name in conf/optimizer, as far as the figure needs it: torch's class, and momentum apart from plain SGD."""
-    name = str(run["optimizer"]).lower()
-    return "momentum" if name == "sgd" and run.settings.get("optimizer.momentum") else name
-
-
-def _best(run: Run) -> float:
-    return run.best("loss/val")
-
-
-def _mean(runs: Sequence[Run]) -> float:
-    return float(np.mean([_best(run) for run in runs])) if runs else math.nan
-
-
-def _by_seed(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[int, float]:
-    """`differences` of the best loss, with the seed."""
-    return {run.seed: float(d) for run in ours for d in differences([run], theirs, _best)}
-
-
-def _said(values: Mapping[str, float], form: str) -> str:
-    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
-
-
-def _trials(name: str, rates: Mapping[float, Sequence[Run]]) -> Series:
-    return Series(name, list(rates), [_mean(of) for of in rates.values()])
-
-
-def _chosen(rates: Mapping[float, Sequence[Run]]) -> float:
-    """The rate that tuning takes: lowest mean over seeds."""
-    return min(rates, key=lambda rate: _mean(rates[rate]))
-
-
-def _at_edge(rates: Mapping[float, Sequence[Run]]) -> bool:
-    return _chosen(rates) in (min(rates), max(rates))
-
-
-def _band(rates: Mapping[float, Sequence[Run]]) -> float:
-    """Decades around the best rate in which the loss stays within `TOLERANCE`; straight between rates tried."""
-    tried = np.log10(list(rates))
-    losses = np.array([_mean(of) for of in rates.values()])
-    x = np.linspace(tried[0], tried[-1], 2001)
-    good = np.interp(x, tried, losses) <= TOLERANCE * losses.min()
-    middle = int(np.argmin(np.abs(x - tried[int(losses.argmin())])))
-    bad = np.flatnonzero(~good)
-    left, right = bad[bad < middle], bad[bad > middle]
-    return float(x[right[0] - 1 if len(right) else -1] - x[left[-1] + 1 if len(left) else 0])
 
 
 def batch_size(runs: Sequence[Run]) -> Verdict:
@@ -183,6 +81,10 @@ def noisy(run: Run) -> float:
     """Share of the epochs in which a step is more noise than gradient, or so much that no gradient is made out."""
     noise = np.asarray(run.metrics["gradient_noise"], float)
     return float(np.mean(~(noise <= 1)))
+
+
+def _best(run: Run) -> float:
+    return run.best("loss/val")
 
 
 def _size(run: Run) -> int:
