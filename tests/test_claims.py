@@ -112,6 +112,17 @@ def test_overfitting(rise: float | None, answer: str) -> None:
     assert overfitting(every).answer == answer
 
 
+def test_a_curve_may_be_over_another_clock() -> None:
+    """Mean and interval of the metric, at the mean of what is counted; epochs that a run lacks are left out."""
+    every = []
+    for seed, end in ((0, 1.0), (1, np.nan)):
+        one = made(seed, [3, 2, end], [3, 2, 1])
+        clock = {"time/seconds": np.array([0.0, 2.0 + seed, 8.0])}
+        every.append(Run(one.settings, {**one.metrics, **clock}))
+    assert runs.curve("a", every, "loss/train", "time/seconds").x == [0, 2.5]
+    assert runs.curve("a", every, "loss/val").x == [0, 1, 2]
+
+
 def test_charts_draw_what_they_are_given() -> None:
     """Lines with bands, words as bars, a level, a map: a picture for each."""
     line = Series("a", [1, 10, 100], [1, 2, 3], [0.9, 1.9, 2.9], [1.1, 2.1, 3.1])
@@ -119,6 +130,7 @@ def test_charts_draw_what_they_are_given() -> None:
     grid = np.linspace(0, 1, 5)
     region = Region("after", ("u", "v"), grid, grid, np.outer(grid, grid), np.random.rand(9, 2), np.arange(9) % 2)
     panels = (Chart("x", "y", [line], x_log=True, level=(2, "target")), Chart("x", "y", [words]), region)
+    panels += (panels[0],) * 2  # a second row, with a place that stays empty
     found = verdict.Verdict("holds", verdict.effect([1.0] * 8), "units", "It does.", "It does", panels)
     assert png(charts.draw(found, "title")).startswith(b"\x89PNG")
     assert "| holds |" in charts.verdicts([("one", found)])

@@ -13,26 +13,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = [BLUE, VERMILLION, GREEN, ORANGE, PURPLE, INK, GREY, "#56B4E9", "#8C510A", "#F0E442"]
+ROW = 3  # panels
 FEW = 9  # places on a logarithmic axis that are all named
 ANSWER = {"holds": GREEN, "fails": VERMILLION, "undecided": "#B07700"}
 
 
 def draw(verdict: Verdict, title: str) -> "Figure":
-    """One to three panels side by side, under the message."""
-    count = max(1, len(verdict.panels))
-    figure = canvas(verdict.headline, title, INK, (4.6 + 3.4 * (count - 1) + (1.2 if count == 1 else 0), 3.7))
+    """Panels side by side, at most three in a row, under the message."""
+    rows = -(-max(1, len(verdict.panels)) // ROW)
+    count = -(-max(1, len(verdict.panels)) // rows)
+    tilted = _tilted(verdict)
+    height = 0.9 + rows * (2.8 if not tilted else 3.0)
+    figure = canvas(verdict.headline, title, INK, (4.6 + 3.4 * (count - 1) + (1.2 if count == 1 else 0), height))
     width = figure.get_figwidth()
     grid = {
         "left": 0.75 / width,
         "right": 1 - 0.15 / width,
-        "bottom": 0.2 if not _tilted(verdict) else 0.27,
-        "top": 0.74,
+        "bottom": (0.75 if not tilted else 1.0) / height,
+        "top": 1 - 0.95 / height,
         "wspace": 0.34,
+        "hspace": 0.45,
     }
-    every = figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0]
-    figure.text(1 - 0.15 / width, 0.885, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
+    places = figure.subplots(rows, count, squeeze=False, gridspec_kw=grid).flat
+    figure.text(1 - 0.15 / width, 1 - 0.42 / height, verdict.answer, color=ANSWER[verdict.answer], ha="right", va="top",
                 fontsize=12, fontweight="bold", **FONT)  # fmt: skip
-    for axes, panel in zip(every, verdict.panels, strict=False):
+    for axes in list(places)[len(verdict.panels) :]:
+        axes.remove()
+    for axes, panel in zip(figure.axes, verdict.panels, strict=True):
         if isinstance(panel, Region):
             _region(axes, panel)
         else:

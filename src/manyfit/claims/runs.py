@@ -121,11 +121,12 @@ def line(name: str, groups: Mapping[Any, Sequence[Run]], measure: Any, x: Any = 
     return Series(name, [place for place, _ in found], [e.mean for _, e in found], low, high)
 
 
-def curve(name: str, runs: Sequence[Run], metric: str) -> Series:
-    """A metric's mean over runs by epoch, with its interval."""
+def curve(name: str, runs: Sequence[Run], metric: str, over: str | None = None) -> Series:
+    """A metric's mean over runs, with its interval, by epoch or `over` what another metric counts (in the mean)."""
     length = min(len(run.metrics[metric]) for run in runs)
     stacked = np.array([run.metrics[metric][:length] for run in runs], float)
     keep = np.isfinite(stacked).all(0)
     mean = stacked[:, keep].mean(0)
     spread = 1.96 * stacked[:, keep].std(0, ddof=1) / math.sqrt(len(runs)) if len(runs) > 1 else np.zeros_like(mean)
-    return Series(name, list(np.flatnonzero(keep)), list(mean), list(mean - spread), list(mean + spread))
+    x = np.mean([run.metrics[over][:length] for run in runs], 0) if over else np.arange(length)
+    return Series(name, list(x[keep]), list(mean), list(mean - spread), list(mean + spread))
