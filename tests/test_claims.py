@@ -103,13 +103,25 @@ def test_runs_are_paired_by_seed() -> None:
 @pytest.mark.parametrize(("rise", "answer"), [(1.0, "holds"), (0.0, "fails"), (None, "undecided")])
 def test_overfitting(rise: float | None, answer: str) -> None:
     """Wide networks that turn by 50%, that do not turn, that turn in some seeds only."""
+    assert overfitting(widths(rise)).answer == answer
+
+
+def test_the_ideal_lies_between() -> None:
+    """The widest turns and the narrowest is the worst at its best: if the widest is best at the end, it fails still."""
+    assert overfitting(widths(1.0, middle=1.4)).answer == "holds"
+    assert overfitting(widths(1.0, middle=1.6)).answer == "fails"
+
+
+def widths(rise: float | None, middle: float = 1.0) -> list[Run]:
+    """Three widths, sixteen seeds; the middle one ends at this validation loss."""
     every = []
-    for seed in SEEDS:
-        turn = rise if rise is not None else float(seed % 2) * 0.25
+    for seed in range(16):
+        turn = rise if rise is not None else float(seed // 2 % 2) * 0.4
         for width, low in ((2, 1.8), (16, 1.0), (64, 1.0)):
             end = low + (0.5 * turn if width == 64 else 0.01 * seed / 8)
+            end += (middle - 1.0) * (width == 16)
             every.append(made(seed, [2.3, 1, 0.5], [2.3, low + 0.001 * seed, end], **{"model.hidden": [width]}))
-    assert overfitting(every).answer == answer
+    return every
 
 
 def test_a_curve_may_be_over_another_clock() -> None:

@@ -5,13 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect
+from manyfit.claims.verdict import Chart, Effect, Series, Verdict, all_of, decide, effect
+
+RISE = 0.1  # of the lowest validation loss
+ORDER = ("fails", "undecided", "holds")  # what decides, where all parts must hold
 
 
 def overfitting(runs: Sequence[Run]) -> Verdict:
-    """Of the widest network, validation loss at the end exceeds its own lowest by 10% and more, in the mean over seeds.
+    """All three, in the mean over seeds.
 
-    And the narrowest has more validation loss at its best than the best width: it underfits.
+    The widest network overfits: its validation loss ends 10% and more above its own lowest. The narrowest underfits: at
+    its best it has more validation loss than the best width. The ideal lies between: at the end, both have more than
+    the best width between them, which the even seeds choose and the odd ones are asked about.
     """
     sizes = by(runs, "data.train_size")
     most = max(sizes, key=lambda size: len(by(sizes[size], "model.hidden")))
@@ -23,17 +28,26 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     best = min(widths, key=lambda w: np.mean([run.best("loss/val") for run in widths[w]]))
     turn = effect([run.final("loss/val") / run.best("loss/val") - 1 for run in widths[wide]])
     under = effect(differences(widths[narrow], widths[best], lambda run: run.best("loss/val")))
-    answer = all_of([decide(turn, 0.1), decide(under)])
+    ideal, ends = _ideal(widths)
+    parts = [
+        (turn, RISE, "times its lowest point that validation loss rises by, widest network"),
+        (under, 0.0, f"of validation loss more with {narrow[0]} units at their best than with {best[0]}"),
+        (ends[0], 0.0, f"of validation loss at the end more with {narrow[0]} units than with {ideal[0]}"),
+        (ends[1], 0.0, f"of validation loss at the end more with {wide[0]} units than with {ideal[0]}"),
+    ]
+    answers = [decide(found, above) for found, above, _ in parts]
+    decisive = min(zip(parts, answers, strict=True), key=lambda part: ORDER.index(part[1]))[0]
     second = _descends_again(by(noisy, "model.hidden"))
     by_size = {size: of_size for size, of_size in sizes.items() if size != most}
     return Verdict(
-        answer,
-        turn,
-        "times its lowest point that validation loss rises by, widest network",
+        all_of(answers),
+        decisive[0],
+        decisive[2],
         f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point, which is at epoch "
         f"{_onset(widths[wide]):.0f}; with {narrow[0]} "
-        f"its best is {under.mean:.2f} above that of {best[0]} units. With label noise a second descent by width is "
-        f"{'seen' if second else 'not seen'}.",
+        f"its best is {under.mean:.2f} above that of {best[0]} units. At the last epoch the ideal is {ideal[0]} units: "
+        f"{narrow[0]} have {ends[0]} more validation loss, {wide[0]} have {ends[1]} more. With label noise a second "
+        f"descent by width is {'seen' if second else 'not seen'}.",
         f"{wide[0]} units: validation loss ends {turn.mean:.0%} above its lowest",
         (
             Chart(
@@ -59,6 +73,19 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
             ),
         ),
     )
+
+
+def _ideal(widths: dict[tuple[int, ...], list[Run]]) -> tuple[tuple[int, ...], tuple[Effect, Effect]]:
+    """The best width between at the last epoch, and what the narrowest and the widest lose to it there."""
+    between = sorted(widths)[1:-1] or sorted(widths)
+    chosen = {w: np.mean([run.final("loss/val") for run in widths[w] if run.seed % 2 == 0]) for w in between}
+    ideal = min(chosen, key=lambda width: chosen[width])
+    asked = {w: [run for run in of if run.seed % 2] for w, of in widths.items()}
+    narrow, wide = (
+        effect(differences(asked[end], asked[ideal], lambda run: run.final("loss/val")))
+        for end in (min(widths), max(widths))
+    )
+    return ideal, (narrow, wide)
 
 
 def _onset(runs: Sequence[Run]) -> float:
