@@ -18,7 +18,7 @@ from manyfit.training import fit
 
 ALL = f"probes=[{','.join(PROBES)}]"
 METRICS = {"gradient_norm/first", "gradient_norm/last", "gradient_norm/ratio", "dead_units", "gradient_noise"}
-METRICS |= {"update_angle"}
+METRICS |= {"update_angle", "test_set/loss", "test_set/accuracy"}
 
 
 def three(composed: Compose, *common: str) -> list[Config]:
@@ -155,6 +155,17 @@ def test_dead_units_needs_hidden_dense_layers(composed: Compose, perceptron: boo
     config = composed("data=wine", "model=perceptron", "probes=[dead_units]")
     with pytest.raises(ConfigError, match="probes must hold dead_units only .* Use model=mlp"):
         fit([config if perceptron else users(config, "dead_units")])
+
+
+@pytest.mark.parametrize("data", ["wine", "diabetes"])
+def test_the_test_set_at_every_epoch(composed: Compose, data: str) -> None:
+    """At the best epoch it is the score that every run ends with."""
+    result, _ = fit([composed(f"data={data}", "epochs=5", "probes=[test_set]", f"seed={seed}") for seed in (0, 1)])
+    epoch = result.summary.best_epoch
+    for name, score in result.test.items():
+        curve = result.metrics[f"test_set/{name.removesuffix('/test')}"]
+        assert len(curve) == 6
+        assert curve[epoch] == score
 
 
 @pytest.mark.parametrize("batches", [4, 10])

@@ -31,7 +31,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-ProbeName = Literal["gradient_norm", "dead_units", "gradient_noise", "update_angle"]
+ProbeName = Literal["gradient_norm", "dead_units", "gradient_noise", "update_angle", "test_set"]
 
 
 def _batch_size(value: Any) -> Any:

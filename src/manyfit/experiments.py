@@ -66,9 +66,10 @@ class Experiment:
             return None
         if cfg.tracking.kind == "off":
             raise ConfigError("tracking must store runs for a claim to be judged by them, but got off. Leave it out.")
-        if not TARGET.fullmatch(cfg.tune_by):
+        if not TARGET.fullmatch(cfg.tune_by) or cfg.tune_by.startswith("test_set/"):
             raise ConfigError(
-                f"tune_by must be a metric, or one with a target as in 'loss/train <= 0.1', but got {cfg.tune_by!r}."
+                "tune_by must be a metric, but none of the test set, or one with a target as in 'loss/train <= 0.1', "
+                f"but got {cfg.tune_by!r}."
             )
         name = cfg.hydra.runtime.choices.get("experiment") or str(cfg.claim)
         seeds = 2 if cfg.quick else REPORT_SEEDS

@@ -178,7 +178,16 @@ class UpdateAngle(Probe):
         self.step += 1
 
 
-CLASSES: tuple[type[Probe], ...] = (GradientNorm, DeadUnits, GradientNoise, UpdateAngle)
+class HeldOut(Probe):
+    """The scores on the test set, for studies of when to stop; nothing is chosen by them, searches refuse them."""
+
+    def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """See Probe. `test_set/loss`, `test_set/accuracy` and so on, in the units of `loss/val` and its like."""
+        scores = module.evaluate(module.population.weights, module.population.buffers, ["test"])
+        return {f"test_set/{name.removesuffix('/test')}": torch.from_numpy(score) for name, score in scores.items()}
+
+
+CLASSES: tuple[type[Probe], ...] = (GradientNorm, DeadUnits, GradientNoise, UpdateAngle, HeldOut)
 PROBES = dict(zip(get_args(ProbeName), CLASSES, strict=True))
 
 
