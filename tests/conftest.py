@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import nn
 from manyfit import config as configuration
 from manyfit.config import Config
 from manyfit.jobs import Result
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
