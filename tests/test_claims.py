@@ -15,6 +15,7 @@ from conftest import ROOT, options
 from manyfit import claims
 from manyfit.claims import Chart, Region, Run, Series, charts, runs, verdict
 from manyfit.claims.course import overfitting
+from manyfit.claims.course.generalisation import descends_again
 from manyfit.config import ConfigError
 from manyfit.figures import png
 from test_cli import command
@@ -110,6 +111,22 @@ def test_the_ideal_lies_between() -> None:
     """The widest turns and the narrowest is the worst at its best: if the widest is best at the end, it fails still."""
     assert overfitting(widths(1.0, middle=1.4)).answer == "holds"
     assert overfitting(widths(1.0, middle=1.6)).answer == "fails"
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [([3, 1, 2, 1.5], True), ([3, 1, 2, 2.5], False), ([3, 2, 1, 0.5], False), ([3, 1, 1, 1], False)],
+)
+def test_a_second_descent_is_seen_in_seeds_that_did_not_choose_it(shape: list[float], seen: bool) -> None:
+    """It falls, rises and falls again; it stays up; it only falls; it falls and stays."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (16, len(shape)))
+    assert descends_again(np.array(shape) + noise) == seen
+
+
+def test_chance_is_no_second_descent() -> None:
+    """However many places there are to go up and down at."""
+    many = np.random.default_rng(1).normal(0, 1, (200, 16, 60))
+    assert np.mean([descends_again(losses) for losses in many]) <= 0.05
 
 
 def widths(rise: float | None, middle: float = 1.0) -> list[Run]:

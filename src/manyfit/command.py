@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -15,9 +14,6 @@ from manyfit.config import Config, ConfigError, parse
 from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.tracking import NoTracker
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(config: Config, number: int = 0) -> float:

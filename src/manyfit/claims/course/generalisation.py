@@ -37,7 +37,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     ]
     answers = [decide(found, above) for found, above, _ in parts]
     decisive = min(zip(parts, answers, strict=True), key=lambda part: ORDER.index(part[1]))[0]
-    second = _descends_again(by(noisy, "model.hidden"))
+    again, noise = _second_descents(by(noisy, "model.hidden"))
     by_size = {size: of_size for size, of_size in sizes.items() if size != most}
     return Verdict(
         all_of(answers),
@@ -46,8 +46,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
         f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point, which is at epoch "
         f"{_onset(widths[wide]):.0f}; with {narrow[0]} "
         f"its best is {under.mean:.2f} above that of {best[0]} units. At the last epoch the ideal is {ideal[0]} units: "
-        f"{narrow[0]} have {ends[0]} more validation loss, {wide[0]} have {ends[1]} more. With label noise a second "
-        f"descent by width is {'seen' if second else 'not seen'}.",
+        f"{narrow[0]} have {ends[0]} more validation loss, {wide[0]} have {ends[1]} more.{again}",
         f"{wide[0]} units: validation loss ends {turn.mean:.0%} above its lowest",
         (
             Chart(
@@ -71,6 +70,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
                 f"loss, {wide[0]} units",
                 [curve("train", widths[wide], "loss/train"), curve("validation", widths[wide], "loss/val")],
             ),
+            *noise,
         ),
     )
 
@@ -92,14 +92,52 @@ def _onset(runs: Sequence[Run]) -> float:
     return float(np.mean([np.nanargmin(run.metrics["loss/val"]) for run in runs]))
 
 
-def _descends_again(widths: dict[tuple[int, ...], list[Run]]) -> bool:
-    """Whether the final validation loss, having risen with width, falls again by more than its interval."""
-    if len(widths) < 3:
-        return False
-    found = [effect([run.final("loss/val") for run in widths[width]]) for width in sorted(widths)]
-    peak = int(np.argmax([e.mean for e in found[1:]])) + 1
-    rose = found[peak].low > min(e.high for e in found[:peak])
-    return rose and peak < len(found) - 1 and found[-1].high < found[peak].low
+def _second_descents(widths: dict[tuple[int, ...], list[Run]]) -> tuple[str, list[Chart]]:
+    """With label noise: does validation loss rise and fall again, by width and by epoch? A sentence, and charts."""
+    if not widths:
+        return "", []
+    wide, share = max(widths), next(iter(widths.values()))[0]["data.label_noise"]
+    seeds = sorted(set.intersection(*({run.seed for run in of} for of in widths.values())))
+    by_seed = {width: {run.seed: run for run in of} for width, of in widths.items()}
+    by_width = np.array([[by_seed[width][seed].final("loss/val") for width in widths] for seed in seeds])
+    by_epoch = np.array([by_seed[wide][seed].metrics["loss/val"] for seed in seeds])
+    width, epoch = ("seen" if descends_again(losses) else "not seen" for losses in (by_width, by_epoch))
+    return (
+        f" With {share:.0%} of labels wrong a second descent by width is {width}, by epoch ({wide[0]} units) {epoch}.",
+        [
+            Chart(
+                "hidden units",
+                f"loss at the last epoch, {share:.0%} of labels wrong",
+                [
+                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0]),
+                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0]),
+                ],
+                x_log=True,
+            ),
+            Chart(
+                "epoch",
+                f"loss, {wide[0]} units, {share:.0%} of labels wrong",
+                [curve("train", widths[wide], "loss/train"), curve("validation", widths[wide], "loss/val")],
+            ),
+        ],
+    )
+
+
+def descends_again(losses: np.ndarray) -> bool:
+    """Whether a loss rises and then falls again (double descent: Belkin et al. 2019, Nakkiran et al. 2020).
+
+    Every other seed chooses where it turns, where the smaller of rise and fall is largest; the rest are asked whether
+    it does, so that chance ups and downs are no descent.
+
+    Args:
+        losses: (seeds, places), by width or by epoch.
+    """
+    chosen, asked = losses[::2].mean(0), losses[1::2]
+    rise = chosen - np.minimum.accumulate(chosen)
+    fall = chosen - np.minimum.accumulate(chosen[::-1])[::-1]
+    peak = int(np.argmax(np.minimum(rise, fall)))
+    before, after = int(np.argmin(chosen[: peak + 1])), peak + int(np.argmin(chosen[peak:]))
+    return all(decide(effect(asked[:, peak] - asked[:, low])) == "holds" for low in (before, after))
 
 
 WORTH = 0.05  # of the loss
