@@ -88,8 +88,11 @@ def _chart(axes: "Axes", chart: Chart) -> None:
     if chart.level is not None:
         value, name = chart.level
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
-                      color=GREY, **FONT)  # fmt: skip
+        height, right = (axes.transData + axes.transAxes.inverted()).transform, axes.get_xlim()[1]
+        ends = [height((right, series.y[-1]))[1] for series in chart.series if len(series.y)]
+        crowded = any(0 <= end - height((right, value))[1] < 0.1 for end in ends)  # where the name would stand
+        axes.annotate(name, (0 if crowded else 1, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8,
+                      ha="left" if crowded else "right", color=GREY, **FONT)  # fmt: skip
     axes.set_xlabel(chart.x, fontsize=9, **FONT)
     axes.set_title(chart.y, fontsize=10, fontweight="bold", loc="left", **FONT)
     if len(chart.series) > 1:
