@@ -212,6 +212,69 @@ def test_more_gpus_than_there_are(composed: Compose, monkeypatch: pytest.MonkeyP
         prepare(composed("data=iris", "trainer=ddp", "trainer.devices=4"))
 
 
+def test_more_ranks_than_gpus_under_torchrun(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun asks nobody how many there are."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="trainer.devices must be <= 2, the GPUs of this machine, but got 4"):
+        prepare(composed("data=iris", "trainer=ddp"))
+
+
+def test_srun_has_to_be_named_where_its_tasks_see_it(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file they could not know it before they have a config."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(ConfigError, match="trainer=slurm must stand on the command line"):
+        prepare(composed("data=iris", "trainer=slurm", "trainer.accelerator=cpu"))
+
+
+class MyLBFGS(torch.optim.LBFGS):
+    """A user's own."""
+
+
+def test_lbfgs_by_any_name(composed: Compose) -> None:
+    """What it is decides, not what it is called."""
+    mine = f"optimizer._target_={MyLBFGS.__module__}.MyLBFGS"
+    with pytest.raises(ConfigError, match="trainer.devices must be 1 with optimizer lbfgs"):
+        prepare(composed("data=iris", "trainer=ddp_cpu", "optimizer=lbfgs", mine, "batch_size=full"))
+
+
+def test_after_an_error_the_leader_asks_no_more() -> None:
+    """Nobody knows then where the other ranks are: the next job is refused instead of waiting for ever."""
+    reader, _ = os.pipe()
+    os.set_blocking(reader, False)
+    leader = distributed.Leader(Ranks(), 0, reader)
+
+    def fails(*_: Any, **__: Any) -> Trained:
+        raise ValueError("of this rank alone")
+
+    with pytest.raises(ValueError, match="of this rank alone"):
+        leader.train(fails, [], None, None)
+    with pytest.raises(TrainingError, match="given up after an earlier error .ValueError: of this rank alone"):
+        leader.train(fails, [], None, None)
+
+
+GROUP = """
+import os
+from manyfit.rank_process import group
+
+with group() as (ranks, _):
+    import pytorch_lightning
+    ranks.agree([1])
+names = {open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")}
+assert not any("gloo" in name for name in names), names
+"""
+
+
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    """One that still lets go of a tensor while Python ends aborts the process, one time in thirty."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    subprocess.run([sys.executable, "-c", GROUP], cwd=tmp_path, env=os.environ | place, check=True, timeout=60)
+
+
 @pytest.mark.slow
 def test_a_grid_and_a_pruned_search(tmp_path: Path) -> None:
     """Two children and one parent, all FINISHED; four told trials; folders as without ranks."""

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -38,9 +39,11 @@ class Faulty(nn.Module):
 
 
 @contextlib.contextmanager
-def training(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
+def training(
+    folder: Path, *overrides: str, launcher: Sequence[str] = ()
+) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
     """The command and its two ranks, once they have finished some epochs; in a group of their own."""
-    command = [sys.executable, RUN, *LONG, *overrides]
+    command = [sys.executable, *launcher, RUN, *LONG, *overrides]
     with subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -61,7 +64,7 @@ def ranks_of(parent: int) -> list[psutil.Process]:
     """By rank: a child whose environment says which it is."""
     found = {}
     for child in psutil.Process(parent).children():
-        if "spawn_main" in " ".join(child.cmdline()):
+        if "spawn_main" in " ".join(child.cmdline()) or RUN in child.cmdline():
             found[child.pid] = child
     assert len(found) == 2
     return [found[pid] for pid in sorted(found)]  # they are started in the order of their ranks
@@ -132,6 +135,29 @@ def test_an_exception_on_one_rank(tmp_path: Path) -> None:
     assert "rank 1 of 2 failed: ValueError: something is wrong here" in run.data.tags["error"]
     assert "error: rank 1 of 2 failed: ValueError: something is wrong here" in done.stderr
     assert 'raise ValueError("something is wrong here")' in done.stderr  # the user's own line
+
+
+UNDER_TORCHRUN: dict[str, tuple[Fault, str, str]] = {
+    "terminate": (lambda process, _: process.terminate(), "KILLED", "SystemExit: 143"),
+    "ctrl-c": (lambda process, _: os.killpg(process.pid, signal.SIGINT), "KILLED", "KeyboardInterrupt|SystemExit: 130"),
+    "kill rank 1": (lambda _, ranks: ranks[1].kill(), "FAILED", "another rank is gone"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", UNDER_TORCHRUN)
+def test_under_torchrun(tmp_path: Path, fault: str) -> None:
+    """There rank 0 is the command: it says what happened before torchrun ends it, and no rank is left."""
+    happen, status, cause = UNDER_TORCHRUN[fault]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2")
+    with training(tmp_path, "trainer.devices=auto", launcher=launcher) as (process, ranks):
+        happen(process, ranks)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not psutil.wait_procs(ranks, timeout=15)[1]
+    run = the_run(tmp_path)
+    assert run.info.status == status, errors
+    assert re.search(cause, run.data.tags["error"])
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,6 +31,7 @@ from manyfit import config as configuration
 from manyfit.config import ConfigError
 from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
+from manyfit.sweeps.pruning import Judge
 
 SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off"]
 LR = FloatDistribution(1e-5, 1e-1, log=True)
@@ -416,3 +418,22 @@ def test_a_password_in_the_storage_is_refused(tmp_path: Path) -> None:
     assert "sweep.storage must hold no password" in done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="ignore")]
     assert not written
+
+
+class AfterThree(BasePruner):
+    """Stops a trial whose last epoch is 3 or later."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:  # noqa: ARG002
+        """Whatever it was asked before."""
+        assert trial.last_step is not None
+        return trial.last_step >= 3
+
+
+def test_a_member_that_is_trained_again_is_judged_as_before() -> None:
+    """Its worker died: what a pruner knows of its later epochs must not stop it at an early one."""
+    study = optuna.create_study()
+    study.ask()
+    judge = Judge(study, AfterThree())
+    judge.refresh(study.get_trials(), {})
+    first, again = ([judge.stops(0, epoch, 1.0) for epoch in (1, 2, 3)] for _ in range(2))
+    assert first == again == [False, False, True]

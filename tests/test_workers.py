@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from conftest import ROOT, Compose, assert_same_bits, epochs_stored
 from manyfit.config import ConfigError, TrainingError
 from manyfit.parent import Sweep
-from manyfit.training import fit
+from manyfit.training import fit, train
+from manyfit.workers import Pool
 
 RUN = str(ROOT / "run.py")
 
@@ -55,6 +56,22 @@ def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, mon
             assert child.result is not None
             assert_same_bits(child.result, fit([child.config])[0])
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_an_error_of_the_command_leaves_no_worker_behind_at_work(composed: Compose) -> None:
+    """Its report fails in the middle of a training: the next population hears nothing of that one."""
+    long, short = composed("data=iris", "epochs=300"), composed("data=iris", "epochs=2")
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    heard: list[int] = []
+    with Pool(1) as pool, pool.turn:
+        with pytest.raises(OSError, match="disk full"):
+            pool.train(train, [long], fails, None)
+        trained = pool.train(train, [short], lambda epoch, *_: heard.append(epoch), None)
+    assert heard == [0, 1, 2]
+    assert trained.history["loss/val"].shape == (1, 3)
 
 
 @pytest.mark.slow

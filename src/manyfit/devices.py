@@ -1,8 +1,9 @@
 """On what a config trains: which kind of device, and how many."""
 
 import os
+import sys
 
-from manyfit.config import Config, ConfigError, TrainerConfig
+from manyfit.config import Config, ConfigError, TrainerConfig, target_of
 
 
 def on_gpu(trainer: TrainerConfig) -> bool:
@@ -24,6 +25,11 @@ def launched(launcher: str = "elastic") -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_NTASKS", 1)) if launcher == "slurm" else 1
+
+
+def by_srun() -> bool:
+    """Whether the command line says that srun starts the ranks: they have to know before a config is composed."""
+    return "trainer=slurm" in sys.argv
 
 
 def world(trainer: TrainerConfig) -> int:
@@ -51,13 +57,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             "trainer=slurm must be started by srun with --ntasks-per-node=2 or more. Else use trainer=ddp."
         )
+    if config.trainer.launcher == "slurm" and not by_srun():
+        raise ConfigError("trainer=slurm must stand on the command line, where the tasks of srun find it.")
     if outside > 1 and count != outside:
         raise ConfigError(
             f"trainer.devices must be auto or {outside}, the ranks that were started, but got {config.trainer.devices}."
             " Use trainer=ddp or trainer=ddp_cpu."
         )
-    if outside == 1 and on_gpu(config.trainer) and count > torch.cuda.device_count():
+    here = count if outside == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if on_gpu(config.trainer) and here > torch.cuda.device_count():
         there = torch.cuda.device_count()
-        raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {count}.")
-    if count > 1 and config.optimizer.target.endswith(".LBFGS"):
+        raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {here}.")
+    optimizer = target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
+    if count > 1 and isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
         raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")

@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from manyfit.config import Config, TrainingError
-from manyfit.devices import launched, world
+from manyfit.devices import by_srun, launched, world
 from manyfit.rank_process import Train, group, obey_signals, work
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def train(run: Train, configs: Sequence[Config], report: "Report | None", stops:
         KeyboardInterrupt: The same by SIGINT.
     """
     if launched(configs[0].trainer.launcher) > 1:
-        return _lead(run, configs, report, stops)
+        return _leaders[-1].train(run, configs, report, stops)
     with own_ranks(run, configs, world(configs[0].trainer)) as ranks:
         return ranks.serve(report, stops)
 
@@ -90,13 +90,17 @@ class Launched:
     def _welcome(self) -> None:
         channel = connection.Connection(self.door.accept()[0].detach())
         rank, number = channel.recv()
-        self.present[channel] = rank, next(p for p in multiprocessing.active_children() if p.pid == number)
+        process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
+        if process is None:
+            self.causes.append((0, TrainingError(f"rank {rank} of {self.world} died as it started")))
+        else:
+            self.present[channel] = rank, process
 
     def _hear(self, channel: connection.Connection, report: "Report | None", stops: "Stops | None") -> "Trained | None":
         rank, process = self.present[channel]
         try:
             kind, *content = pickle.loads(channel.recv_bytes())  # our own process's words
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # the latter in the middle of a message
             del self.present[channel]
             if rank not in self.said:
                 self.causes.append(self._death(rank, process))
@@ -104,7 +108,9 @@ class Launched:
         if kind == "epoch" and report:
             report(*content)
         elif kind == "stops":
-            channel.send_bytes(pickle.dumps(stops(*content) if stops else []))
+            answer = pickle.dumps(stops(*content) if stops else [])
+            with contextlib.suppress(OSError):  # if it is gone, that is heard next
+                channel.send_bytes(answer)
         elif kind == "trained":
             return content[0]  # type: ignore[no-any-return]
         elif kind in ("failed", "lost"):
@@ -135,8 +141,9 @@ class Launched:
 def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launched]:
     """Start the ranks, and leave nothing of them: no process, no file, no variable in the environment."""
     environment = dict(os.environ)
+    short = None if len(tempfile.gettempdir()) <= 85 else "/tmp"  # a socket's path has at most 108 bytes
     with (
-        tempfile.TemporaryDirectory(prefix="manyfit-") as folder,
+        tempfile.TemporaryDirectory(prefix="manyfit-", dir=short) as folder,
         sigterm_exits(),
         socket.socket(socket.AF_UNIX) as door,
     ):
@@ -215,7 +222,7 @@ def is_helper() -> bool:
     """Whether this process is a rank, other than the first, that torchrun started, or srun with trainer=slurm."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"]) > 0
-    return "trainer=slurm" in sys.argv and int(os.environ.get("SLURM_PROCID", 0)) > 0
+    return by_srun() and int(os.environ.get("SLURM_PROCID", 0)) > 0
 
 
 def serve() -> None:
@@ -239,23 +246,72 @@ def serve() -> None:
 @contextlib.contextmanager
 def lead() -> Iterator[None]:
     """For as long as the command runs in rank 0, the others are there to train with it."""
-    if launched("slurm" if "trainer=slurm" in sys.argv else "elastic") == 1:
+    if launched("slurm" if by_srun() else "elastic") == 1:
         yield
         return
-    with group() as place:
-        _led.append(place)
+    with group() as place, sigterm_exits(), noted_signals() as signals:
+        leader = Leader(*place, signals)
+        _leaders.append(leader)
         try:
             yield
         except BaseException as error:
             if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
                 raise
-        place[0].agree(None)
+        if leader.broken:
+            sys.exit(1)
+        leader.ranks.agree(None)
 
 
-_led: list[tuple["Ranks", int]] = []
+@contextlib.contextmanager
+def noted_signals() -> Iterator[int]:
+    """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
 
 
-def _lead(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
-    ranks, device = _led[-1]
-    ranks.agree((run, list(configs)))
-    return run(configs, report, stops, ranks=ranks, device=device)
+@dataclass
+class Leader:
+    """Rank 0, which asks the others to train with it.
+
+    Attributes:
+        signals: Where the numbers of signals that came can be read.
+        broken: Why it can ask no more: after an error here nobody knows where the others are.
+    """
+
+    ranks: "Ranks"
+    device: int
+    signals: int
+    broken: str = ""
+
+    def train(self, run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+        """See `train`."""
+        from manyfit.ranks import PeerLostError
+
+        if self.broken:
+            raise TrainingError(f"the ranks were given up after an earlier error ({self.broken})")
+        try:
+            self.ranks.agree((run, list(configs)))
+            return run(configs, report, stops, ranks=self.ranks, device=self.device)
+        except BaseException as error:
+            self.broken = f"{type(error).__name__}: {error}"
+            if isinstance(error, PeerLostError):
+                raise self._cause(error) from None
+            raise
+
+    def _cause(self, error: Exception) -> BaseException:
+        """Why another rank is gone: all were asked to end, this one first, or it came to a bad end of its own."""
+        with contextlib.suppress(BlockingIOError):
+            number = os.read(self.signals, 1)[0]
+            return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)
+        return TrainingError(str(error))
+
+
+_leaders: list[Leader] = []

@@ -58,18 +58,20 @@ def group() -> Iterator[tuple["Ranks", int]]:
     from datetime import timedelta
 
     import torch
+    import torch._dynamo  # imported later it would keep the group, whose threads may then abort a Python that ends
     import torch.distributed as dist
 
     from manyfit.ranks import Ranks
 
     environment = _environment()
-    local, gpus = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    device = int(environment["LOCAL_RANK"]) % (gpus or 1)  # srun may show each of its tasks one GPU only
     if gpus:
-        torch.cuda.set_device(local % gpus)
+        torch.cuda.set_device(device)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), local
+        yield Ranks(dist.get_rank(), dist.get_world_size()), device
     finally:
         if sys.exc_info()[0] is None:  # after an error it may wait for ranks that are gone
             dist.destroy_process_group()

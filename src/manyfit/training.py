@@ -192,7 +192,7 @@ def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
     return pl.Trainer(
-        accelerator=config.trainer.accelerator,
+        accelerator="gpu" if on_gpu(config.trainer) else "cpu",
         devices=[device] if on_gpu(config.trainer) else 1,
         plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
         precision=config.trainer.precision,

@@ -20,6 +20,10 @@ from manyfit.jobs import Trained
 from manyfit.module import Report, Stops
 
 
+class DeadWorkerError(Exception):
+    """The process is gone."""
+
+
 class Worker:
     """A process with a device of its own.
 
@@ -35,6 +39,22 @@ class Worker:
         self.process = spawn.Process(target=_work, args=(theirs, device, threads, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
+
+    def send(self, message: Any) -> None:
+        """To the process; raises DeadWorkerError."""
+        content = pickle.dumps(message)
+        try:
+            self.channel.send_bytes(content)
+        except OSError as error:
+            raise DeadWorkerError from error
+
+    def receive(self) -> Any:
+        """What the process says next; raises DeadWorkerError."""
+        try:
+            content = self.channel.recv_bytes()
+        except (EOFError, OSError) as error:  # also in the middle of a message
+            raise DeadWorkerError from error
+        return pickle.loads(content)
 
     def again(self) -> "Worker":
         """Another in the place of this one, which is dead."""
@@ -56,7 +76,8 @@ class Pool:
         threads = max(1, len(os.sched_getaffinity(0)) // count)
         self.turn = threading.Lock()
         self.stopped: BaseException | None = None
-        self.workers = [Worker(device, threads) for device in range(count)]
+        gpus = torch.cuda.device_count() or 1
+        self.workers = [Worker(number % gpus, threads) for number in range(count)]
         self.free: queue.Queue[Worker] = queue.Queue()
         for worker in self.workers:
             self.free.put(worker)
@@ -93,38 +114,53 @@ class Pool:
             worker = self.free.get()
         try:
             for _ in range(2):
-                if done := self._talk(worker, run, configs, report, stops):
-                    return done
+                try:
+                    said = self._talk(worker, run, configs, report, stops)
+                except BaseException:  # of this process: the worker is still at it
+                    if not self.stopped:
+                        worker.process.kill()
+                        worker = self._another(worker)
+                    raise
+                if isinstance(said, Exception):
+                    raise said
+                if said is not None:
+                    return said
                 code = worker.process.exitcode
-                with self._waiting():
-                    new = worker.again()
-                self.workers[self.workers.index(worker)] = worker = new
+                worker = self._another(worker)
             raise TrainingError(f"two worker processes died of these runs, with exit code {code}")
         finally:
             self.free.put(worker)
 
     def _talk(
         self, worker: Worker, run: Any, configs: Sequence[Config], report: Report | None, stops: Stops | None
-    ) -> Trained | None:
-        """None: the worker is dead."""
+    ) -> Trained | Exception | None:
+        """What came of it; an exception is the training's own; None: the worker is dead."""
         try:
-            worker.channel.send_bytes(pickle.dumps((run, list(configs))))
+            worker.send((run, list(configs)))
             while True:
                 with self._waiting():
-                    kind, *content = pickle.loads(worker.channel.recv_bytes())
+                    kind, *content = worker.receive()
                 if kind == "epoch" and report:
                     report(*content)
                 elif kind == "stops":
-                    worker.channel.send_bytes(pickle.dumps(stops(*content) if stops else []))
-                elif kind == "trained":
+                    worker.send(stops(*content) if stops else [])
+                elif kind in ("trained", "failed"):
                     return content[0]  # type: ignore[no-any-return]
-                elif kind == "failed":
-                    raise content[0]
-        except (EOFError, ConnectionError):
+        except DeadWorkerError:
             if self.stopped:
                 raise self.stopped from None
             worker.process.join()
             return None
+
+    def _another(self, worker: Worker) -> Worker:
+        """In the place of one that is dead."""
+        with self._waiting():
+            new = worker.again()
+        self.workers[self.workers.index(worker)] = new
+        if self.stopped:  # meanwhile
+            new.process.kill()
+            raise self.stopped
+        return new
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ class Judge:
             storage=self.storage, study_name=study.study_name, direction=study.direction, pruner=pruner
         )
         self.open: dict[int, int] = {}  # trial number -> its id in the copy
+        self.stopped: set[tuple[int, int]] = set()  # trial numbers and epochs
 
     def refresh(self, trials: Sequence[FrozenTrial], curve_of: Mapping[int, Mapping[int, float]]) -> None:
         """Bring the copy up to date.
@@ -48,6 +49,10 @@ class Judge:
             self.storage.set_trial_state_values(self.open.pop(number), trials[number].state, trials[number].values)
 
     def stops(self, number: int, epoch: int, value: float) -> bool:
-        """Whether a trial is to stop after an epoch that gave this value."""
-        self.storage.set_trial_intermediate_value(self.open[number], epoch, value)
-        return self.pruner.prune(self.copy, self.storage.get_trial(self.open[number])) and not math.isnan(value)
+        """Whether a trial is to stop after an epoch that gave this value; asked again, the answer is the same."""
+        trial = self.open[number]
+        if epoch not in self.storage.get_trial(trial).intermediate_values:
+            self.storage.set_trial_intermediate_value(trial, epoch, value)
+            if self.pruner.prune(self.copy, self.storage.get_trial(trial)) and not math.isnan(value):
+                self.stopped.add((number, epoch))
+        return (number, epoch) in self.stopped
