@@ -18,7 +18,6 @@ from manyfit.claims.course import overfitting
 from manyfit.claims.course.generalisation import descends_again
 from manyfit.config import ConfigError
 from manyfit.figures import png
-from test_cli import command
 from test_cli import runs as stored_runs
 
 SEEDS = range(8)
@@ -206,15 +205,32 @@ def test_a_claim_that_raises_loses_nothing(tmp_path: Path) -> None:
     assert "KeyError" in parent.data.tags["error"]
 
 
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list]:
+    """The folder, the output and the runs of all quick versions in one command, which ends with their table."""
+    folder = tmp_path_factory.mktemp("course")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "experiment=all", "quick=true"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, stored_runs(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in options("experiment") if name != "all"])
-def test_quick_experiment(tmp_path: Path, name: str) -> None:
+def test_quick_experiment(course: tuple[Path, str, list], name: str) -> None:
     """From the command to a verdict and a figure on the parent run; two seeds decide nothing."""
-    done = command(tmp_path, f"experiment={name}", "quick=true")
-    assert done.returncode == 0, done.stderr
-    (parent,) = [run for run in stored_runs(tmp_path) if run.data.tags.get("manyfit.kind") == "sweep"]
+    folder, said, found = course
+    (parent,) = [run for run in found if run.data.tags.get("claim") == name]
+    assert parent.info.status == "FINISHED"
     assert parent.data.tags["verdict"] == "undecided"
-    assert f"verdict  {parent.data.tags['verdict']}" in done.stdout
-    assert list(tmp_path.rglob(f"{name}.png"))
-    others = [run for run in stored_runs(tmp_path) if run.info.run_id != parent.info.run_id]
-    assert {run.info.status for run in others} <= {"FINISHED", "FAILED"}
+    assert f"| {name} | undecided |" in said
+    assert len(list((folder / "mlruns" / "artifacts" / parent.info.run_id).rglob(f"{name}.png"))) == 1
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) >= 2
+    assert {run.info.status for run in children} <= {"FINISHED", "FAILED"}

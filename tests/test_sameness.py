@@ -56,7 +56,7 @@ def test_alone_or_in_company(composed: Compose, optimizer: str, batch: int | str
     """Alone, among 2, 7 and 16, in another order: dropout, label noise, decay, a short last batch, compaction."""
     configs = sixteen(
         composed, data, "epochs=10", f"optimizer={optimizer}", f"batch_size={batch}", "model.hidden=[16,5]",
-        "data.label_noise=0.1", "trainer.patience=4",
+        "data.label_noise=0.1", "trainer.patience=4", f"data.train_size={100 if batch == 1 else 'null'}",
     )  # fmt: skip
     check(configs, companies=[[3, 0], [9, 2, 15, 4, 11, 1, 6]], alone=[0, 1, 14])
 
