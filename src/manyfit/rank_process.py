@@ -57,8 +57,8 @@ def group() -> Iterator[tuple["Ranks", int]]:
     """The process group, and which of the machine's GPUs is this rank's; its share of the cores is set."""
     from datetime import timedelta
 
+    import pytorch_lightning  # noqa: F401  # imported later it keeps the group, whose threads may abort an ending Python
     import torch
-    import torch._dynamo  # imported later it would keep the group, whose threads may then abort a Python that ends
     import torch.distributed as dist
 
     from manyfit.ranks import Ranks
