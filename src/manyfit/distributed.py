@@ -258,7 +258,7 @@ def lead() -> Iterator[None]:
             if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
                 raise
         if leader.broken:
-            sys.exit(1)
+            sys.exit(f"error: the ranks were given up after {leader.broken}")
         leader.ranks.agree(None)
 
 
