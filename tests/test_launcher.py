@@ -173,6 +173,17 @@ def test_grids_become_jobs() -> None:
             jobs_of(OmegaConf.create({"grids": [wrong], "quick": False, "epochs": 2}), [], [])
 
 
+@pytest.mark.parametrize("how", [["optimizer.lr=1e-3,3e-2"], ["sweep=lr", "sweep.n_trials=2"]], ids=["grid", "search"])
+def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str]) -> None:
+    """A launcher whose jobs are processes of their own leaves orphans: refused before there is a run or a study."""
+    done = command(tmp_path, "-m", *how, "data=iris", "epochs=2", "hydra/launcher=joblib")
+    assert done.returncode == 1
+    assert "hydra/launcher must be fused or basic, but got joblib" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert runs(tmp_path) == []
+    assert not (tmp_path / "mlruns").exists()
+
+
 def test_max_members_is_checked() -> None:
     """A population has at least one member."""
     with pytest.raises(ValueError, match="hydra.launcher.max_members must be >= 1 or null, but got 0"):

@@ -15,6 +15,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
+from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit import command
 
 
@@ -36,6 +37,7 @@ class GridSweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        refuse_foreign(self.launcher, config)
         self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
