@@ -8,7 +8,19 @@ import pytest
 from conftest import ROOT
 
 LEVELS = [
-    {"tables", "models", "dense", "dropout", "optimizers", "schedules", "curves", "config", "provenance", "tracking"},
+    {
+        "tables",
+        "models",
+        "dense",
+        "dropout",
+        "optimizers",
+        "schedules",
+        "curves",
+        "config",
+        "provenance",
+        "statistics",
+        "tracking",
+    },
     {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks", "captured"},
     {"population"},
     {"jobs", "evaluation"},

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from manyfit.claims.runs import Run, by, curve, differences, line, parsed
-from manyfit.claims.verdict import Chart, Effect, Region, Series, Verdict, all_of, decide, effect, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, all_of, decide, holm
 from manyfit.config import ConfigError
+from manyfit.statistics import Effect, effect
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result

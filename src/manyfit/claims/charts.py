@@ -63,7 +63,7 @@ def _chart(axes: "Axes", chart: Chart) -> None:
             shift = (i - (len(chart.series) - 1) / 2) * 0.7 / max(1, len(chart.series))
             _points(axes, x + shift, series, colour)
         else:
-            _line(axes, x, series, colour, chart.y_log)
+            _line(axes, x, series, colour)
     if words:
         axes.set_xticks(range(len(places)), [str(place) for place in places])
         if len(places) > 4:
@@ -99,14 +99,19 @@ def _chart(axes: "Axes", chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=8, loc="best", labelcolor="linecolor", handlelength=1.2)
 
 
-def _line(axes: "Axes", x: np.ndarray, series: Series, colour: str, y_log: bool) -> None:
+def _line(axes: "Axes", x: np.ndarray, series: Series, colour: str) -> None:
     marker = "o" if len(x) <= 20 else ""
     axes.plot(x, series.y, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=series.name, zorder=3)
     if series.low is not None and series.high is not None:
-        low, high, y = (np.array(values, float) for values in (series.low, series.high, series.y))
-        if y_log:  # where the interval reaches below 0 it is drawn as far below the mean as above, on this axis
-            low = np.where(low > 0, low, y * y / np.maximum(high, y))
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        axes.fill_between(
+            x,
+            np.array(series.low, float),
+            np.array(series.high, float),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+            zorder=2,
+        )
 
 
 def _points(axes: "Axes", x: np.ndarray, series: Series, colour: str) -> None:
@@ -140,5 +145,5 @@ def _plain(axes: "Axes") -> None:
 
 def verdicts(found: Sequence[tuple[str, Verdict]]) -> str:
     """The table of several experiments' verdicts."""
-    rows = [(name, v.answer, f"{v.effect} {v.unit}", v.sentence) for name, v in found]
+    rows = [(name, v.answer, v.measured, v.sentence) for name, v in found]
     return markdown([("experiment", "verdict", "effect, 95% interval", "what came out"), *rows])

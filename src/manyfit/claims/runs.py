@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyfit.claims.verdict import Effect, Series, effect
+from manyfit.claims.verdict import Series
+from manyfit.statistics import ANY, Effect, Limits, effect, interval, limits_of
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
@@ -109,16 +110,32 @@ def differences(ours: Sequence[Run], theirs: Sequence[Run], measure: Any) -> np.
     return np.array([measure(run) - measure(others[run.seed]) for run in ours if run.seed in others], float)
 
 
-def line(name: str, groups: Mapping[Any, Sequence[Run]], measure: Any, x: Any = None) -> Series:
-    """Mean and interval of a measure for each group; `x` maps a group's key to its place, by default the key itself."""
-    found: list[tuple[Any, Effect]] = []
-    for key, members in groups.items():
-        values = effect([measure(run) for run in members])
-        if math.isfinite(values.mean):
-            found.append((x(key) if x else key, values))
-    low = [e.low if math.isfinite(e.low) else e.mean for _, e in found]
-    high = [e.high if math.isfinite(e.high) else e.mean for _, e in found]
-    return Series(name, [place for place, _ in found], [e.mean for _, e in found], low, high)
+def banded(name: str, found: Mapping[Any, Effect]) -> Series:
+    """Means with their intervals, by place; what has no mean is left out."""
+    known = {place: e for place, e in found.items() if math.isfinite(e.mean)}
+    every = list(known.values())
+    return Series(name, list(known), [e.mean for e in every], [e.low for e in every], [e.high for e in every])
+
+
+def line(
+    name: str, groups: Mapping[Any, Sequence[Run]], measure: Any, x: Any = None, *, limits: Limits = ANY
+) -> Series:
+    """Mean and interval of a measure for each group.
+
+    Args:
+        name: Of the line.
+        groups: Runs, by key.
+        measure: Of a run.
+        x: From a group's key to its place; None: the key itself.
+        limits: Between what the measure lies, such as `POSITIVE` for a loss: so does its interval.
+    """
+    return banded(
+        name,
+        {
+            x(key) if x else key: effect([measure(run) for run in members], limits=limits)
+            for key, members in groups.items()
+        },
+    )
 
 
 def curve(name: str, runs: Sequence[Run], metric: str, over: str | None = None) -> Series:
@@ -126,7 +143,6 @@ def curve(name: str, runs: Sequence[Run], metric: str, over: str | None = None) 
     length = min(len(run.metrics[metric]) for run in runs)
     stacked = np.array([run.metrics[metric][:length] for run in runs], float)
     keep = np.isfinite(stacked).all(0)
-    mean = stacked[:, keep].mean(0)
-    spread = 1.96 * stacked[:, keep].std(0, ddof=1) / math.sqrt(len(runs)) if len(runs) > 1 else np.zeros_like(mean)
+    low, high = interval(stacked[:, keep], limits=limits_of(metric))
     x = np.mean([run.metrics[over][:length] for run in runs], 0) if over else np.arange(length)
-    return Series(name, list(x[keep]), list(mean), list(mean - spread), list(mean + spread))
+    return Series(name, list(x[keep]), list(stacked[:, keep].mean(0)), list(low), list(high))

@@ -1,16 +1,15 @@
 """What a claim comes to: an answer with an effect and its interval, and the chart that shows it."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from manyfit.statistics import LEVEL, Effect, effect
+
 Answer = Literal["holds", "fails", "undecided"]
-LEVEL = 0.95  # of the intervals
 SEEDS = 8  # fewer do not decide anything
-RESAMPLES = 5000
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,6 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A mean over seeds with its interval; `lost` values were none."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    lost: int = 0
-
-    def __str__(self) -> str:
-        """`0.12 [0.1, 0.14]`."""
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The answer to a claim.
 
@@ -102,30 +86,10 @@ class Verdict:
     panels: Sequence[Chart | Region] = field(default_factory=tuple)
     table: Sequence[Sequence[str]] = field(default_factory=tuple)
 
-
-def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Effect:
-    """The mean of one value per seed with its interval: the wider, on each side, of bootstrap's and Student's.
-
-    Of eight values the bootstrap (BCa; Efron 1987) alone covers the mean in 88% of the cases, not 95%. Values that are
-    not finite are left out and counted; of fewer than two the interval is the whole line.
-    """
-    from scipy.stats import DegenerateDataWarning, bootstrap, ttest_1samp
-
-    v = np.asarray(values, float)
-    lost = int((~np.isfinite(v)).sum())
-    v = v[np.isfinite(v)]
-    if len(v) < 2:
-        return Effect(float(v.mean()) if len(v) else float("nan"), -np.inf, np.inf, len(v), lost)
-    if np.ptp(v) <= 1e-12 * np.abs(v).max():  # the same, but for rounding
-        return Effect(float(v[0]), float(v[0]), float(v[0]), len(v), lost)
-    student = ttest_1samp(v, 0).confidence_interval(level)
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():  # of two values BCa may know no interval
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        found = bootstrap(
-            (v,), np.mean, method="BCa", n_resamples=RESAMPLES, confidence_level=level, rng=np.random.default_rng(0)
-        ).confidence_interval
-    low, high = np.fmin(found.low, student.low), np.fmax(found.high, student.high)
-    return Effect(float(v.mean()), float(low), float(high), len(v), lost)
+    @property
+    def measured(self) -> str:
+        """The effect with its interval and unit, in words."""
+        return f"{self.effect} {self.unit}" if self.effect.n else "nothing was measured"
 
 
 def decide(found: Effect, above: float = 0.0) -> Answer:

@@ -22,6 +22,7 @@ from manyfit.reports.findings import Row as Row
 from manyfit.reports.findings import Setting, Space, text
 from manyfit.reports.grids import Child
 from manyfit.reports.grids import rows_of as rows_of
+from manyfit.statistics import limits_of
 from manyfit.tracking import TrackedRun
 
 LISTED = 50  # settings in table.md; table.csv has all
@@ -96,7 +97,7 @@ def conclude(
         measure: A result's objective; None: read from `objective`.
         verdict: On the claim that the runs were made for; then nothing has to win.
     """
-    settings = findings.ranked(rows, direction)
+    settings = findings.ranked(rows, direction, limits_of(objective))
     shares = importance if importance is not None else _importances(settings, rows)
     report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
     report = replace(
@@ -127,7 +128,7 @@ def summary(report: Report) -> str:
     lines = [("sweep", report.searched)]
     if report.verdict:
         lines += [("verdict", f"{report.verdict.answer}: {report.verdict.sentence}")]
-        lines += [("effect", f"{report.verdict.effect} {report.verdict.unit}")]
+        lines += [("effect", report.verdict.measured)]
         return "\n".join(f"{name:>11}  {words}" for name, words in lines)
     if report.best and report.row:
         lines += [("best", f"{report.best.name} (run {report.row.number}, seed {report.row.seed})")]
@@ -145,7 +146,7 @@ def note(report: Report) -> str:
     """The note at the top of the parent run's page, in markdown."""
     parts = [report.searched]
     if found := report.verdict:
-        parts = [f"**{found.answer.capitalize()}:** {found.sentence} Effect: {found.effect} {found.unit}.", *parts]
+        parts = [f"**{found.answer.capitalize()}:** {found.sentence} Effect: {found.measured}.", *parts]
         parts += [markdown(found.table)] if found.table else []
     elif report.best and report.row:
         sure = f"{report.objective} {spread(report.best)}"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from manyfit.config import Config
 from manyfit.jobs import Result
-from manyfit.reports.findings import interval
+from manyfit.statistics import Effect, effect
 
 SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""
@@ -25,30 +25,20 @@ class Trained(Protocol):
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Mean of paired differences (seeds,) with its 95% interval; positive: the best config is better."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Confirmation:
     """What came of it: `objective` and `test` are None where no pair of runs can be compared."""
 
     seeds: int
     name: str
-    objective: Paired | None
+    objective: Effect | None
     score: str
-    test: Paired | None
+    test: Effect | None
 
     def words(self) -> str:
         """In a sentence."""
         if self.objective is None:
             return f"not confirmed: best or default failed on each of {self.seeds} fresh seeds."
-        verdict, difference = _verdict(self.objective), _interval(abs_of(self.objective))
+        verdict, difference = _verdict(self.objective), _better_side(self.objective)
         test = f" and {_test(self)}" if self.test else ""
         lost = self.seeds - self.objective.n
         failed = f" ({lost} more failed or diverged)" if lost else ""
@@ -115,20 +105,13 @@ def confirm(
     return Confirmation(len(seeds), name, objective, score, test)
 
 
-def paired(differences: Sequence[float]) -> Paired | None:
-    """Their mean with the interval of a paired t-test; what is not finite is left out."""
-    values = [value for value in differences if math.isfinite(value)]
-    return Paired(*interval(values), len(values)) if values else None
+def paired(differences: Sequence[float]) -> Effect | None:
+    """Their mean with its interval; None where none is finite."""
+    found = effect(differences)
+    return found if found.n else None
 
 
-def abs_of(found: Paired) -> Paired:
-    """The same seen from the better side: where the interval lies below 0, its signs turned."""
-    if found.high < 0:
-        return Paired(-found.mean, -found.high, -found.low, found.n)
-    return found
-
-
-def _verdict(found: Paired) -> str:
+def _verdict(found: Effect) -> str:
     if found.low > 0:
         return "confirmed: best beats default by"
     if found.high < 0:
@@ -136,19 +119,15 @@ def _verdict(found: Paired) -> str:
     return "not confirmed: best and default cannot be told apart, the gain is"
 
 
+def _better_side(found: Effect) -> Effect:
+    """Where the interval lies below 0, the same with its signs turned."""
+    return -found if found.high < 0 else found
+
+
 def _test(confirmation: Confirmation) -> str:
     assert confirmation.test is not None
     assert confirmation.objective is not None
-    turned = confirmation.objective.high < 0
-    found = confirmation.test
-    if turned:
-        found = Paired(-found.mean, -found.high, -found.low, found.n)
-    unit = "points of test accuracy" if confirmation.score == "accuracy/test" else "in test RMSE"
-    digits = ".1f" if confirmation.score == "accuracy/test" else ".3g"
-    return f"{_interval(found, digits)} {unit}"
-
-
-def _interval(found: Paired, digits: str = ".3g") -> str:
-    if math.isnan(found.low):
-        return f"{found.mean:{digits}} [interval unknown]"
-    return f"{found.mean:{digits}} [{found.low:{digits}}, {found.high:{digits}}]"
+    found = -confirmation.test if confirmation.objective.high < 0 else confirmation.test
+    if confirmation.score == "accuracy/test":
+        return f"{found:.1f} points of test accuracy"
+    return f"{found:.3g} in test RMSE"

@@ -8,6 +8,7 @@ import numpy as np
 
 from manyfit.figures import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
 from manyfit.reports.findings import Row, Setting, is_number, text, tolerance, varying
+from manyfit.statistics import POSITIVE, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ RING: dict[str, Any] = {
 def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "Figure | None":
     """The objective against lr, in a colour for each batch size (or optimizer); None where lr does not vary.
 
-    A line joins mean values where nothing else varies, with a band of a standard deviation over seeds; diverged runs
+    A line joins mean values where nothing else varies, with its interval over seeds as a band; diverged runs
     are crosses at the top edge; the band of rates as good as the best is shaded.
     """
     points = [s for s in settings if _rate(s) > 0 and (s.counted or not s.reliable)]
@@ -79,7 +80,7 @@ def curves(rows: Sequence[Row], settings: Sequence[Setting], title: str) -> "Fig
         leading = leading[:SHOWN]
         for setting, colour in reversed(list(zip(leading, NAMED, strict=False))):
             _mean_and_band(axes, setting, colour)
-        _key(axes, "mean over seeds", dict(zip(_labels(leading), NAMED, strict=False)))
+        _key(axes, "mean over seeds, 95% CI", dict(zip(_labels(leading), NAMED, strict=False)))
         return figure
     best = next(row for row in leading[0].counted if row.loss_val is not None)
     values = _finite(best.loss_val)
@@ -168,24 +169,24 @@ def _sensitivity(axes: "Axes", settings: Sequence[Setting], colour: str, joined:
     known = sorted((s for s in settings if math.isfinite(s.mean)), key=lambda s: _rate(s))
     x = [_rate(s) for s in known]
     y = np.array([s.mean for s in known])
-    spread = np.array([np.std([row.value for row in s.counted]) for s in known])
+    low, high = (np.array([getattr(s, end) for s in known]) for end in ("low", "high"))
     style: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 2, "clip_on": False, "markeredgewidth": 0}
     axes.plot(x, y, "o-" if joined else "o", alpha=1 if joined else 0.75, **style)
-    if joined and spread.any():
-        axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
-    elif spread.any():
-        axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+    if joined:  # NaN where there is one seed: nothing is drawn
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    else:
+        axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
     _at_top(axes, [_rate(s) for s in settings if not s.reliable], "x", colour)
 
 
 def _mean_and_band(axes: "Axes", setting: Setting, colour: str) -> None:
-    """Mean of its curves and a standard deviation to both sides, as far as the shortest goes."""
+    """Mean of its curves with its interval, as far as the shortest goes."""
     found = [_finite(row.loss_val) for row in setting.counted if row.loss_val is not None]
     stack = np.stack([curve[: min(map(len, found))] for curve in found])
-    mean, spread = stack.mean(axis=0), stack.std(axis=0)
-    epochs = np.arange(len(mean))
-    axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0, zorder=3)
-    axes.plot(epochs, mean, color=colour, linewidth=2.2, zorder=4)
+    epochs = np.flatnonzero(np.isfinite(stack).all(axis=0))
+    low, high = interval(stack[:, epochs], limits=POSITIVE)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
+    axes.plot(epochs, stack[:, epochs].mean(axis=0), color=colour, linewidth=2.2, zorder=4)
 
 
 def _value_scale(axes: "Axes", values: Sequence[float], objective: str) -> None:

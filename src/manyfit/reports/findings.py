@@ -10,6 +10,7 @@ import numpy as np
 
 from manyfit.config import Config
 from manyfit.jobs import Result
+from manyfit.statistics import ANY, Limits, effect
 from manyfit.tracking import TrackedRun
 
 Value = str | int | float | bool | None
@@ -26,9 +27,6 @@ ENOUGH = 8
 
 BAD = 0.1
 """Share of failed and diverged runs from which the report warns."""
-
-LEVEL = 0.95
-"""Of every interval."""
 
 
 @dataclass(frozen=True)
@@ -120,35 +118,30 @@ class Setting:
         return ", ".join(f"{key}={text(value)}" for key, value in self.params.items()) or "the one setting"
 
 
-def ranked(rows: Sequence[Row], direction: str = "minimize") -> list[Setting]:
-    """Settings, best first. One that diverged for some seed comes after all that never did; without a value: last."""
+def ranked(rows: Sequence[Row], direction: str = "minimize", limits: Limits = ANY) -> list[Setting]:
+    """Settings, best first. One that diverged for some seed comes after all that never did; without a value: last.
+
+    Args:
+        rows: The runs.
+        direction: `minimize` or `maximize`.
+        limits: Between what the objective lies.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[repr(sorted(row.params.items()))].append(row)
     sign = 1.0 if direction == "minimize" else -1.0
-    settings = [
-        Setting(group[0].params, group, *interval([row.value for row in group if row.counts]))
-        for group in groups.values()
-    ]
+    settings = [_setting(group, limits) for group in groups.values()]
     return sorted(settings, key=lambda s: (math.isnan(s.mean), not s.reliable, float(np.nan_to_num(sign * s.mean))))
+
+
+def _setting(rows: Sequence[Row], limits: Limits) -> Setting:
+    found = effect([row.value for row in rows if row.counts], limits=limits)
+    return Setting(rows[0].params, rows, found.mean, found.low, found.high)
 
 
 def best_of(setting: Setting, direction: str = "minimize") -> Row:
     """The best run of a setting that has a value."""
     return (min if direction == "minimize" else max)(setting.counted, key=lambda row: row.value)
-
-
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95% interval by Student's t; NaN where there are too few values."""
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    from scipy import stats
-
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
-    return mean, mean - reach, mean + reach
 
 
 def varying(settings: Sequence[Setting]) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, decide, effect
+from manyfit.claims.verdict import Chart, Series, Verdict, decide
+from manyfit.statistics import SHARE, effect
 
 HALF = 0.5  # of the starting loss
 
@@ -38,7 +39,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
             Chart(
                 "lr",
                 "training loss at the end / at the start",
-                [line(name, by(group, "optimizer.lr"), _left) for name, group in schedules.items()],
+                [line(name, by(group, "optimizer.lr"), _left, limits=SHARE) for name, group in schedules.items()],
                 x_log=True,
                 level=(HALF, "half"),
             ),

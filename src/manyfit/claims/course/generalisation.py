@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Effect, Series, Verdict, all_of, decide, effect
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.statistics import POSITIVE, Effect, effect
 
 RISE = 0.1  # of the lowest validation loss
 ORDER = ("fails", "undecided", "holds")  # what decides, where all parts must hold
@@ -53,9 +54,15 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
                 "hidden units",
                 "loss at the last epoch",
                 [
-                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0]),
-                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0]),
-                    line("validation, best epoch", widths, lambda run: run.best("loss/val"), lambda w: w[0]),
+                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0], limits=POSITIVE),
+                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0], limits=POSITIVE),
+                    line(
+                        "validation, best epoch",
+                        widths,
+                        lambda run: run.best("loss/val"),
+                        lambda w: w[0],
+                        limits=POSITIVE,
+                    ),
                 ],
                 x_log=True,
             ),
@@ -109,8 +116,8 @@ def _second_descents(widths: dict[tuple[int, ...], list[Run]]) -> tuple[str, lis
                 "hidden units",
                 f"loss at the last epoch, {share:.0%} of labels wrong",
                 [
-                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0]),
-                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0]),
+                    line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0], limits=POSITIVE),
+                    line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0], limits=POSITIVE),
                 ],
                 x_log=True,
             ),

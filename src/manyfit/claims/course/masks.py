@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyfit.claims.runs import Run, by, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect
+from manyfit.claims.runs import Run, banded, by, differences, line
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.statistics import POSITIVE, effect
 
 PASSES = 100  # masked passes in an average
 TYPICAL = 0.5  # probability that a unit is left out
@@ -51,8 +52,8 @@ def dropout(runs: Sequence[Run]) -> Verdict:
                 "p, probability of leaving a unit out",
                 "validation loss, nats",
                 [
-                    line("last epoch", rates, lambda run: run.final("loss/val")),
-                    line("best epoch", rates, lambda run: run.best("loss/val")),
+                    line("last epoch", rates, lambda run: run.final("loss/val"), limits=POSITIVE),
+                    line("best epoch", rates, lambda run: run.best("loss/val"), limits=POSITIVE),
                 ],
             ),
             Chart(
@@ -94,7 +95,7 @@ def _loss(probability: Tensor, labels: Tensor) -> float:
 
 
 def _averages(passes: Sequence[Mapping[int, float]]) -> Series:
-    found = {count: effect([one[count] for one in passes]) for count in SHOWN if passes}
-    low = [e.low if math.isfinite(e.low) else e.mean for e in found.values()]
-    high = [e.high if math.isfinite(e.high) else e.mean for e in found.values()]
-    return Series("average of masked passes", list(found), [e.mean for e in found.values()], low, high)
+    return banded(
+        "average of masked passes",
+        {count: effect([one[count] for one in passes], limits=POSITIVE) for count in SHOWN if passes},
+    )

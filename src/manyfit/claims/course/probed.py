@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect, holm
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, holm
+from manyfit.statistics import POSITIVE, SHARE, effect
 
 DECADE = 1.0  # log10
 TENTH = 0.1
@@ -38,7 +39,7 @@ def vanishing_gradient(runs: Sequence[Run]) -> Verdict:
             Chart(
                 "hidden layers",
                 "gradient of first / last layer",
-                [line(name, d, lambda run: 10 ** _log_ratio(run)) for name, d in depths.items()],
+                [line(name, d, lambda run: 10 ** _log_ratio(run), limits=POSITIVE) for name, d in depths.items()],
                 y_log=True,
             ),
             Chart(
@@ -145,7 +146,7 @@ def dying_relu(runs: Sequence[Run]) -> Verdict:
             compared[name] = differences(relu, groups[name][largest], _dead)
     answers = holm(compared, TENTH)
     shares = {name: np.mean([_dead(run) for run in rates[largest]]) for name, rates in groups.items()}
-    died = effect([_dead(run) for run in relu])
+    died = effect([_dead(run) for run in relu], limits=SHARE)
     said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     return Verdict(
         all_of([answer for answer, _ in answers.values()]),
@@ -157,7 +158,7 @@ def dying_relu(runs: Sequence[Run]) -> Verdict:
             Chart(
                 "learning rate",
                 "share of dead units at the end",
-                [line(name, rates, _dead) for name, rates in groups.items()],
+                [line(name, rates, _dead, limits=SHARE) for name, rates in groups.items()],
                 x_log=True,
             ),
             Chart(

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from manyfit.claims.runs import Run, by, differences, line
-from manyfit.claims.verdict import Chart, Effect, Series, Verdict, all_of, effect, holm
+from manyfit.claims.runs import Run, banded, by, differences, line
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, holm
+from manyfit.statistics import POSITIVE, Effect, effect
 
 FRESH = 1000  # seeds from here on are none that a rate was chosen with
 TOLERANCE = 1.1  # a rate is good if its loss is at most so many times that of the best rate
@@ -69,11 +70,11 @@ def optimizers(runs: Sequence[Run]) -> Verdict:
                 [_trials(name, by(of, LR)) for name, of in rates.items() if name not in HIDDEN],
                 x_log=True,
             ),
-            Chart("", "band of good rates, decades", [_bars("band", bands)]),
+            Chart("", "band of good rates, decades", [banded("band", bands)]),
             Chart(
                 "",
                 "validation loss, best epoch, nats",
-                [line("tuned", tuned, _best), line("default", default, _best)],
+                [line(name, of, _best, limits=POSITIVE) for name, of in (("tuned", tuned), ("default", default))],
             ),
         ),
         [["optimizer", "tuned", "its loss", "loss of the default", "cost of the default", "band, decades",
@@ -105,7 +106,7 @@ def _by_seed(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[int, float]:
 
 
 def _losses(runs: Sequence[Run]) -> Effect:
-    return effect([_best(run) for run in runs])
+    return effect([_best(run) for run in runs], limits=POSITIVE)
 
 
 def _said(values: Mapping[str, Effect], form: str) -> str:
@@ -134,11 +135,6 @@ def _fixed(run: Run) -> dict[str, Any]:
 
 def _trials(name: str, rates: Mapping[float, Sequence[Run]]) -> Series:
     return Series(name, list(rates), [_mean(of) for of in rates.values()])
-
-
-def _bars(name: str, found: Mapping[str, Effect]) -> Series:
-    every = list(found.values())
-    return Series(name, list(found), [e.mean for e in every], [e.low for e in every], [e.high for e in every])
 
 
 def _band(rates: Mapping[float, Sequence[Run]]) -> float:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, effect
+from manyfit.claims.runs import Run, banded, by, curve, differences, line
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.statistics import POSITIVE, Effect, effect
 
 MINI = 32  # a mini-batch
 CLOCKS = {  # what a descent may be plotted against, and the metric that counts it
@@ -68,7 +69,10 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
             Chart(
                 "batch size, examples",
                 "validation loss, best epoch, nats",
-                [line("at fixed epochs", tuned, _best), line("at fixed steps", steps, _best)],
+                [
+                    line(f"at fixed {what}", of, _best, limits=POSITIVE)
+                    for what, of in (("epochs", tuned), ("steps", steps))
+                ],
                 x_log=True,
             ),
             *(
@@ -147,9 +151,9 @@ def _slopes(grid: Mapping[int, Sequence[Run]]) -> list[float]:
 
 def _best_rates(grid: Mapping[int, Sequence[Run]]) -> Series:
     found = {size: effect(np.log10(list(_best_per_seed(of).values()))) for size, of in grid.items()}
-    low = [10 ** (e.low if math.isfinite(e.low) else e.mean) for e in found.values()]
-    high = [10 ** (e.high if math.isfinite(e.high) else e.mean) for e in found.values()]
-    return Series("best rate", list(found), [10**e.mean for e in found.values()], low, high)
+    return banded(
+        "best rate", {size: Effect(10**e.mean, 10**e.low, 10**e.high, e.n, e.lost) for size, e in found.items()}
+    )
 
 
 def _at_steps(runs: Sequence[Run], mini: int, epochs: float) -> dict[int, list[Run]]:
@@ -181,7 +185,7 @@ def minibatch_parallel(runs: Sequence[Run]) -> Verdict:
             Chart(
                 "batch size, examples",
                 "throughput, examples/s",
-                [line("measured", sizes, speed), linear],
+                [line("measured", sizes, speed, limits=POSITIVE), linear],
                 x_log=True,
                 y_log=True,
             ),

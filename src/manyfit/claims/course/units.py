@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Effect, Region, Series, Verdict, all_of, decide, effect, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, all_of, decide, holm
+from manyfit.statistics import POSITIVE, SHARE, Effect, effect
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,8 +115,8 @@ def nonlinearity(runs: Sequence[Run]) -> Verdict:
                 "network",
                 "test accuracy",
                 [
-                    line("identity", sizes, Run.test, lambda size: "x".join(map(str, size))),
-                    line("non-linear", others, Run.test),
+                    line("identity", sizes, Run.test, lambda size: "x".join(map(str, size)), limits=SHARE),
+                    line("non-linear", others, Run.test, limits=SHARE),
                 ],
                 level=(straight, "logistic regression"),
             ),
@@ -174,7 +175,7 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
                 y_log=True,
                 level=(CONVERGED, "target"),
             ),
-            Chart("activation", f"epochs to {CONVERGED} nats", [line("epochs", names, _epochs)]),
+            Chart("activation", f"epochs to {CONVERGED} nats", [line("epochs", names, _epochs, limits=POSITIVE)]),
         ),
     )
 
