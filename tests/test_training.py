@@ -9,9 +9,14 @@ import torch
 from torch import nn
 
 from conftest import Compose, assert_same_bits
+from manyfit import config as configuration
 from manyfit import curves
 from manyfit.config import ConfigError
+from manyfit.grouping import grouped
 from manyfit.jobs import Result, prepare
+from manyfit.reports import confirmation
+from manyfit.sources import moons, xor
+from manyfit.tables import Table
 from manyfit.training import fit
 
 
@@ -42,6 +47,41 @@ def test_alone_or_in_company(composed: Compose, batch: int | str, optimizer: str
     ]
     for a, b in zip(fit(configs), alone(configs), strict=True):
         assert_same_bits(a, b)
+
+
+def houses(target: str) -> Table:
+    """A source with an argument of the name of what it predicts, as conf/data/csv.yaml has."""
+    return moons() if target else xor()
+
+
+def cars(target: str) -> Table:
+    """Another one."""
+    return xor() if target else moons()
+
+
+def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) -> None:
+    """Their argument `target` does not hide `_target_` from the grouping, from fit or from a confirmation."""
+    a, b = (
+        composed(f"data._target_=test_training.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
+    )
+    assert configuration.signature(a) != configuration.signature(b)
+    assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]
+    assert not confirmation.same(a, b)
+    with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_training.cars"):
+        fit([a, b])
+
+
+def test_fit_trusts_no_caller(composed: Compose) -> None:
+    """Configs that cannot share a population are refused by key, before a run exists; also where none can."""
+    a, b = composed("data=iris", "epochs=1"), composed("data=iris", "epochs=1", "model.hidden=[8]", "batch_size=16")
+    with pytest.raises(ConfigError) as caught:
+        fit([a, a, b])
+    assert str(caught.value).splitlines() == [
+        "batch_size must be the same in all members of a population, but got 32, 16. Train them apart.",
+        "model.hidden must be the same in all members of a population, but got [64, 64], [8]. Train them apart.",
+    ]
+    with pytest.raises(ConfigError, match="configs must be one, but got 2 .* not linear in lr"):
+        fit([composed("data=iris", "optimizer=lbfgs", "batch_size=full", f"seed={seed}") for seed in range(2)])
 
 
 def test_metrics_and_shapes(composed: Compose) -> None:

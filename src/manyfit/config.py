@@ -204,12 +204,31 @@ def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 def signature(config: Config) -> str:
     """What configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
-    values = config.model_dump(mode="json", exclude={"seed", "schedule", "name"})
+    return json.dumps(_shared(config), sort_keys=True)
+
+
+def require_same_signature(configs: Sequence[Config]) -> None:
+    """Raise ConfigError unless the configs may share a population; names each key in which they may not differ."""
+    first, *others = [dict(_flatten(_shared(config), "")) for config in configs]
+    keys = sorted({key for other in others for key in {*first, *other} if first.get(key) != other.get(key)})
+    if keys:
+        values = [list(dict.fromkeys(str(flat.get(key, "none")) for flat in (first, *others))) for key in keys]
+        raise ConfigError(
+            "\n".join(
+                f"{key} must be the same in all members of a population, but got {', '.join(got)}. Train them apart."
+                for key, got in zip(keys, values, strict=True)
+            )
+        )
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    # by alias: a source may have an argument `target` beside its `_target_`
+    values = config.model_dump(mode="json", by_alias=True, exclude={"seed", "schedule", "name"})
     for key in ("lr", "weight_decay"):
         values["optimizer"].pop(key, None)
     if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout
         values["model"].pop("dropout", None)
-    return json.dumps(values, sort_keys=True)
+    return values
 
 
 def _sentence(error: Any) -> str:

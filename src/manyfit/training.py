@@ -20,9 +20,10 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
 from manyfit import checkpoints, curves, data, devices, distributed, probes
-from manyfit.config import Config
+from manyfit.config import Config, ConfigError, require_same_signature
 from manyfit.devices import on_gpu
 from manyfit.dropout import seed_of
+from manyfit.grouping import why_alone
 from manyfit.jobs import Job, Result, Trained, prepare
 from manyfit.models import Predictor
 from manyfit.module import Blocks, Report, Stops, Training
@@ -55,7 +56,7 @@ def fit(
     """Train configs that may share a population, each as if it were alone, and track each as a run.
 
     Args:
-        configs: They differ at most in lr, weight decay, seed, dropout rates and schedule.
+        configs: One or more that differ at most in lr, weight decay, seed, dropout rates and schedule.
         recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
         prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
@@ -68,12 +69,15 @@ def fit(
         A result for each config, in order.
 
     Raises:
-        ValueError: Before any run exists: something in a config cannot be used.
+        ValueError: Before any run exists: something in a config cannot be used, or they may not share a population.
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the runs are KILLED and keep their epochs.
         Exception: One of the training's own. A lone run is FAILED then; those of a population stay open, since it need
             not be the fault of all.
     """
+    require_same_signature(configs)
     jobs = [prepare(config) for config in configs]
+    if len(jobs) > 1 and (reason := why_alone(jobs[0])):
+        raise ConfigError(f"configs must be one, but got {len(jobs)} that can share no population: {reason}.")
     recorder = recorder or Recorder(NoTracker(), configs)
     gc.freeze()
     gc.enable()

@@ -63,7 +63,7 @@ def with_seed(config: Config, seed: int) -> Config:
 def same(a: Config, b: Config) -> bool:
     """Whether two configs train the same, seeds and bookkeeping aside."""
     aside = {"seed", "tracking", "name"}
-    return a.model_dump(exclude=aside) == b.model_dump(exclude=aside)
+    return a.model_dump(by_alias=True, exclude=aside) == b.model_dump(by_alias=True, exclude=aside)
 
 
 def confirm(
