@@ -81,6 +81,9 @@ def test_no_password_in_a_config(composed: Compose, uri: str) -> None:
 def test_title_says_what_differs(composed: Compose) -> None:
     """A run's name is short and readable."""
     assert composed("optimizer.lr=3e-3", "batch_size=64").title() == "adam lr=0.003 b=64 s=0"
+    assert composed("model.hidden=[]").title() == "adam lr=0.001 b=32 linear s=0"
+    assert composed("model.hidden=[8,4]").title() == "adam lr=0.001 b=32 8x4 s=0"
+    assert composed("model=perceptron").title() == "adam lr=0.001 b=32 perceptron s=0"
     assert composed("model.dropout=0.5", "schedule=cosine", "seed=3").title() == "adam lr=0.001 b=32 p=0.5 cosine s=3"
 
 

@@ -164,6 +164,14 @@ def test_an_unsteady_run_is_told_so():
     assert "unsteady" not in curves.sentence(summarise(*MADE["early plateau"][:2], BASELINE))
 
 
+def test_worse_than_guessing_is_not_hardly_better():
+    """A training loss above the baseline's is no better than guessing."""
+    assert "5, no better than the 2.3 of guessing" in curves.sentence(
+        summarise(*MADE["worse than the baseline"][:2], 2.3)
+    )
+    assert "2.28, hardly below the 2.3 of" in curves.sentence(summarise(np.full(9, 2.28), np.full(9, 2.3), 2.3))
+
+
 def test_the_overfitting_sentence():
     """The whole sentence once, as a newcomer reads it."""
     train, val, _ = MADE["overfit in 5 epochs"]

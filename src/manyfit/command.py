@@ -33,6 +33,8 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     """Go on with an earlier run; otherwise like `run`."""
     earlier = find(cfg, overrides)
     print(f"{'resume':>11}  run {earlier.run_id}, from epoch {earlier.epoch}")
+    for change in earlier.changes:
+        print(f"{'':>11}  {change}")
     return _alone(earlier.config, earlier)
 
 
@@ -47,7 +49,8 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
     with tracker:
         from manyfit import recording, terminal, training
 
-        recorder = recording.Recorder(tracker, [config], run_ids=[earlier.run_id] if earlier else None)
+        ids, tags = ([earlier.run_id], [{"resumed": "; ".join(earlier.changes)}]) if earlier else (None, None)
+        recorder = recording.Recorder(tracker, [config], tags=tags, run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:

@@ -147,8 +147,9 @@ class Config(Node):
         model = self.model.arguments
         if self.choices.get("model", "mlp") != "mlp":
             parts.append(self.choices["model"])
-        if model.get("hidden", [64, 64]) not in ([64, 64], []):
-            parts.append("x".join(map(str, model["hidden"])))
+        hidden, usual = model.get("hidden"), {"mlp": [64, 64], "perceptron": []}
+        if hidden not in (None, usual.get(self.choices.get("model", "mlp"))):
+            parts.append("x".join(map(str, hidden or ())) or "linear")
         if model.get("activation", "relu") != "relu":
             parts.append(str(model["activation"]))
         if model.get("dropout"):

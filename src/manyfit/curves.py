@@ -145,8 +145,9 @@ def sentence(summary: Summary) -> str:
         case Verdict.DIVERGED:
             return _diverged(s)
         case Verdict.UNDERFIT:
+            beside = "no better than" if s.loss_train >= s.baseline else "hardly below"
             return (
-                f"Underfits: training loss ended at {s.loss_train:.3g}, hardly below the {s.baseline:.3g} of guessing "
+                f"Underfits: training loss ended at {s.loss_train:.3g}, {beside} the {s.baseline:.3g} of guessing "
                 "without a look at the inputs."
             )
         case Verdict.UNFINISHED:

@@ -1,11 +1,15 @@
 """`resume=<id>`: go on with an earlier run, from the state after its last epochs."""
 
+import copy
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from manyfit.config import Config, ConfigError, parse
@@ -22,12 +26,14 @@ class Earlier:
         run_id: MLflow's.
         folder: Its checkpoints.
         epoch: The last that it has.
+        changes: What is not as it would have gone on, in sentences.
     """
 
     config: Config
     run_id: str
     folder: Path
     epoch: int
+    changes: tuple[str, ...] = ()
 
 
 def folder_of(run: str) -> Path:
@@ -68,7 +74,9 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
             f"epochs must be > {state['epoch']}, which the run has, but got {config.epochs}. Ask for more: epochs="
             f"{2 * state['epoch']}."
         )
-    return Earlier(config, run_id, folder, state["epoch"])
+    return Earlier(
+        config, run_id, folder, state["epoch"], _changes(parse(stored["source"], stored["choices"]), config, state)
+    )
 
 
 def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
@@ -98,3 +106,26 @@ def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[
     for key in keys:
         OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
     return parse(tree, stored["choices"])
+
+
+def _changes(before: Config, now: Config, state: Mapping[str, Any]) -> tuple[str, ...]:
+    """That there are more epochs, and where the schedule, which is a function of progress through all, then jumps."""
+    if now.epochs == before.epochs:
+        return ()
+    last, following = float(state["last_lr"][0]), _following_lr(now, state)
+    name = now.choices.get("schedule", now.schedule.target)
+    epochs = f"epochs: {now.epochs} instead of {before.epochs}"
+    jump = f"schedule: {name} is now that of {now.epochs} epochs, so lr goes from {last:.2g} to {following:.2g}"
+    kept = f"{epochs}; a param cannot change in MLflow, so the tag resumed/epochs has the new one"
+    return (kept,) if math.isclose(last, following, rel_tol=0.01) else (kept, jump)
+
+
+def _following_lr(config: Config, state: Mapping[str, Any]) -> float:
+    """Of the first step after a state."""
+    from manyfit.jobs import prepare  # torch: seconds
+
+    job = prepare(config)
+    schedule = copy.deepcopy(job.schedule)
+    schedule.load_state(state["schedules"][0])
+    steps = config.epochs * -(-len(job.data.x_train) // job.batch_size)
+    return config.optimizer.lr * float(schedule(np.array([state["steps"] / steps]))[0])

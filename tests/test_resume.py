@@ -1,0 +1,39 @@
+"""resume=: the real command goes on with an earlier run, and says what is not as it would have gone on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import Compose
+from manyfit import checkpoints, resume
+from manyfit.training import fit
+from test_cli import SMALL, command, runs
+
+
+def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> None:
+    """A cosine that had come to its end is stretched over more epochs, and lr rises; a constant one has no jump."""
+    for schedule, lines in (("cosine", 2), ("constant", 1)):
+        short, long = (composed(*SMALL, f"schedule={schedule}", f"epochs={epochs}") for epochs in (4, 8))
+        fit([short], keep=tmp_path / schedule)
+        state = checkpoints.load(tmp_path / schedule)
+        assert resume._changes(short, short, state) == ()
+        said = resume._changes(short, long, state)
+        assert len(said) == lines
+        assert said[0].startswith("epochs: 8 instead of 4")
+    (result,) = fit([long], resume=tmp_path / "constant")
+    assert result.metrics["lr"][4] == result.metrics["lr"][5]
+
+
+@pytest.mark.slow
+def test_the_page_says_what_changed(tmp_path: Path) -> None:
+    """Terminal and tags: the new epochs, since the param cannot change, and where lr goes."""
+    assert command(tmp_path, *SMALL, "schedule=cosine").returncode == 0
+    (run,) = runs(tmp_path)
+    done = command(tmp_path, f"resume={run.info.run_id[:6]}", "epochs=6")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(tmp_path)
+    jump = re.search("schedule: cosine is now that of 6 epochs, so lr goes from .* to 0.0005", done.stdout)
+    assert jump
+    assert jump[0] in run.data.tags["resumed"]
+    assert (run.data.params["epochs"], run.data.tags["resumed/epochs"]) == ("3", "6")
