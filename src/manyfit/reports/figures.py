@@ -80,7 +80,7 @@ def curves(rows: Sequence[Row], settings: Sequence[Setting], title: str) -> "Fig
         leading = leading[:SHOWN]
         for setting, colour in reversed(list(zip(leading, NAMED, strict=False))):
             _mean_and_band(axes, setting, colour)
-        _key(axes, "mean over seeds, 95% CI", dict(zip(_labels(leading), NAMED, strict=False)))
+        _key(axes, "mean and 95% CI", dict(zip(_labels(leading), NAMED, strict=False)))
         return figure
     best = next(row for row in leading[0].counted if row.loss_val is not None)
     values = _finite(best.loss_val)
