@@ -64,21 +64,27 @@ def test_grid_is_the_runs_one_by_one(tmp_path: Path) -> None:
             assert a.read_text() == b.read_text()
 
 
+@pytest.mark.parametrize("more", [[], pytest.param(["hydra/launcher=basic"], marks=pytest.mark.slow)], ids=str)
+def test_a_grid_with_a_bad_job_is_refused(tmp_path: Path, more: list[str]) -> None:
+    """Bad values of both kinds, found when parsed and when built, are all told; nothing is run, nothing is left."""
+    done = command(tmp_path, "-m", "data=iris", "epochs=2", "optimizer.lr=-1,1e-2,abc", "batch_size=16,1000", *more)
+    assert done.returncode == 1
+    assert "optimizer.lr must be > 0, but got -1. (2 of 6 jobs, the first: " in done.stderr
+    assert "optimizer.lr must be a valid number, but got 'abc'. (2 of 6 jobs, the first: " in done.stderr
+    assert "batch_size must be <= 106, the training examples, but got 1000. Use batch_size=full. (1 of 6" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["hydra/launcher=basic"]], ids=["fused", "basic"])
-def test_one_bad_job_fails_alone(tmp_path: Path, more: list[str]) -> None:
-    """A job that cannot be used, one whose batch is too large and one that diverges: the rest finish, exit code 1."""
-    done = command(
-        tmp_path, "-m", "data=iris", "epochs=2", "optimizer=sgd", "optimizer.lr=-1,1e-2", "batch_size=16,1000", *more
-    )
+def test_one_bad_run_fails_alone(tmp_path: Path, more: list[str]) -> None:
+    """A run that diverges: the rest finish, exit code 1; a job that is there twice is run once."""
+    done = command(tmp_path, "-m", "data=diabetes", "epochs=2", "optimizer=sgd", "optimizer.lr=1e9,1e-2,0.01", *more)
     assert done.returncode == 1
-    assert "3 of 4 runs failed" in done.stderr
-    assert "Traceback" not in done.stderr
-    found = children(tmp_path)
-    assert sorted(run.info.status for run in found.values()) == ["FAILED"] * 3 + ["FINISHED"]
-    errors = " ".join(run.data.tags.get("error", "") for run in found.values())
-    assert "batch_size must be <= 106" in errors
-    assert "optimizer.lr must be > 0, but got -1" in errors
+    assert "1 of 2 runs failed" in done.stderr
+    assert "1 of 3 jobs repeat another: each is run once" in done.stdout
+    assert sorted(run.info.status for run in children(tmp_path).values()) == ["FAILED", "FINISHED"]
 
 
 @pytest.mark.slow

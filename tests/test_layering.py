@@ -24,7 +24,7 @@ LEVELS = [
     {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks", "captured"},
     {"population"},
     {"jobs", "evaluation"},
-    {"module", "recording", "grouping", "rank_process"},
+    {"module", "recording", "grouping", "rank_process", "checking"},
     {"terminal", "probes", "claims", "distributed", "workers"},
     {"training"},
     {"reports"},

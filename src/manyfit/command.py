@@ -4,12 +4,12 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from manyfit import experiments
+from manyfit import checking, experiments
 from manyfit.config import Config, ConfigError, parse
 from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
@@ -102,33 +102,44 @@ def train_jobs(
 
 
 @contextlib.contextmanager
-def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sweep]:
+def grid(
+    first: DictConfig,
+    arguments: Sequence[str],
+    jobs: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Config],
+    wish: bool = False,
+) -> Iterator[list[list[str]]]:
     """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
 
     Args:
         first: What all jobs share, composed.
         arguments: Of the command.
-        total: How many jobs.
+        jobs: The overrides of each.
+        compose: From a job's overrides to its config.
+        wish: Whether data.train_size is an experiment's, which the data may cap.
+
+    Yields:
+        The jobs that are to be run: each was tried, and is there once.
 
     Raises:
-        SystemExit: Some jobs failed; says how many, and why the first did.
+        SystemExit: Some jobs cannot be run, and nothing was; or some failed: says how many, and why the first did.
     """
     try:
         config = parse(first, first.hydra.runtime.choices)
         experiment = experiments.Experiment.of(first)
-        if experiment and total < 2:
-            raise ConfigError(
-                "grids must hold two runs or more for a claim to judge, but got one. claim=null runs it alone."
-            )
-        if experiment and first.quick:
-            print(f"{'quick':>11}  two seeds, the ends of every range, a tenth of the epochs: this decides nothing")
+        checked = checking.check(jobs, compose, wish)
+        if experiment:
+            experiment.accept(list(checked.configs.values()))
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    with Sweep(" ".join(arguments), config, total) as sweep:
-        yield sweep
+    if experiment and first.quick:
+        print(f"{'quick':>11}  two seeds, the ends of every range, a tenth of the epochs: this decides nothing")
+    for line in checked.told():
+        print(f"{'note':>11}  {line}")
+    with Sweep(" ".join(arguments), config, len(checked.configs)) as sweep:
+        yield [list(job) for job in checked.configs]
         from manyfit import reports
 
-        rows = reports.rows_of(sweep.children) + [reports.Row.refused(number) for number in sorted(sweep.refused)]
         verdict, broken = None, ""
         try:
             verdict = experiment.conclude(sweep) if experiment else None
@@ -136,13 +147,13 @@ def grid(first: DictConfig, arguments: Sequence[str], total: int) -> Iterator[Sw
             broken = _described(error)
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
-        reports.conclude(sweep, rows, verdict=verdict)
+        reports.conclude(sweep, reports.rows_of(sweep.children), verdict=verdict)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
-        errors = {n: e for n, e in errors.items() if n in sweep.refused or sweep.children[n].error is not None}
+        errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
-        sys.exit(f"error: {len(errors)} of {total} runs failed; the first is job {number}: {reason}")
+        sys.exit(f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {reason}")
     if broken:
         sys.exit(f"error: the claim could not be judged: {broken}")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manyfit.tables import Table
 
-__all__ = ["Dataset", "Table", "noisy", "order", "prepare"]
+__all__ = ["Dataset", "Table", "noisy", "order", "prepare", "sizes"]
 
 # First words of every seed sequence, so that two uses of one seed draw independent numbers.
 _ORDER, _NOISE, _TRAIN_SIZE = 1, 2, 3
@@ -109,6 +109,12 @@ def prepare(
     )
 
 
+def sizes(n: int, val_fraction: float, test_fraction: float) -> tuple[int, int, int]:
+    """How many of n rows go to train, val and test."""
+    n_val, n_test = round(val_fraction * n), round(test_fraction * n)
+    return n - n_val - n_test, n_val, n_test
+
+
 def noisy(y: Tensor, classes: int, share: float, seed: int) -> Tensor:
     """Labels of the training set with errors in them; a pure function of its arguments.
 
@@ -168,9 +174,9 @@ def _split(table: Table, seed: int, val_fraction: float, test_fraction: float) -
     from sklearn.model_selection import train_test_split
 
     n = len(table.target)
-    n_val, n_test = round(val_fraction * n), round(test_fraction * n)
+    n_train, n_val, n_test = sizes(n, val_fraction, test_fraction)
     leave = {
-        "train": (n - n_val - n_test, "data.val_fraction + data.test_fraction", f"{val_fraction} + {test_fraction}"),
+        "train": (n_train, "data.val_fraction + data.test_fraction", f"{val_fraction} + {test_fraction}"),
         "val": (n_val, "data.val_fraction", str(val_fraction)),
         "test": (n_test, "data.test_fraction", str(test_fraction)),
     }

@@ -75,6 +75,21 @@ class Experiment:
         seeds = 2 if cfg.quick else REPORT_SEEDS
         return cls(name, claims.find(str(cfg.claim)), tuple(cfg.tune), cfg.tune_by, seeds)
 
+    def accept(self, configs: Sequence[Config]) -> None:
+        """Raise ConfigError where the claim cannot judge runs of these configs."""
+        if len(configs) < 2:
+            raise ConfigError(
+                "grids must hold two runs or more for a claim to judge, but got one. claim=null runs it alone."
+            )
+        from manyfit.jobs import prepare
+
+        wanted = claims.task_of(self.claim)
+        for config in {config.data.model_dump_json(): config for config in configs}.values():
+            if wanted and (got := prepare(config).data.task) != wanted:
+                raise ConfigError(
+                    f"data must be a {wanted} for the claim {self.name}, but got a {got}. Choose other data."
+                )
+
     def conclude(self, sweep: Sweep) -> "Verdict":
         """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
         from manyfit.claims import charts

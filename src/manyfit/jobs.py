@@ -107,13 +107,31 @@ def _dataset(config_json: str) -> data.Dataset:
     return data.prepare(table, **common)
 
 
+@functools.lru_cache(maxsize=64)
+def _training_rows(config_json: str) -> int:
+    config = DataConfig.model_validate_json(config_json)
+    table = configuration.build(config, "data", data.Table)
+    return data.sizes(len(table.target), config.val_fraction, config.test_fraction)[0]
+
+
+def training_rows(config: DataConfig) -> int:
+    """How many examples there are to train on, whatever `train_size` says; the data are read once for all splits."""
+    usual = {"split_seed": 0, "train_size": None, "label_noise": 0.0, "standardise": True}
+    return _training_rows(config.model_copy(update=usual).model_dump_json(by_alias=True))
+
+
+def identity(config: Config) -> str:
+    """What two configs share that are the same run."""
+    return config.model_dump_json(by_alias=True) + config.experiment
+
+
 def prepare(config: Config) -> Job:
     """Load the data and build everything once; asked again, it gives the same job, which nobody may change.
 
     Raises:
         ValueError: Something in the config cannot be used; the message names the key.
     """
-    key = config.model_dump_json(by_alias=True) + config.experiment
+    key = identity(config)
     if key not in _prepared:
         while len(_prepared) >= REMEMBERED:
             _prepared.pop(next(iter(_prepared)))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from manyfit.config import Config, ConfigError, TrainingError
 from manyfit.distributed import sigterm_exits
@@ -45,7 +45,7 @@ class Sweep:
         prune: Asked after every epoch of every child, by job number, epoch and metrics, whether it is to stop.
         tags: More tags for the child of a job number.
         children: Everything that was run, by job number.
-        refused: Jobs whose config was refused, and why.
+        refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
     """
 
@@ -98,7 +98,8 @@ class Sweep:
             try:
                 jobs[number] = prepare(config)
             except ValueError as error:
-                self.children[number] = self._refused(number, config, error)
+                run = self.refuse(number, config.title(), error, config.flat())
+                self.children[number] = Child(number, config, run, error=error)
         count = self._workers(list(jobs.values()))
         groups = grouped(jobs, self.max_members, count)
         for reason in {group.alone: None for group in groups if group.alone}:
@@ -183,19 +184,15 @@ class Sweep:
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)
 
-    def refuse(self, number: int, name: str, error: Exception) -> None:
-        """A job whose config cannot be used gets a run that says why."""
-        if number in self.refused or number in self.children:
-            return
+    def refuse(self, number: int, name: str, error: Exception, params: Mapping[str, Any] | None = None) -> TrackedRun:
+        """A job of a search whose config cannot be used gets a run that says why."""
         self.refused[number] = error
+        tags = {"error": str(error), "ended": "refused", **self.tags.get(number, {})}
         run = self.tracker.start(
-            experiment=self.config.experiment,
-            name=name,
-            params={},
-            tags={"error": str(error), "ended": "refused", **self.tags.get(number, {})},
-            parent=self.parent,
+            experiment=self.config.experiment, name=name, params=params or {}, tags=tags, parent=self.parent
         )
         run.end("FAILED")
+        return run
 
     def errors(self) -> dict[int, Exception]:
         """What went wrong, by job number."""
@@ -206,18 +203,6 @@ class Sweep:
             except Exception as error:
                 found[number] = error
         return dict(sorted(found.items()))
-
-    def _refused(self, number: int, config: Config, error: Exception) -> Child:
-        """A job that cannot be used: a run that says why."""
-        run = self.tracker.start(
-            experiment=self.config.experiment,
-            name=config.title(),
-            params=config.flat(),
-            tags={"error": f"{type(error).__name__}: {error}", **self.tags.get(number, {})},
-            parent=self.parent,
-        )
-        run.end("FAILED")
-        return Child(number, config, run, error=error)
 
 
 current: list[Sweep] = []  # the sweep that this process is in the middle of, so that a single run knows

@@ -10,13 +10,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit import command
+from manyfit.checking import SIZE
 
 
 @dataclass
@@ -44,9 +45,7 @@ class GridSweeper(BasicSweeper):
         """Launch every combination, as children of one run, and report on them; experiment=all: every experiment."""
         assert self.config is not None
         assert self.hydra_context is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        self.multirun = self.config
         loader = self.hydra_context.config_loader
         if self.config.hydra.runtime.choices.get("experiment") != "all":
             return self._sweep(self.config, arguments, 0)
@@ -76,20 +75,19 @@ class GridSweeper(BasicSweeper):
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
             sys.exit("error: experiment must be one of them, or all, but got several: each is a sweep of its own.")
+        given = OverridesParser.create().parse_overrides(arguments)
+        first = loader.load_sweep_config(cfg, [o.input_line or "" for o in given if not o.is_sweep_override()])
         jobs = jobs_of(cfg, arguments, self._parse_config())
-        shared = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
-        first = loader.load_sweep_config(cfg, shared)
         composer = Composer(loader, cfg)
-        for overrides in jobs:  # what Hydra refuses is refused before there is a run
-            composer.load(overrides, 0)
-        size = self.max_batch_size or max(1, len(jobs))
+        wish = cfg.hydra.runtime.choices.get("experiment") and SIZE not in {o.key_or_group for o in given}
         returns: list[Sequence[JobReturn]] = []
-        with command.grid(first, arguments, len(jobs)) as sweep:
-            for start in range(0, len(jobs), size):
-                returns.append(self.launcher.launch(jobs[start : start + size], initial_job_idx=number + start))
-                for job, done in enumerate(returns[-1], number + start):  # what Hydra's own could not even start
-                    if done.status is JobStatus.FAILED and isinstance(done._return_value, Exception):
-                        sweep.refuse(job, " ".join(done.overrides or []), done._return_value)
+        with command.grid(first, arguments, jobs, lambda job: composer.load(job, 0).config(), bool(wish)) as accepted:
+            folder = Path(self.multirun.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.multirun, folder / "multirun.yaml")
+            size = self.max_batch_size or max(1, len(accepted))
+            for start in range(0, len(accepted), size):
+                returns.append(self.launcher.launch(accepted[start : start + size], initial_job_idx=number + start))
         return returns
 
 
@@ -103,7 +101,7 @@ def jobs_of(cfg: DictConfig, arguments: list[str], always: list[str]) -> list[li
     """
     parser = OverridesParser.create()
     named = {parser.parse_override(argument).get_key_element() for argument in arguments}
-    jobs: dict[tuple[str, ...], None] = {}
+    jobs: list[list[str]] = []
     for grid in cfg.grids or [{}]:
         own = {key: values for key, values in grid.items() if key not in named}
         draws = own.pop("draws", None)
@@ -113,8 +111,8 @@ def jobs_of(cfg: DictConfig, arguments: list[str], always: list[str]) -> list[li
         for point in _drawn([o for o in overrides if o.is_interval_sweep()], draws):
             parsed = parser.parse_overrides([*always, *listed, *point, *arguments])
             found += [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-        jobs |= {tuple(job): None for job in (_quick(found, cfg.epochs) if cfg.quick else found)}
-    return [list(job) for job in jobs]
+        jobs += _quick(found, cfg.epochs) if cfg.quick else found
+    return jobs
 
 
 def _drawn(intervals: list[Override], draws: Any) -> list[tuple[str, ...]]:

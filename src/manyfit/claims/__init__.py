@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from manyfit.claims.runs import Run, by, curve, differences, line, parsed
-from manyfit.claims.verdict import Chart, Region, Series, Verdict, all_of, decide, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
 from manyfit.config import ConfigError
 from manyfit.statistics import Effect, effect
 
@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "Series",
     "Verdict",
+    "about",
     "all_of",
     "by",
     "curve",
@@ -32,6 +33,7 @@ __all__ = [
     "holm",
     "line",
     "runs_of",
+    "task_of",
 ]
 
 Claim = Callable[[Sequence[Run]], Verdict]
@@ -51,6 +53,11 @@ def find(name: str) -> Claim:
     if not (inspect.isfunction(found) and inspect.get_annotations(found, eval_str=True).get("return") is Verdict):
         raise ConfigError(f"claim must name a function that is annotated to return a Verdict, but got {name!r}.")
     return found
+
+
+def task_of(claim: Claim) -> str | None:
+    """The one task that a claim is about, as `about` says; None: any."""
+    return getattr(claim, "task", None)
 
 
 def runs_of(stored: Sequence["StoredRun"], trained: Mapping[str, tuple["Job", "Result"]]) -> list[Run]:

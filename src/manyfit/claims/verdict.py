@@ -1,13 +1,14 @@
 """What a claim comes to: an answer with an effect and its interval, and the chart that shows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from manyfit.statistics import LEVEL, Effect, effect
 
+Judge = TypeVar("Judge", bound=Callable[..., Any])
 Answer = Literal["holds", "fails", "undecided"]
 SEEDS = 8  # fewer do not decide anything
 
@@ -90,6 +91,16 @@ class Verdict:
     def measured(self) -> str:
         """The effect with its interval and unit, in words."""
         return f"{self.effect} {self.unit}" if self.effect.n else "nothing was measured"
+
+
+def about(task: str) -> Callable[[Judge], Judge]:
+    """Mark a claim that only `classification`, or only `regression`, can answer: other data are refused beforehand."""
+
+    def marked(claim: Judge) -> Judge:
+        claim.task = task  # type: ignore[attr-defined]  # functions take attributes
+        return claim
+
+    return marked
 
 
 def decide(found: Effect, above: float = 0.0) -> Answer:

@@ -46,11 +46,6 @@ class Row:
         result: Of this session.
     """
 
-    @classmethod
-    def refused(cls, number: int) -> "Row":
-        """The row of a job that made no training."""
-        return cls(number, {}, math.nan, "failed", 0, None, None, None, None, None)
-
     number: int
     params: Mapping[str, Value]
     value: float

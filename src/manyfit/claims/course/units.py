@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Region, Series, Verdict, all_of, decide, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
 from manyfit.statistics import POSITIVE, SHARE, Effect, effect
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ EXPLAINED = 0.9  # of the variance
 GRID = 121  # points a side of a map
 
 
+@about("classification")
 def perceptron(runs: Sequence[Run]) -> Verdict:
     """Test accuracy minus the share of the most frequent class: holds if above 30 points, in the mean over seeds."""
     known = [run for run in runs if run.job is not None]
@@ -85,6 +86,7 @@ def _region(title: str, data: "Dataset", predictor: "nn.Module") -> Region:
     return Region(title, names, x, y, p.reshape(len(y), len(x)), points, data.y_train.numpy())
 
 
+@about("classification")
 def nonlinearity(runs: Sequence[Run]) -> Verdict:
     """Test accuracy against scikit-learn's logistic regression on the same split.
 

@@ -1,0 +1,48 @@
+"""Jobs of a grid before the first of them runs."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from conftest import Compose
+from manyfit.checking import Checked, check
+from manyfit.config import ConfigError
+
+SMALL = ("data=wine", "model.hidden=[4]")
+
+
+def checked(composed: Compose, jobs: Sequence[Sequence[str]], wish: bool = False) -> Checked:
+    return check(jobs, lambda overrides: composed(*SMALL, *overrides), wish)
+
+
+def test_every_refusal_is_told_once(composed: Compose) -> None:
+    """With how many jobs it is of, and the first of them."""
+    jobs = [[f"batch_size={size}", f"seed={seed}"] for size in (8, 500, 501) for seed in range(3)]
+    with pytest.raises(ConfigError) as told:
+        checked(composed, jobs)
+    first, second, last = str(told.value).splitlines()
+    assert first.startswith("batch_size must be <= 124")
+    assert first.endswith("but got 500. Use batch_size=full. (3 of 9 jobs, the first: batch_size=500 seed=0)")
+    assert "501" in second
+    assert last == "Nothing was run."
+
+
+def test_equal_jobs_are_one(composed: Compose) -> None:
+    """Whatever their overrides look like."""
+    found = checked(composed, [["seed=0"], ["seed=1"], ["seed=0"], ["optimizer.lr=1e-3"], ["optimizer.lr=0.001"]])
+    assert list(found.configs) == [("seed=0",), ("seed=1",)]
+    assert found.told() == ["3 of 5 jobs repeat another: each is run once"]
+
+
+def test_the_data_cap_an_experiments_wish(composed: Compose) -> None:
+    """Of train_size the run has the real number; jobs that become equal are one; without a wish it is refused."""
+    jobs = [[f"data.train_size={size}", "seed=0"] for size in (100, 124, 400, 1000)]
+    found = checked(composed, jobs, wish=True)
+    assert [config.data.train_size for config in found.configs.values()] == [100, 124]
+    assert [config.flat()["data.train_size"] for config in found.configs.values()] == [100, 124]
+    assert found.told() == [
+        "data.train_size is 124, all there are; the experiment asks for 400, 1000",
+        "2 of 4 jobs repeat another: each is run once",
+    ]
+    with pytest.raises(ConfigError, match="data.train_size must be in 1..124"):
+        checked(composed, jobs)
