@@ -1,6 +1,7 @@
 """What tests share: composing a config as the command does, and trainings that leave nothing behind."""
 
 import contextlib
+import math
 import os
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ from sklearn.utils import Bunch
 from torch import nn
 
 from manyfit import config as configuration
+from manyfit import curves
 from manyfit.config import Config
 from manyfit.jobs import Result
 
@@ -41,6 +43,17 @@ def assert_same_bits(a: Result, b: Result) -> None:
         np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
     assert torch.equal(a.weights, b.weights)
     assert a.test == b.test
+
+
+def made(config: Config, end: float) -> Result:
+    """A result whose validation loss falls to `end`; with NaN it diverged."""
+    val = np.r_[2.0, 1.5, end]
+    metrics = {"loss/train": val, "loss/val": val, "accuracy/train": 1 - val / 4, "accuracy/val": 1 - val / 4}
+    summary = curves.summarise(val, val, 2.3)
+    reason = "finished" if math.isfinite(end) else "diverged"
+    test = {"accuracy/test": 1 - end / 2}
+    example = np.zeros((1, 2), np.float32)
+    return Result(config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",))
 
 
 def epochs_stored(folder: Path, of: str = "*") -> int:

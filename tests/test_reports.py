@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from conftest import Compose
-from manyfit import curves, reports
+from conftest import Compose, made
+from manyfit import reports
 from manyfit.config import Config
-from manyfit.jobs import Result
 from manyfit.parent import Child, Sweep
 from manyfit.reports import confirmation, findings, rerun
 from manyfit.reports.findings import Row, ranked
@@ -73,17 +70,6 @@ class FakeSweep:
         found = [child(number, config, self.ends(config)) for number, config in configs.items()]
         self.children |= {one.number: one for one in found}
         return found
-
-
-def made(config: Config, end: float) -> Result:
-    """A result whose validation loss falls to `end`; with NaN it diverged."""
-    val = np.r_[2.0, 1.5, end]
-    metrics = {"loss/train": val, "loss/val": val, "accuracy/train": 1 - val / 4, "accuracy/val": 1 - val / 4}
-    summary = curves.summarise(val, val, 2.3)
-    reason = "finished" if math.isfinite(end) else "diverged"
-    test = {"accuracy/test": 1 - end / 2}
-    example = np.zeros((1, 2), np.float32)
-    return Result(config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",))
 
 
 def child(number: int, config: Config, end: float) -> Child:

@@ -25,8 +25,8 @@ from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from conftest import CONF, ROOT, options
-from manyfit import command, sweeps
+from conftest import CONF, ROOT, made, options
+from manyfit import command, parent, sweeps
 from manyfit import config as configuration
 from manyfit.config import ConfigError
 from manyfit.sweeps import ledger, space
@@ -286,6 +286,56 @@ def test_every_sampler_goes_with_every_pruner(sampler: str, pruner: str, reporte
     assert [row.number for row in reported] == [0, 1, 2, 3]
     assert {row.state for row in reported} <= {"finished", "pruned"}
     assert all(np.isfinite(row.value) and len(row.loss_val) and row.config.seed == row.seed == 0 for row in reported)
+
+
+def answered(loss: Callable[[float, float], float]) -> Any:
+    """A launcher whose trainings come to a loss given by learning rate and dropout, without being run."""
+
+    def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
+        sweep = parent.current[-1]
+        for number, job in enumerate(jobs, first):
+            values = dict(override.split("=", 1) for override in job)
+            run = sweep.tracker.start(experiment="", name="", params={}, tags={})
+            seed = int(values.get("seed", 0))
+            config = sweep.config.model_copy(update={"seed": seed})
+            result = made(config, loss(float(values["optimizer.lr"]), float(values["model.dropout"])))
+            sweep.children[number] = parent.Child(number, config, run, result)
+        return [None] * len(jobs)
+
+    return launch
+
+
+TWO = ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
+
+
+def cliff(lr: float, dropout: float) -> float:
+    """Flat, but for a little of the dropout, and nothing comes of the upper half of the rates."""
+    return 0.5 + 0.01 * dropout if lr < 1e-3 else np.nan
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 40), ("gp", 24), ("cmaes", 40)])
+def test_a_sampler_learns_where_trainings_diverge(sampler: str, trials: int, reported: list[SimpleNamespace]) -> None:
+    """The last of its proposals lie elsewhere; chance would put half of them there."""
+    given = [f"sampler={sampler}", f"sweep.n_trials={trials}", "sweep.round=8", "seed=1"]
+    search(TWO, *given, "sweep.storage='sqlite:///:memory:'", launch=answered(cliff))
+    assert sum(row.state == "diverged" for row in reported[:16]) >= 3
+    assert sum(row.state == "diverged" for row in reported[-8:]) <= 1
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, reported: list[SimpleNamespace]) -> None:
+    """For every sampler; the report calls it diverged, and the best trial is a real one."""
+    swept = ["optimizer.lr=range(0.0005,0.0020,0.0005)", "model.dropout=range(0,0.2,0.1)"]
+    given = [f"sampler={sampler}", "sweep.n_trials=6", "sweep.round=3", f"sweep.direction={direction}"]
+    search(swept, *given, launch=answered(cliff))
+    study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
+    worst = np.inf if direction == "minimize" else -np.inf
+    diverged = [trial for trial in study.trials if trial.user_attrs["ended"] == "diverged"]
+    assert {(trial.state, trial.value) for trial in diverged} == {(TrialState.COMPLETE, worst)}
+    assert study.best_trial.user_attrs["ended"] == "finished"
+    assert [row.number for row in reported if row.state == "diverged"] == [trial.number for trial in diverged]
+    assert all(np.isnan(row.value) for row in reported if row.state == "diverged")
 
 
 def test_only_optunas_own_samplers_are_let_through(reported: list[SimpleNamespace]) -> None:

@@ -18,7 +18,7 @@ from manyfit.losses import CLASSIFICATION
 from manyfit.parent import Child
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import lost
-from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.pruning import DIVERGED, Judge
 from manyfit.sweeps.search import Objective, Search, Settings, settings
 
 __all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
@@ -139,8 +139,9 @@ class Session:
         if result.reason == "pruned":
             trial.report(float(curve[-1]), len(curve) - 1)  # which becomes the trial's value
             self.search.ledger.tell(trial, TrialState.PRUNED, None, known)
-        elif result.reason == "diverged" or np.isnan(value):
-            self.search.ledger.tell(trial, TrialState.FAIL, None, {**known, "ended": "diverged", "value": "inf"})
+        elif result.reason == "diverged" or np.isnan(value):  # a FAIL would teach no sampler
+            worst = float("inf" if self.search.settings.direction == "minimize" else "-inf")
+            self.search.ledger.tell(trial, TrialState.COMPLETE, worst, {**known, "ended": DIVERGED})
         else:
             self.search.ledger.tell(trial, TrialState.COMPLETE, value, known)
 
@@ -189,13 +190,13 @@ def _config(compose: Compose, overrides: Sequence[str]) -> Config:
 
 def _row(trial: FrozenTrial, child: Child | None, ids: Mapping[str, str], seed: int) -> dict[str, Any]:
     attributes = trial.user_attrs
-    states = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
+    ended = attributes.get("ended", "failed")
     curve = attributes.get("loss_val", attributes.get("curve"))
     return {
         "number": trial.number,
         "params": {key: value for key, value in trial.params.items() if key != "seed"},
-        "value": float("nan") if trial.value is None else trial.value,
-        "state": states.get(trial.state, attributes.get("ended", "failed")),
+        "value": float("nan") if trial.value is None or ended == DIVERGED else trial.value,
+        "state": "finished" if ended == "stopped early" else ended,
         "seed": attributes.get("seed", trial.params.get("seed", seed)),
         "loss_val": None if curve is None else np.array(curve, dtype=float),
         "run": child.run if child else None,

@@ -9,6 +9,7 @@ owns counts as living, and when that host died, only a process there gives it ba
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -109,7 +110,9 @@ class Ledger:
         self.open.pop(trial.number, None)
 
     def _ask(self, seed: int) -> Trial:
-        trial = self.study.ask(dict(self.space))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Clip non-finite values")  # GP, of what diverged
+            trial = self.study.ask(dict(self.space))
         self.open[trial.number] = trial
         trial.set_user_attr("owner", self.locks.owner)
         trial.set_user_attr("sampler_seed", seed)

@@ -7,6 +7,8 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+DIVERGED = "diverged"  # what such a trial's attribute `ended` says
+
 
 class Judge:
     """Asks a pruner about the members of a round.
@@ -46,7 +48,9 @@ class Judge:
             for epoch, value in curve_of.get(number, {}).items():
                 if epoch not in known:
                     self.stops(number, epoch, value)
-            self.storage.set_trial_state_values(self.open.pop(number), trials[number].state, trials[number].values)
+            diverged = trials[number].user_attrs.get("ended") == DIVERGED  # its value is a sampler's, not a pruner's
+            state, values = (TrialState.FAIL, None) if diverged else (trials[number].state, trials[number].values)
+            self.storage.set_trial_state_values(self.open.pop(number), state, values)
 
     def stops(self, number: int, epoch: int, value: float) -> bool:
         """Whether a trial is to stop after an epoch that gave this value; asked again, the answer is the same."""
