@@ -14,7 +14,9 @@ from manyfit.claims import Run, Verdict, charts
 from manyfit.claims.course import batch_size, dropout, minibatch_parallel, optimizers
 from manyfit.claims.course.masks import PASSES, masked
 from manyfit.claims.course.steps import noise_of, speed
+from manyfit.claims.runs import in_unit
 from manyfit.figures import png
+from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss
 from manyfit.models import MLP, Predictor
 
 TRUE, FALSE, UNCLEAR = 1.0, -1.0, 0.0
@@ -89,14 +91,17 @@ def thinned(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
     return runs
 
 
-def trained(run: Run) -> Run:
-    """With a network and data to validate it on."""
+def trained(run: Run, loss: Loss | None = None) -> Run:
+    """With a network and data to validate it on; of two classes, or numbers around 5."""
     torch.manual_seed(run.seed)
-    network = MLP(3, 2, [16], dropout=float(run["model.dropout"]))
+    loss = loss or CrossEntropy()
+    classes, scale = ((), (5.0, 2.0)) if loss.task == "regression" else (("no", "yes"), (0.0, 1.0))
+    network = MLP(3, loss.width(len(classes)), [16], dropout=float(run["model.dropout"]))
     x, zero, one = torch.randn(20, 3), torch.zeros(3), torch.ones(3)
-    data = SimpleNamespace(x_val=x, y_val=(x[:, 0] > 0).long(), x_mean=zero, x_std=one)
-    result = SimpleNamespace(predictor=Predictor(network, zero, one, 0.0, 1.0, 2).eval())
-    return replace(run, job=cast("Any", SimpleNamespace(data=data)), result=cast("Any", result))
+    y = (x[:, 0] > 0).long() if classes else x[:, 0]
+    data = SimpleNamespace(x_val=x, y_val=y, x_mean=zero, x_std=one, classes=classes, y_mean=scale[0], y_std=scale[1])
+    result = SimpleNamespace(predictor=Predictor(network, zero, one, *scale, len(classes)).eval())
+    return replace(run, job=cast("Any", SimpleNamespace(data=data, loss=loss)), result=cast("Any", result))
 
 
 CLAIMS: list[tuple[Callable[[Sequence[Run]], Verdict], Maker]] = [
@@ -167,3 +172,16 @@ def test_masked_passes() -> None:
     assert rough[1] > rough[PASSES]
     assert math.isclose(rough[0], masked(half)[0])
     assert not half.result.predictor.training
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), BCE(), MSE(), Huber(0.3)], ids=lambda loss: type(loss).__name__)
+def test_masked_passes_lose_by_the_runs_own_loss(loss: Loss) -> None:
+    """The full pass has the loss that evaluation measures, and the figure its unit."""
+    run = trained(made(0, [1], [1], **{"model.dropout": 0.5}), loss)
+    assert run.job is not None
+    assert run.result is not None
+    data, network = run.job.data, run.result.predictor.network
+    with torch.no_grad():
+        expected = loss.per_example(network(data.x_val)[None], data.y_val[None]).mean().item()
+    assert masked(run)[0] == pytest.approx(expected, rel=1e-5)
+    assert in_unit("validation loss", [run]) == f"validation loss ({loss.unit})"

@@ -36,7 +36,7 @@ def half_and_half() -> Any:
     """A job whose data hold two classes in equal shares, which no line tells apart."""
     x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat(10, 1)
     y = torch.tensor([0, 0, 1, 1]).repeat(10)
-    return cast("Any", SimpleNamespace(data=SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y)))
+    return cast("Any", SimpleNamespace(data=SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, classes="ab")))
 
 
 def perceptrons(claimed: float | None) -> list[Run]:

@@ -15,6 +15,8 @@ class Loss(ABC):
     """A loss per example, and the task it suits. Means are taken by whoever knows the weights of the rows."""
 
     task: str
+    unit: str = ""
+    """What it is measured in, for the labels of figures."""
 
     @abstractmethod
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,6 +47,7 @@ class CrossEntropy(Loss):
     """Softmax cross-entropy, `-log softmax(z)_y`, in nats."""
 
     task = CLASSIFICATION
+    unit = "nats"
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
@@ -65,6 +68,7 @@ class BCE(Loss):
     """Binary cross-entropy of one logit, `-[y log p + (1 - y) log(1 - p)]` with `p = sigmoid(z)`, in nats."""
 
     task = CLASSIFICATION
+    unit = "nats"
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
@@ -92,6 +96,7 @@ class MSE(Loss):
     """Squared error `(z - y)^2`, in units of the (standardised) target, squared."""
 
     task = REGRESSION
+    unit = "squared error"
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
@@ -115,6 +120,7 @@ class Huber(Loss):
     """
 
     task = REGRESSION
+    unit = "Huber"
 
     def __init__(self, delta: float = 1.0) -> None:
         if delta <= 0:

@@ -104,6 +104,12 @@ def by(runs: Iterable[Run], *keys: str) -> dict[Any, list[Run]]:
         return dict(groups)
 
 
+def in_unit(loss: str, runs: Iterable[Run]) -> str:
+    """A loss as a figure calls it, with the unit of these runs: `validation loss (nats)`."""
+    unit = next((run.job.loss.unit for run in runs if run.job is not None), "")
+    return f"{loss} ({unit})" if unit else loss
+
+
 def differences(ours: Sequence[Run], theirs: Sequence[Run], measure: Any) -> np.ndarray:
     """`measure(ours) - measure(theirs)` for every seed that both have."""
     others = {run.seed: run for run in theirs}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyfit.claims.runs import Run, by, curve, differences, line
+from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, decide
 from manyfit.statistics import SHARE, effect
 
@@ -43,7 +43,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
                 x_log=True,
                 level=(HALF, "half"),
             ),
-            Chart("epoch", "training loss, nats", _regimes(rates, left, best), y_log=True),
+            Chart("epoch", in_unit("training loss", runs), _regimes(rates, left, best), y_log=True),
         ),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from manyfit.claims.runs import Run, by, curve, differences, line
+from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
 from manyfit.statistics import POSITIVE, Effect, effect
 
@@ -23,7 +23,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     most = max(sizes, key=lambda size: len(by(sizes[size], "model.hidden")))
     least = min(run["data.label_noise"] for run in sizes[most])
     clean = [run for run in sizes[most] if run["data.label_noise"] == least]
-    noisy = [run for run in sizes[most] if run["data.label_noise"] > least]
+    noisy = [run for run in sizes[most] if run["data.label_noise"] > least] or (clean if least else [])
     widths = by(clean, "model.hidden")
     wide, narrow = max(widths), min(widths)
     best = min(widths, key=lambda w: np.mean([run.best("loss/val") for run in widths[w]]))
@@ -158,7 +158,6 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
     splits = by(runs, "data.split_seed")
     added = sorted(float(np.mean([_saved(run) for run in group])) for group in splits.values())
     saved = effect(added)
-    accuracy = effect([float(np.mean([_more_right(run) for run in group])) for group in splits.values()])
     stop = effect([run.once.get("best/epoch", np.nan) for run in runs]).mean
     last = max(len(run.metrics["loss/val"]) for run in runs) - 1
     return Verdict(
@@ -166,13 +165,12 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
         saved,
         "times the best epoch's test loss that the last epoch adds to it",
         f"Validation loss turns at epoch {stop:.0f} of {last}; at the last epoch test loss is {saved.mean:.0%} above "
-        f"that at the best. Test accuracy is {abs(accuracy.mean):.1%} "
-        f"{'higher' if accuracy.mean > 0 else 'lower'} at the best epoch.",
+        f"that at the best.{_accuracy(list(splits.values()))}",
         f"Going on from epoch {stop:.0f} to {last} costs {saved.mean:.0%} of loss",
         (
             Chart(
                 "epoch",
-                "loss, nats",
+                in_unit("loss", runs),
                 [
                     curve("train", runs, "loss/train"),
                     curve("validation", runs, "loss/val"),
@@ -191,6 +189,14 @@ def early_stopping(runs: Sequence[Run]) -> Verdict:
 
 def _saved(run: Run) -> float:
     return run.final("test_set/loss") / run.test("loss") - 1
+
+
+def _accuracy(splits: Sequence[Sequence[Run]]) -> str:
+    """What stopping does to it, where there is one."""
+    if "test_set/accuracy" not in splits[0][0].metrics:
+        return ""
+    more = effect([float(np.mean([_more_right(run) for run in group])) for group in splits])
+    return f" Test accuracy is {abs(more.mean):.1%} {'higher' if more.mean > 0 else 'lower'} at the best epoch."
 
 
 def _more_right(run: Run) -> float:

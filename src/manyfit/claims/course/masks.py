@@ -3,17 +3,22 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyfit.claims.runs import Run, banded, by, differences, line
+from manyfit.claims.runs import Run, banded, by, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
 from manyfit.statistics import POSITIVE, effect
 
+if TYPE_CHECKING:
+    from manyfit.jobs import Job
+
 PASSES = 100  # masked passes in an average
 TYPICAL = 0.5  # probability that a unit is left out
+TINY = 1e-15  # no probability is nearer to 0
 SHOWN = (1, 2, 5, 10, 20, 50, PASSES)  # passes, in the figure
 
 
@@ -45,12 +50,12 @@ def dropout(runs: Sequence[Run]) -> Verdict:
         (
             Chart(
                 "p, probability of leaving a unit out",
-                "gap at the last epoch, nats",
+                in_unit("gap at the last epoch", runs),
                 [line("gap", rates, lambda run: run.final("loss/gap"))],
             ),
             Chart(
                 "p, probability of leaving a unit out",
-                "validation loss, nats",
+                in_unit("validation loss", runs),
                 [
                     line("last epoch", rates, lambda run: run.final("loss/val"), limits=POSITIVE),
                     line("best epoch", rates, lambda run: run.best("loss/val"), limits=POSITIVE),
@@ -58,7 +63,7 @@ def dropout(runs: Sequence[Run]) -> Verdict:
             ),
             Chart(
                 "masked passes averaged",
-                f"validation loss, p={p:g}, nats",
+                in_unit(f"validation loss, p={p:g}", runs),
                 [_averages(passes)],
                 x_log=True,
                 level=(full.mean, "one full pass") if math.isfinite(full.mean) else None,
@@ -68,7 +73,7 @@ def dropout(runs: Sequence[Run]) -> Verdict:
 
 
 def masked(run: Run) -> dict[int, float]:
-    """Validation cross-entropy of the best epoch's network: of the average of so many masked passes; at 0 the full one.
+    """Validation loss of the best epoch's network: of the average of so many masked passes; at 0 the full one.
 
     At 1 it is the mean over all `PASSES` single passes.
     """
@@ -82,16 +87,22 @@ def masked(run: Run) -> dict[int, float]:
         for layer in predictor.modules():
             if isinstance(layer, nn.Dropout):
                 layer.train()
-        each = torch.stack([predictor(raw) for _ in range(PASSES)])  # (passes, rows, classes)
-    found = {count: _loss(each[:count].mean(0), data.y_val) for count in SHOWN}
-    single = float(np.mean([_loss(one, data.y_val) for one in each]))
-    return found | {0: _loss(whole, data.y_val), 1: single}
+        each = torch.stack([predictor(raw) for _ in range(PASSES)])  # (passes, rows, classes or 1)
+    found = {count: _loss(each[:count].mean(0), run.job) for count in SHOWN}
+    single = float(np.mean([_loss(one, run.job) for one in each]))
+    return found | {0: _loss(whole, run.job), 1: single}
 
 
-def _loss(probability: Tensor, labels: Tensor) -> float:
-    """Cross-entropy in nats of probabilities (rows, classes)."""
-    chosen = probability.double().gather(-1, labels[:, None].long()).clamp(min=1e-30)
-    return float(-chosen.log().mean())
+def _loss(prediction: Tensor, job: "Job") -> float:
+    """Validation loss of probabilities (rows, classes) or values (rows, 1): of the outputs that would give them."""
+    data, p = job.data, prediction.double()
+    if not data.classes:
+        outputs = (p - data.y_mean) / data.y_std
+    elif job.loss.width(len(data.classes)) == 1:
+        outputs = p[:, 1:].logit(eps=TINY)
+    else:
+        outputs = p.clamp(min=TINY).log()
+    return float(job.loss.per_example(outputs[None], data.y_val[None]).mean())
 
 
 def _averages(passes: Sequence[Mapping[int, float]]) -> Series:

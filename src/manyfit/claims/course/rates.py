@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from manyfit.claims.runs import Run, banded, by, differences, line
+from manyfit.claims.runs import Run, banded, by, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, all_of, holm
 from manyfit.statistics import POSITIVE, Effect, effect
 
@@ -59,21 +59,21 @@ def optimizers(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         all_of([answer for answer, _ in answers.values()]),
         answers[shown][1],
-        f"nats of validation loss that the default rate costs SGD more than {shown}",
+        f"of {in_unit('validation loss', runs)} that the default rate costs SGD more than {shown}",
         f"Cost of the default rate: {_said(cost, '.3f')}. Band of good rates in decades: {_said(bands, '.1f')}. "
         f"Epochs to a validation loss of {target:.2f} as tuned: {_said(waits, '.0f')}.",
-        f"The default rate costs {shown} {cost[shown].mean:.2f} nats, SGD {cost['sgd'].mean:.2f}",
+        f"The default rate costs {shown} {cost[shown].mean:.2f} of loss, SGD {cost['sgd'].mean:.2f}",
         (
             Chart(
                 "learning rate",
-                "validation loss, best epoch, nats",
+                in_unit("validation loss, best epoch", runs),
                 [_trials(name, by(of, LR)) for name, of in rates.items() if name not in HIDDEN],
                 x_log=True,
             ),
             Chart("", "band of good rates, decades", [banded("band", bands)]),
             Chart(
                 "",
-                "validation loss, best epoch, nats",
+                in_unit("validation loss, best epoch", runs),
                 [line(name, of, _best, limits=POSITIVE) for name, of in (("tuned", tuned), ("default", default))],
             ),
         ),

@@ -9,6 +9,8 @@ from manyfit.losses import BCE
 class SquaredProbability(BCE):
     """`(p - y)^2` of one logit, with `p = sigmoid(z)`. Source: Brier 1950, halved to the one probability."""
 
+    unit = "squared error"
+
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
         return (sigmoid(outputs.squeeze(-1)) - targets.to(outputs.dtype)).square()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyfit.claims.runs import Run, banded, by, curve, differences, line
+from manyfit.claims.runs import Run, banded, by, curve, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
 from manyfit.statistics import POSITIVE, Effect, effect
 
@@ -45,7 +45,7 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
     parts = [
         (slope, "decades of best rate per decade of batch size"),
         (noise, f"of the epochs in which steps of {one} are noisier than of {mini} (asserted: more than half)"),
-        (cost, f"nats of training loss more with {full} than with {mini}"),
+        (cost, f"of {in_unit('training loss', runs)} more with {full} than with {mini}"),
     ]
     answers = [decide(found, 0.5 if found is noise else 0.0) for found, _ in parts]
     open_part = next((part for part, answer in zip(parts, answers, strict=True) if answer != "holds"), parts[0])
@@ -54,8 +54,8 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
         *open_part,
         f"The best rate goes from {min(rates[one]):g} at {one} to {min(rates[full]):g} at {full}. Steps of {one} are "
         f"noisier than steps of {mini} in {noise.mean:.0%} of the epochs. After {epochs:g} epochs training loss with "
-        f"{full} is {cost} above that with {mini}. At a fixed number of steps {full} has {abs(more.mean):.3f} nats of "
-        f"validation loss {'more' if more.mean > 0 else 'less'} than {min(steps, default=mini)}.",
+        f"{full} is {cost} above that with {mini}. At a fixed number of steps {full} has {abs(more.mean):.3f} of "
+        f"{in_unit('validation loss', runs)} {'more' if more.mean > 0 else 'less'} than {min(steps, default=mini)}.",
         f"Ten times the batch, {10**slope.mean:.1f} times the best rate",
         (
             Chart("batch size, examples", "best learning rate", [_best_rates(grid)], x_log=True, y_log=True),
@@ -68,7 +68,7 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
             ),
             Chart(
                 "batch size, examples",
-                "validation loss, best epoch, nats",
+                in_unit("validation loss, best epoch", runs),
                 [
                     line(f"at fixed {what}", of, _best, limits=POSITIVE)
                     for what, of in (("epochs", tuned), ("steps", steps))
@@ -86,7 +86,13 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
 def _descent(x: str, over: str | None, tuned: Mapping[int, Sequence[Run]]) -> Chart:
     """Training loss, each size at its tuned rate; what a step costs and brings shows in how the three differ."""
     lines = [curve(f"{size}", of, "loss/train", over) for size, of in tuned.items()]
-    return Chart(x, "training loss as tuned, nats", lines, x_log=over is not None, y_log=True)
+    return Chart(
+        x,
+        in_unit("training loss as tuned", (run for of in tuned.values() for run in of)),
+        lines,
+        x_log=over is not None,
+        y_log=True,
+    )
 
 
 def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:

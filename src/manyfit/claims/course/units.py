@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyfit.claims.runs import Run, by, curve, differences, line
+from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
 from manyfit.statistics import POSITIVE, SHARE, Effect, effect
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SEPARATES = 0.3  # accuracy above guessing
 LINEAR = 0.01  # accuracy, either way
 BEYOND = 0.2  # accuracy above a line
-CONVERGED = 0.1  # nats
+CONVERGED = 0.1  # training loss
 ACCURATE = 0.95  # on the training set
 AS_GOOD = -0.01  # accuracy lost
 EXPLAINED = 0.9  # of the variance
@@ -52,7 +52,7 @@ def _most_frequent(data: "Dataset") -> float:
 def _before_and_after(runs: Sequence[Run]) -> list[Region]:
     """Of the run that had the longest way to go."""
     whole = [run for run in runs if run.result is not None]
-    if not whole:
+    if not whole or not _is_plane(runs):
         return []
     run = min(whole, key=lambda run: float(run.metrics["accuracy/val"][0]))
     assert run.job is not None
@@ -69,6 +69,12 @@ def _untrained(job: "Job") -> "nn.Module":
 
     d = job.data
     return Predictor(job.network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
+
+
+def _is_plane(runs: Sequence[Run]) -> bool:
+    """Whether the data have two features and two classes, so that there is a map of them."""
+    data = [run.job.data for run in runs if run.job is not None]
+    return all(one.x_train.shape[1] == 2 and len(one.classes) == 2 for one in data)
 
 
 def _region(title: str, data: "Dataset", predictor: "nn.Module") -> Region:
@@ -141,7 +147,7 @@ def _maps(groups: Mapping[str, Sequence[Run]]) -> list[Region]:
     """What the first run of each group decides."""
     regions = []
     for name, group in groups.items():
-        for run in group[:1]:
+        for run in group[:1] if _is_plane(group) else ():
             if run.job is not None and run.result is not None:
                 size = "x".join(map(str, run["model.hidden"]))
                 regions.append(_region(f"{name}, {size}", run.job.data, run.result.predictor))
@@ -172,12 +178,16 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
         (
             Chart(
                 "epoch",
-                "training loss, nats",
+                in_unit("training loss", runs),
                 [curve(name, group, "loss/train") for name, group in names.items()],
                 y_log=True,
                 level=(CONVERGED, "target"),
             ),
-            Chart("activation", f"epochs to {CONVERGED} nats", [line("epochs", names, _epochs, limits=POSITIVE)]),
+            Chart(
+                "activation",
+                f"epochs to a training loss of {CONVERGED}",
+                [line("epochs", names, _epochs, limits=POSITIVE)],
+            ),
         ),
     )
 
