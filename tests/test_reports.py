@@ -131,6 +131,19 @@ def test_a_setting_that_diverged_for_a_seed_does_not_win() -> None:
     assert ranked(rows)[0].params == {"lr": 2}
 
 
+def test_copies_are_one_observation(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twenty runs of one setting and seed have no interval, and count once everywhere."""
+    sweep = FakeSweep(composed("data=iris"), by_rate)
+    rows = [row(i, 0.111, optimizer__lr=0.1) for i in range(20)] + [row(20, 0.2, optimizer__lr=0.2)]
+    reports.conclude(sweep, rows)
+    out = capsys.readouterr().out
+    assert "best loss/val 0.111 with one seed" in out
+    assert "2 runs of 2 settings with 1 seed" in out
+    assert "19 of 21 runs repeat the setting and seed of another, and do not count" in out
+    assert "| 0.1 | 1 | 0.111 |" in sweep.parent.files["table.md"].decode()
+    assert sweep.parent.tagged["sweep.runs"] == "2"
+
+
 def test_direction_turns_the_ranking() -> None:
     """Accuracy is to be large."""
     rows = [row(i, value, lr=i) for i, value in enumerate((0.2, 0.9, 0.5))]

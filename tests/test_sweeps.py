@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, ROOT, made, options
 from manyfit import command, parent, sweeps
@@ -188,6 +188,39 @@ def test_a_storage_that_cannot_be_used_is_refused_without_its_password(tmp_path:
     assert "secret" not in str(caught.value)
 
 
+class OneIdea(RandomSampler):
+    """Proposes the same, whatever it is told."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:  # noqa: ARG002
+        """The largest."""
+        return distribution.choices[-1] if name == "b" else distribution.high
+
+
+STEPS = {"lr": FloatDistribution(0.05, 0.25, step=0.1), "b": CategoricalDistribution((1, 2))}
+
+
+def test_no_point_is_tried_twice_and_the_space_may_be_exhausted(tmp_path: Path) -> None:
+    """Six points of a study that is to have 64 trials: what a sampler repeats is asked anew, then drawn."""
+    book = opened(tmp_path, total=64, space=STEPS, sampler=lambda _: (OneIdea(), 0))
+    trials = finished(book)
+    check(trials, 6)
+    assert {(round(trial.params["lr"], 3), trial.params["b"]) for trial in trials} == {
+        (lr, b) for lr in (0.05, 0.15, 0.25) for b in (1, 2)
+    }
+    assert finished(opened(tmp_path, total=64, space=STEPS)) == trials
+
+
+def test_a_study_with_copies_counts_its_points(tmp_path: Path) -> None:
+    """An earlier version trained a point again: what is there counts once, and what failed was tried."""
+    book = opened(tmp_path, total=4, space=STEPS)
+    for state in (TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE):
+        values = [0.5] if state == TrialState.COMPLETE else None
+        book.study.add_trial(create_trial(state=state, values=values, params={"lr": 0.15, "b": 1}, distributions=STEPS))
+    trials = [trial for trial in finished(book)[3:] if not lost(trial)]
+    assert len(trials) == 3
+    assert {"lr": 0.15, "b": 1} not in [trial.params for trial in trials]
+
+
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, RuntimeError])
 def test_whatever_ends_a_session_leaves_no_trial_running(tmp_path: Path, ending: type[BaseException]) -> None:
     """What was claimed is done by the next session, with the same values."""
@@ -336,6 +369,14 @@ def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, repo
     assert study.best_trial.user_attrs["ended"] == "finished"
     assert [row.number for row in reported if row.state == "diverged"] == [trial.number for trial in diverged]
     assert all(np.isnan(row.value) for row in reported if row.state == "diverged")
+
+
+def test_an_exhausted_space_is_told(reported: list[SimpleNamespace], capsys: pytest.CaptureFixture[str]) -> None:
+    """Three settings of twenty trials: each is trained once."""
+    swept = ["optimizer.lr=choice(0.0001,0.0002,0.0003)", "model.dropout=choice(0.1)"]
+    search(swept, "sweep.n_trials=20", "sweep.round=5", launch=answered(cliff))
+    assert sorted(row.params["optimizer.lr"] for row in reported) == [0.0001, 0.0002, 0.0003]
+    assert "the space has only 3 settings: each is tried once, instead of 20 trials" in capsys.readouterr().out
 
 
 def test_only_optunas_own_samplers_are_let_through(reported: list[SimpleNamespace]) -> None:

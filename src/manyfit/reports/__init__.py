@@ -97,6 +97,8 @@ def conclude(
         measure: A result's objective; None: read from `objective`.
         verdict: On the claim that the runs were made for; then nothing has to win.
     """
+    given, rows = len(rows), findings.distinct(rows)
+    copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
     shares = importance if importance is not None else _importances(settings, rows)
     report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
@@ -104,7 +106,7 @@ def conclude(
         report,
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
         confirmed=_confirm(sweep, report, default, confirm_seeds, measure),
-        warnings=[] if verdict else findings.warnings(rows, settings, space),
+        warnings=[] if verdict else copies * (given > len(rows)) + findings.warnings(rows, settings, space),
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":

@@ -134,6 +134,16 @@ def _setting(rows: Sequence[Row], limits: Limits) -> Setting:
     return Setting(rows[0].params, rows, found.mean, found.low, found.high)
 
 
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """The same setting and seed is one observation, however often it was run: copies tell nothing about the spread."""
+    kept: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        key = repr(sorted(row.params.items())), row.seed
+        if key not in kept or (row.counts and not kept[key].counts):
+            kept[key] = row
+    return list(kept.values())
+
+
 def best_of(setting: Setting, direction: str = "minimize") -> Row:
     """The best run of a setting that has a value."""
     return (min if direction == "minimize" else max)(setting.counted, key=lambda row: row.value)

@@ -47,7 +47,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     _check_batch_sizes(space, default)
     search = Search.of(cfg, settings(cfg), default, space)
     with search.ledger:
-        with parent.Sweep(search.name, default, search.settings.n_trials) as sweep:
+        with parent.Sweep(search.name, default, search.ledger.total) as sweep:
             session = Session(search, sweep, launch, tuple(fixed))
             session.go()
             finish(search, sweep, lambda params: _config(compose, (*fixed, *spaces.overrides(params))))
@@ -90,7 +90,9 @@ class Session:
 
     def go(self) -> None:
         """Rounds, until there is nothing to claim."""
-        judge = None
+        total, wanted, judge = self.search.ledger.total, self.search.settings.n_trials, None
+        if total < wanted:
+            print(f"{'note':>11}  the space has only {total} settings: each is tried once, instead of {wanted} trials")
         if self.search.pruner is not None:
             judge = Judge(self.search.ledger.study, self.search.pruner)
             metric = self.search.settings.objective.metric
@@ -100,7 +102,7 @@ class Session:
                 judge.refresh(self.search.ledger.trials(), _curves(self.search.ledger.trials()))
             self._round({len(self.trials) + i: trial for i, trial in enumerate(claimed)})
         if not self.trials:
-            print(f"study {self.search.name} has its {self.search.settings.n_trials} trials: none was made now.")
+            print(f"study {self.search.name} has its {total} trials: none was made now.")
 
     def _round(self, jobs: Mapping[int, Trial]) -> None:
         """Train trials, by job number, and tell what came of each, also of those that ended before an interrupt."""

@@ -18,13 +18,15 @@ from typing import Any, Literal, Self
 import numpy as np
 import optuna
 import sqlalchemy
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from manyfit.config import ConfigError
+from manyfit.sweeps import space as spaces
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
+REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
 
 
@@ -37,7 +39,7 @@ class Ledger:
         direction: minimize or maximize.
         fingerprint: What must be the same whenever the study goes on.
         space: What is searched.
-        total: Trials that the study is to have, over all sessions and processes.
+        total: Trials that the study is to have, over all sessions and processes; no more than the space has points.
         sampler: Makes the sampler of a claim from the number of trials that exist.
         points: What is to be tried in the place of a sampler's values: a grid.
         folder: Of the lock files.
@@ -59,7 +61,8 @@ class Ledger:
         folder: Path,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
-        self.space, self.total, self.sampler, self.points = space, total, sampler, points
+        self.space, self.sampler, self.points = space, sampler, points
+        self.total = min(total, spaces.size(space) or total)
         self.locks, self.url = Locks(folder), url
         self.open: dict[int, Trial] = {}
         with self._lock("create"):  # two first touches of one SQLite file would break each other
@@ -79,7 +82,7 @@ class Ledger:
             if self.open:
                 with self.alone():
                     trials = self.trials()
-                    for number in self.open:
+                    for number in list(self.open):
                         self._give_up(trials[number], trials)
         finally:
             self.locks.__exit__()
@@ -95,12 +98,13 @@ class Ledger:
                 if trial.state == TrialState.RUNNING and self._ownerless(trial):
                     self._give_up(trial, trials)
             trials = self.trials()
-            waiting = sum(t.state == TrialState.WAITING for t in trials)
-            new = max(0, self.total - sum(not lost(t) for t in trials))
+            known = {self._point(t) for t in trials if not lost(t)}
+            tried = {self._point(t) for t in trials if not lost(t) and t.state != TrialState.WAITING}
             if self.points is not None:
-                self._enqueue_points(trials, new)
+                self._enqueue_points(known, max(0, self.total - len(known)))
             self.study.sampler, seed = self.sampler(len(trials))
-            return [self._ask(seed) for _ in range(min(size, waiting + new))]
+            left = max(self.total, len(known)) - len(tried)
+            return [self._untried(seed, tried) for _ in range(min(size, left))]
 
     def tell(self, trial: Trial, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
         """Finish a trial."""
@@ -108,6 +112,33 @@ class Ledger:
             trial.set_user_attr(key, content)
         self.study.tell(trial, value, state)
         self.open.pop(trial.number, None)
+
+    def _untried(self, seed: int, tried: set[tuple[float, ...]]) -> Trial:
+        """A trial at a point that has none: trained again it would be a copy, and no observation.
+
+        A sampler that proposes a point again is asked anew; then one of those that are left is drawn.
+        """
+        for _ in range(REASKED):
+            trial = self._ask(seed)
+            if (point := spaces.point(self.space, trial.params)) not in tried:
+                tried.add(point)
+                return trial
+            self._set_aside(trial)
+        self.study.enqueue_trial(self._drawn(self.trials()[-1], seed, tried))
+        return self._untried(seed, tried)
+
+    def _drawn(self, trial: FrozenTrial, seed: int, tried: set[tuple[float, ...]]) -> dict[str, Any]:
+        """Values at random that were not tried."""
+        chance = RandomSampler(seed=seed + trial.number)
+        while True:
+            values = {key: chance.sample_independent(self.study, trial, key, d) for key, d in self.space.items()}
+            if spaces.point(self.space, values) not in tried:
+                return values
+
+    def _point(self, trial: FrozenTrial) -> tuple[float, ...]:
+        """Where a trial lies; one without all values, such as a user may enqueue, at a point of its own."""
+        values = values_of(trial)
+        return spaces.point(self.space, values) if values.keys() == self.space.keys() else (-1.0 - trial.number,)
 
     def _ask(self, seed: int) -> Trial:
         with warnings.catch_warnings():
@@ -128,15 +159,19 @@ class Ledger:
         again = any(other.user_attrs.get("retry_of") == trial.number for other in trials)
         if not again and values.keys() == self.space.keys():  # else it had not come to its values
             self.study.enqueue_trial(values, user_attrs={"retry_of": trial.number})
+        self._set_aside(trial)
+
+    def _set_aside(self, trial: FrozenTrial | Trial) -> None:
+        """Fail a trial that another stands for."""
         storage = self.study._storage  # the public Trial of another process cannot be had
         storage.set_trial_user_attr(trial._trial_id, "lost", True)
         self.study.tell(trial.number, state=TrialState.FAIL)
+        self.open.pop(trial.number, None)
 
-    def _enqueue_points(self, trials: list[FrozenTrial], count: int) -> None:
+    def _enqueue_points(self, known: set[tuple[float, ...]], count: int) -> None:
         assert self.points is not None
-        known = [values_of(trial) for trial in trials if not lost(trial)]
-        for point in [point for point in self.points if point not in known][:count]:
-            self.study.enqueue_trial(point)
+        for values in [values for values in self.points if spaces.point(self.space, values) not in known][:count]:
+            self.study.enqueue_trial(values)
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
         """The study's lock: one process at a time."""
@@ -147,7 +182,7 @@ class Ledger:
 
 
 def lost(trial: FrozenTrial) -> bool:
-    """Whether its process died over it: another trial has its values and stands in its place."""
+    """Whether another trial has its values and stands in its place: its process died, or it repeats what was tried."""
     return "lost" in trial.user_attrs
 
 

@@ -98,7 +98,6 @@ class Search:
         sampler = _component(cfg, "sampler")
         kind = configuration.target_of(sampler, "sampler", BaseSampler)
         points = spaces.grid(space) if kind is GridSampler else None
-        total = settings.n_trials if points is None else min(settings.n_trials, len(points))
         at_once = kind in (RandomSampler, QMCSampler, GridSampler)
 
         def sampler_of(trials: int) -> tuple[BaseSampler, int]:
@@ -111,13 +110,13 @@ class Search:
             settings.direction,
             _fingerprint(settings, default, described),
             space,
-            total,
+            settings.n_trials,
             sampler_of,
             points,
             Path("mlruns/locks"),
         )
         return cls(
-            settings, name, default, space, ledger, _pruner(cfg), settings.round or (total if at_once else ROUND)
+            settings, name, default, space, ledger, _pruner(cfg), settings.round or (ledger.total if at_once else ROUND)
         )
 
     def run_ids(self) -> dict[str, str]:

@@ -67,6 +67,21 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
 
 
+def size(space: Space) -> int | None:
+    """How many points it has; None: without end."""
+    counts = [_count(distribution) for distribution in space.values()]
+    return None if None in counts else math.prod(count for count in counts if count)
+
+
+def point(space: Space, values: Mapping[str, Any]) -> tuple[float, ...]:
+    """Where values lie; equal for two that train the same, whatever the rounding of a step."""
+    place = []
+    for key, distribution in space.items():
+        inner, step = distribution.to_internal_repr(values[key]), getattr(distribution, "step", None)
+        place.append(round((inner - distribution.low) / step) if step else inner)  # type: ignore[attr-defined]
+    return tuple(place)
+
+
 def quasi_random(space: Space, n: int) -> list[dict[str, Any]]:
     """N points that fill a space of intervals evenly, always the same: scrambled Halton points (Owen 2017).
 
@@ -131,6 +146,15 @@ def _values(key: str, distribution: BaseDistribution) -> list[Any]:
         raise ConfigError(f"sweep.space.{key} must be choice or range with sampler=grid, but got an interval.")
     count = round((distribution.high - distribution.low) / distribution.step) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def _count(distribution: BaseDistribution) -> int | None:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if distribution.step is None:
+        return 1 if distribution.single() else None
+    return round((distribution.high - distribution.low) / distribution.step) + 1
 
 
 def described(space: Space) -> dict[str, str]:
