@@ -44,7 +44,7 @@ def tried(truth: float, seeds: Sequence[int] = range(8)) -> list[Run]:
             runs += [made(s, [2, loss], [2, loss + 0.01 * s], **{**of, "optimizer.lr": rate}) for s in (0, 1)]
         for seed in (1000 + s for s in seeds):
             cost = 0.5 - gain * (sign(truth, seed) + 0.01 * (seed % 8))
-            runs.append(made(seed, [3, 1], [3, 1.0 + cost], **of))
+            runs.append(made(seed, [3, 1], [3, 1.0 + cost], "beside", **of))
             runs.append(made(seed, [3, 1], [3, 1.0], "report", **of))
     return runs
 

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import Compose
 from manyfit import claims
-from manyfit.experiments import FIRST_REPORT_SEED, Experiment, reached
+from manyfit.experiments import Experiment, reached
 from manyfit.parent import Sweep
 
 
@@ -38,24 +38,31 @@ def test_what_a_setting_is_chosen_by(what: str, expected: float) -> None:
     assert reached(None, what) == np.inf
 
 
+@pytest.mark.parametrize(("tuned", "fresh"), [((0, 1), [1000, 1001, 1002]), ((1000, 1002), [1001, 1003, 1004])])
 def test_the_best_rate_is_trained_again_on_fresh_seeds(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned: tuple[int, int], fresh: list[int]
 ) -> None:
-    """By the quantity that is named; the largest of three rates is told as an edge."""
+    """By the quantity that is named, whatever the seeds; and beside it what is compared with it, on the same seeds.
+
+    The largest of three rates is told as an edge.
+    """
     monkeypatch.chdir(tmp_path)
     common = ("data=iris", "epochs=4", "optimizer=sgd", "tracking=off")
     rates = (1e-4, 1e-3, 1e-1)
     configs = {
-        len(rates) * seed + i: composed(*common, f"optimizer.lr={rate}", f"seed={seed}")
+        len(rates) * seed + i: composed(*common, f"optimizer.lr={rate}", f"seed={tuned[seed]}")
         for seed in range(2)
         for i, rate in enumerate(rates)
     }
+    usual = composed(*common, "optimizer.lr=1e-2")
     with Sweep("tuned", configs[0]) as sweep:
         sweep.train(configs)
-        experiment = Experiment("mine", claims.find("perceptron"), ("optimizer.lr",), "loss/train", seeds=3)
+        claim = claims.find("perceptron")
+        experiment = Experiment("mine", claim, ("optimizer.lr",), "loss/train", seeds=3, beside=(usual,))
         told = experiment._retrain(sweep)
         again = [child for number, child in sweep.children.items() if number not in configs]
-    assert [child.config.optimizer.lr for child in again] == [1e-1] * 3
-    assert [child.config.seed for child in again] == [FIRST_REPORT_SEED + k for k in range(3)]
+    assert [child.config.optimizer.lr for child in again] == [1e-1] * 3 + [1e-2] * 3
+    assert [child.config.seed for child in again] == fresh * 2
     assert told == ["On the edge of what was tried: optimizer.lr=0.1 of sgd lr=0.1 b=32."]
-    assert all(sweep.tags[child.number] == {"manyfit.stage": "report"} for child in again)
+    stages = [sweep.tags[child.number] for child in again]
+    assert stages == [{"manyfit.stage": "report"}] * 3 + [{"manyfit.stage": "beside"}] * 3

@@ -166,17 +166,17 @@ def test_grids_become_jobs() -> None:
     """Each a product, one after the other; drawn keys vary together; what the command line names is not of the grid."""
     drawn = {"seed": "range(2)", "optimizer.lr": "tag(log,interval(1e-5,10))", "optimizer.eps": "interval(0.1,0.2)"}
     grids = [{"seed": "1,2", "batch_size": "8,16"}, {**drawn, "draws": 5}]
-    cfg = OmegaConf.create({"grids": grids, "quick": False, "epochs": 20})
-    jobs = jobs_of(cfg, ["data=wine"], [])
+    cfg = OmegaConf.create({"quick": False, "epochs": 20})
+    jobs = jobs_of(cfg, grids, ["data=wine"], [])
     assert jobs[:4] == [[f"seed={s}", f"batch_size={b}", "data=wine"] for s in (1, 2) for b in (8, 16)]
     points = {(lr, eps) for _, lr, eps, _ in jobs[4:]}
     assert len(jobs[4:]) == 10
     assert len(points) == 5
-    assert len(jobs_of(cfg, ["optimizer.lr=0.1"], [])) == 4 + 10  # the rest is still drawn
-    assert len(jobs_of(OmegaConf.merge(cfg, {"quick": True}), [], [])) == 4 + 4
+    assert len(jobs_of(cfg, grids, ["optimizer.lr=0.1"], [])) == 4 + 10  # the rest is still drawn
+    assert len(jobs_of(OmegaConf.merge(cfg, {"quick": True}), grids, [], [])) == 4 + 4
     for wrong in ({**drawn}, {**drawn, "draws": "many"}, {"seed": "1,2", "draws": 4}):
         with pytest.raises(SystemExit, match="error: grids: draws must say how many points of its intervals to draw"):
-            jobs_of(OmegaConf.create({"grids": [wrong], "quick": False, "epochs": 2}), [], [])
+            jobs_of(cfg, [wrong], [], [])
 
 
 @pytest.mark.parametrize("how", [["optimizer.lr=1e-3,3e-2"], ["sweep=lr", "sweep.n_trials=2"]], ids=["grid", "search"])

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -107,6 +108,8 @@ def grid(
     arguments: Sequence[str],
     jobs: Sequence[Sequence[str]],
     compose: Callable[[Sequence[str]], Config],
+    *,
+    beside: Sequence[Sequence[str]] = (),
     wish: bool = False,
 ) -> Iterator[list[list[str]]]:
     """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
@@ -116,6 +119,7 @@ def grid(
         arguments: Of the command.
         jobs: The overrides of each.
         compose: From a job's overrides to its config.
+        beside: The overrides of those to be trained beside what an experiment tunes.
         wish: Whether data.train_size is an experiment's, which the data may cap.
 
     Yields:
@@ -129,6 +133,8 @@ def grid(
         experiment = experiments.Experiment.of(first)
         checked = checking.check(jobs, compose, wish)
         if experiment:
+            apart = checking.check(beside, compose, wish)
+            experiment = replace(experiment, beside=tuple(apart.configs.values()))
             experiment.accept(list(checked.configs.values()))
     except ConfigError as error:
         sys.exit(f"error: {error}")

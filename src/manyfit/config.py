@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 
 T = TypeVar("T")
 # keys that say how to launch, not what to train
-ASIDE = ("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep", "tune", "tune_by")
+ASIDE = (
+    *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
+    *("tune", "tune_by", "tune_beside"),
+)
 CREDENTIALS = re.compile(r"://[^/]*:[^/@]+@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 

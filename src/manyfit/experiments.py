@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from manyfit.tracking import TrackedRun
 
 REPORT_SEEDS = 8
-FIRST_REPORT_SEED = 1000  # tuning seeds are below
 
 
 class Sweep(Protocol):
@@ -47,6 +46,7 @@ class Experiment:
         tune: Keys whose best value is trained again on fresh seeds.
         tune_by: What is best: the lowest of a metric's curve, or the fewest epochs to a target (`loss/train <= 0.1`).
         seeds: How many.
+        beside: What is trained on these seeds too, to be compared with.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Experiment:
     tune: tuple[str, ...] = ()
     tune_by: str = "loss/val"
     seeds: int = REPORT_SEEDS
+    beside: tuple[Config, ...] = ()
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Self | None:
@@ -119,32 +120,35 @@ class Experiment:
         """For each of the other settings the best value, on seeds that were not tuned with; says what is in doubt."""
         from manyfit.reports import confirmation
 
+        chosen, doubts = self._chosen(list(sweep.children.values()))
+        fresh = confirmation.fresh_seeds({child.config.seed for child in sweep.children.values()}, self.seeds)
+        stages = [(config, "report") for config in chosen] + [(config, "beside") for config in self.beside]
+        again = [(confirmation.with_seed(config, seed), stage) for config, stage in stages for seed in fresh]
+        first = max(sweep.children) + 1
+        sweep.tags |= {number: {"manyfit.stage": stage} for number, (_, stage) in enumerate(again, first)}
+        sweep.train({number: config for number, (config, _) in enumerate(again, first)})
+        return doubts
+
+    def _chosen(self, children: Sequence[Any]) -> tuple[list[Config], list[str]]:
+        """For each of the other settings the one with the best value, and what is in doubt."""
         groups: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-        for child in sweep.children.values():
-            if child.config.seed >= FIRST_REPORT_SEED:
-                continue
+        for child in children:
             flat = {key: value for key, value in child.config.flat().items() if key != "seed"}
             others = {key: None if key in self.tune else value for key, value in flat.items()}
             groups[str(others)][str(flat)].append(child)
-        configs: dict[int, Config] = {}
+        chosen: list[Config] = []
         edges: list[str] = []
         doubts: list[str] = []
-        number = max(sweep.children) + 1
         for candidates in groups.values():
-            chosen = min(candidates.values(), key=self._rank)
-            if len(candidates) > 1 and not math.isfinite(self._rank(chosen)):
-                doubts.append(f"No setting of {chosen[0].config.title()} came to {self.tune_by}.")
-            best = chosen[0].config
-            tried = [children[0].config for children in candidates.values()]
-            edges += [edge for key in self.tune if (edge := _edge(key, best, tried))]
-            for seed in range(FIRST_REPORT_SEED, FIRST_REPORT_SEED + self.seeds):
-                configs[number] = confirmation.with_seed(best, seed)
-                sweep.tags[number] = {"manyfit.stage": "report"}
-                number += 1
-        sweep.train(configs)
+            best = min(candidates.values(), key=self._rank)
+            if len(candidates) > 1 and not math.isfinite(self._rank(best)):
+                doubts.append(f"No setting of {best[0].config.title()} came to {self.tune_by}.")
+            chosen.append(best[0].config)
+            tried = [one[0].config for one in candidates.values()]
+            edges += [edge for key in self.tune if (edge := _edge(key, chosen[-1], tried))]
         if edges:
             doubts.append(f"On the edge of what was tried: {', '.join(dict.fromkeys(edges))}.")
-        return doubts
+        return chosen, doubts
 
     def _rank(self, children: Sequence[Any]) -> float:
         """Of runs that differ in their seeds, in the mean; the lower the better."""

@@ -1,7 +1,7 @@
 """The sweeper `grid`: every combination of the values given, as Hydra's own, with a parent run and a report."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit import command
 from manyfit.checking import SIZE
+from manyfit.config import Config
 
 
 @dataclass
@@ -77,11 +78,17 @@ class GridSweeper(BasicSweeper):
             sys.exit("error: experiment must be one of them, or all, but got several: each is a sweep of its own.")
         given = OverridesParser.create().parse_overrides(arguments)
         first = loader.load_sweep_config(cfg, [o.input_line or "" for o in given if not o.is_sweep_override()])
-        jobs = jobs_of(cfg, arguments, self._parse_config())
+        jobs = jobs_of(cfg, cfg.grids or [{}], arguments, self._parse_config())
+        seedless = [o.input_line or "" for o in given if o.key_or_group != "seed"]
+        beside = jobs_of(cfg, cfg.tune_beside, seedless, self._parse_config())
         composer = Composer(loader, cfg)
         wish = cfg.hydra.runtime.choices.get("experiment") and SIZE not in {o.key_or_group for o in given}
         returns: list[Sequence[JobReturn]] = []
-        with command.grid(first, arguments, jobs, lambda job: composer.load(job, 0).config(), bool(wish)) as accepted:
+
+        def compose(job: Sequence[str]) -> Config:
+            return composer.load(job, 0).config()
+
+        with command.grid(first, arguments, jobs, compose, beside=beside, wish=bool(wish)) as accepted:
             folder = Path(self.multirun.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.multirun, folder / "multirun.yaml")
@@ -91,18 +98,21 @@ class GridSweeper(BasicSweeper):
         return returns
 
 
-def jobs_of(cfg: DictConfig, arguments: list[str], always: list[str]) -> list[list[str]]:
+def jobs_of(
+    cfg: DictConfig, grids: Sequence[Mapping[str, Any]], arguments: list[str], always: list[str]
+) -> list[list[str]]:
     """The overrides of each job: of the command line, and of the grids where that does not name their keys.
 
     Args:
-        cfg: With grids, quick and epochs.
+        cfg: With quick and epochs.
+        grids: Their values by key.
         arguments: Of the command line.
         always: What every job has besides.
     """
     parser = OverridesParser.create()
     named = {parser.parse_override(argument).get_key_element() for argument in arguments}
     jobs: list[list[str]] = []
-    for grid in cfg.grids or [{}]:
+    for grid in grids:
         own = {key: values for key, values in grid.items() if key not in named}
         draws = own.pop("draws", None)
         overrides = parser.parse_overrides([f"{key}={values}" for key, values in own.items()])

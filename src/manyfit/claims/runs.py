@@ -24,7 +24,8 @@ class Run:
         settings: Its config by dotted key, as numbers, lists and words.
         metrics: (epochs + 1,) curves by name.
         once: What is measured once: `accuracy/test`, `best/loss_val` and the like.
-        stage: `grid`, or `report`: trained again on a fresh seed with what was chosen on validation.
+        stage: `grid`; `report`: trained again on a fresh seed with what was chosen on validation; or `beside` that, on
+            the same fresh seed.
         diverged: Whether it ended in NaN or infinity.
         job, result: As trained, in the session that trained it; for maps of what a network decides.
     """

@@ -10,7 +10,6 @@ from manyfit.claims.runs import Run, banded, by, differences, in_unit, line
 from manyfit.claims.verdict import Chart, Series, Verdict, all_of, holm
 from manyfit.statistics import POSITIVE, Effect, effect
 
-FRESH = 1000  # seeds from here on are none that a rate was chosen with
 TOLERANCE = 1.1  # a rate is good if its loss is at most so many times that of the best rate
 LR = "optimizer.lr"
 OPTIONS = {  # the one that is searched with the rate
@@ -89,7 +88,7 @@ def optimizer(run: Run) -> str:
 
 
 def _is_default(run: Run) -> bool:
-    return run.seed >= FRESH and run.stage == "grid"
+    return run.stage == "beside"
 
 
 def _best(run: Run) -> float:
@@ -126,7 +125,7 @@ def _setting(runs: Sequence[Run]) -> str:
 
 def _rates(runs: Sequence[Run], default: Sequence[Run]) -> list[Run]:
     """The trials at the optimizer's defaults but for its rate."""
-    return [run for run in runs if run.seed < FRESH and _fixed(run) == _fixed(default[0])]
+    return [run for run in runs if run.stage == "grid" and _fixed(run) == _fixed(default[0])]
 
 
 def _fixed(run: Run) -> dict[str, Any]:
