@@ -131,8 +131,6 @@ def test_acks_survive_a_torn_line(session: spool.Spool) -> None:
 def test_artifacts_of_one_name_do_not_meet(session: spool.Spool) -> None:
     """Two artifacts of the same name are two files until both are delivered."""
     first, second = session.file("a.txt", b"1"), session.file("a.txt", b"2")
-    assert first is not None
-    assert second is not None
     assert [(session.folder / path).read_bytes() for path in (first, second)] == [b"1", b"2"]
 
 

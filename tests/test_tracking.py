@@ -528,8 +528,8 @@ def test_unwritable_folder_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_courier")
-def test_module_that_cannot_be_exported_costs_a_warning(root: Path) -> None:
-    """A user's module that torch.export cannot read is not stored, with a warning, and the run goes on."""
+def test_module_that_cannot_be_exported_costs_a_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's module that torch.export cannot read is not stored, which is said, and the run goes on."""
 
     class Branching(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -537,8 +537,8 @@ def test_module_that_cannot_be_exported_costs_a_warning(root: Path) -> None:
 
     tracker = Tracker(None, root)
     run = start(tracker)
-    with pytest.warns(UserWarning, match="the model was not stored"):
-        run.model(Branching(), np.ones((1, 4), np.float32), np.ones((1, 4), np.float32))
+    run.model(Branching(), np.ones((1, 4), np.float32), np.ones((1, 4), np.float32))
+    assert "\nnot stored: model of run " in capsys.readouterr().err
     run.end("FINISHED")
     abandon(tracker)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from manyfit import checking, experiments
-from manyfit.config import Config, ConfigError, parse
+from manyfit.config import Config, ConfigError, TrainingError, parse
 from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.tracking import NoTracker
@@ -65,6 +65,8 @@ def _alone(config: Config, earlier: Earlier | None = None) -> float:
             raise
         tracker.close()
     print(terminal.summary(result, where(tracker)))
+    if tracker.lost:
+        raise TrainingError(tracker.lost)
     return value_of(result)
 
 

@@ -113,7 +113,8 @@ class Experiment:
         sweep.parent.metrics([(name, value, 0) for name, value in numbers])
         sweep.parent.tags({"claim": self.name, "verdict": verdict.answer})
         title = f"{self.name}: {len(stored)} runs on {sweep.config.choices.get('data', sweep.config.data.target)}"
-        sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
+        with sweep.parent.storing(f"{self.name}.png"):
+            sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
         return verdict
 
     def _retrain(self, sweep: Sweep) -> list[str]:

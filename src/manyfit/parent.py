@@ -82,6 +82,8 @@ class Sweep:
         self.tracker.__exit__(kind, error, trace)
         if not isinstance(self.tracker, NoTracker):
             print(f"{'look':>11}  {where(self.tracker)}")
+        if error is None and self.tracker.lost:
+            sys.exit(f"error: {self.tracker.lost}")
 
     def train(self, configs: Mapping[int, Config]) -> list[Child]:
         """Train configs, by job number, as populations; their runs are children of the parent run.
@@ -232,6 +234,8 @@ def where(tracker: Tracker | NoTracker) -> str:
     """Where the runs are to be looked at, in words."""
     if isinstance(tracker, NoTracker):
         return "nowhere: tracking=off stores nothing"
+    if tracker.lost:
+        return "manyfit ui, for what reached the disk"
     if tracker.last_error:
         return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost: manyfit sync delivers it"
     if tracker.elsewhere:

@@ -44,7 +44,9 @@ class Recorder:
         """An Observer: all values of an epoch, one append per member; an epoch that a run has is the same again."""
         for here, member in enumerate(members):
             if epoch > self.recorded[member]:
-                self.runs[member].metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
+                run = self.runs[member]
+                with run.storing("curves"):
+                    run.metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
                 self.recorded[member] = epoch
 
     def part(self, members: Sequence[int]) -> "Recorder":
@@ -58,7 +60,8 @@ class Recorder:
     def finish(self, results: Sequence[Result], artifacts: bool) -> None:
         """Summary, verdict, note and status of every run; with artifacts, its picture and model as well."""
         for member, (run, result) in enumerate(zip(self.runs, results, strict=True)):
-            _summarise(run, result)
+            with run.storing("summary"):
+                _summarise(run, result)
             if artifacts and self.stores:
                 store_artifacts(run, result)
             run.end(result.status)
@@ -114,13 +117,14 @@ def _summarise(run: TrackedRun, result: Result) -> None:
 def store_artifacts(run: TrackedRun, result: Result) -> None:
     """The picture, the environment, the model of the best epoch and the names of its columns."""
     title = f"{result.config.experiment}: {result.config.title()}"
-    run.file("overfitting.png", figures.png(figures.overfitting(result.metrics, result.summary, title)))
+    with run.storing("overfitting.png"):
+        run.file("overfitting.png", figures.png(figures.overfitting(result.metrics, result.summary, title)))
     run.file("environment.txt", provenance.environment().encode())
     names = {"features": result.features, "classes": result.classes}
     run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
-    with torch.no_grad():
+    with run.storing("model"), torch.no_grad():
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
-    run.model(result.predictor, result.example, outputs)
+        run.model(result.predictor, result.example, outputs)
 
 
 def note(result: Result) -> str:

@@ -1,6 +1,7 @@
 """What a person sees: one live line while training, and the closing summary."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,16 +62,29 @@ class Progress:
         self.task = self.bar.add_task("", total=runs, completed=done, losses="")
         self.drawn = 0.0
 
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Whatever goes wrong within costs the display, not what is being trained: it is said once."""
+        try:
+            yield
+        except Exception as error:  # a terminal that is gone, for one
+            with contextlib.suppress(OSError):
+                if not self.bar.disable:
+                    print(f"no progress is shown: {error}", file=sys.stderr)
+            self.bar.disable = True
+
     def __enter__(self) -> "Progress":
         """Start drawing."""
-        self.bar.start()
+        with self._drawing():
+            self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clear the line."""
-        self.bar.stop()
+        with self._drawing():
+            self.bar.stop()
 
     @contextlib.contextmanager
     def population(self, jobs: Sequence[Job]) -> Iterator[Report]:
@@ -78,13 +92,15 @@ class Progress:
         ours = _Population(len(jobs), jobs[0].config.epochs, len(jobs))
         self.populations.append(ours)
         if self.runs is None:
-            self.bar.update(self.task, total=ours.epochs, description=jobs[0].config.title())
+            with self._drawing():
+                self.bar.update(self.task, total=ours.epochs, description=jobs[0].config.title())
 
         def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
             ours.present, ours.epoch = len(members), epoch
             self.best = min(self.best, float(np.nan_to_num(measured["loss/val"], nan=np.inf).min()))
             if not self.bar.disable and time.monotonic() - self.drawn >= REDRAW:
-                self._draw(measured)
+                with self._drawing():
+                    self._draw(measured)
 
         try:
             yield report

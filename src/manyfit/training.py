@@ -94,11 +94,11 @@ def fit(
             run = functools.partial(train, keep=keep, resume=resume)
             place = place or (distributed.train if devices.world(configs[0].trainer) > 1 else _here)
             results = _results(jobs, place(run, configs, report, stops if prune else None))
-            recorder.finish(results, artifacts)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
                 recorder.fail(error)
             raise
+    recorder.finish(results, artifacts)
     return results
 
 

@@ -216,16 +216,17 @@ def table_csv(settings: Sequence[Setting]) -> str:
 def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one: bool) -> None:
     parent, settings, row = sweep.parent, report.settings, report.row
     title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
-    history = figures.history(report.rows, report.objective, report.direction, title) if one_by_one else None
-    pictures = {
-        "lr_sensitivity": figures.lr_sensitivity(settings, report.objective, title),
-        "curves": figures.curves(report.rows, settings, title),
-        "history": history,
-        "importance": figures.importance(shares, title),
+    pictures: dict[str, Callable[[], Any]] = {
+        "lr_sensitivity": lambda: figures.lr_sensitivity(settings, report.objective, title),
+        "curves": lambda: figures.curves(report.rows, settings, title),
+        "importance": lambda: figures.importance(shares, title),
     }
-    for name, figure in pictures.items():
-        if figure is not None:
-            parent.file(f"{name}.png", png(figure))
+    if one_by_one:
+        pictures["history"] = lambda: figures.history(report.rows, report.objective, report.direction, title)
+    for name, drawn in pictures.items():
+        with parent.storing(f"{name}.png"):
+            if (figure := drawn()) is not None:
+                parent.file(f"{name}.png", png(figure))
     parent.file("table.md", table(settings, report.objective).encode())
     parent.file("table.csv", table_csv(settings).encode())
     if report.config:

@@ -48,6 +48,9 @@ class Tracker:
         uri: The store, None for the default (see `resolve_uri`).
         root: Folder that holds `mlruns/`.
 
+    Attributes:
+        lost: After `close`, that some of what was recorded never reached the disk, and why.
+
     Raises:
         ValueError: when `mlruns/` cannot be written, or the store is a file store.
     """
@@ -66,6 +69,7 @@ class Tracker:
         self._runs: list[TrackedRun] = []
         self._final: spool.Acks | None = None
         self._delivered = False
+        self.lost: str | None = None
         self._courier = self._start_courier()
 
     def start(
@@ -84,7 +88,7 @@ class Tracker:
         A run that goes on keeps the first value of each (metric, step > 0) and the first value of each param; a param
         that has changed becomes the tag `resumed/<param>`.
         """
-        run = TrackedRun(self)
+        run = TrackedRun(self, name)
         source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
         self._spool.append(
             {
@@ -159,7 +163,10 @@ class Tracker:
             return self._delivered
         self._end_open_runs("KILLED")
         self._spool.append({"op": "close"})
-        self._delivered = self._wait(timeout) and self._spool.error is None
+        if error := self._spool.error:  # the courier will not read that this is all
+            self.lost = f"mlruns must take what is recorded, but {error}: the end of it is lost. Make room there."
+            self._courier.returncode = STILL_AT_WORK
+        self._delivered = not self.lost and self._wait(timeout)
         self._final = spool.acks(self._spool.folder)
         if self._delivered:
             spool.discard(self._spool.folder)
@@ -221,12 +228,13 @@ class NoTracker:
     """The same door with nothing behind it (`tracking=off`)."""
 
     last_error: str | None = None
+    lost: str | None = None
 
     def start(
         self,
         *,
         experiment: str,  # noqa: ARG002  (the signature is Tracker's)
-        name: str,  # noqa: ARG002
+        name: str,
         params: Mapping[str, Value],  # noqa: ARG002
         tags: Mapping[str, str],  # noqa: ARG002
         parent: TrackedRun | None = None,  # noqa: ARG002
@@ -234,7 +242,7 @@ class NoTracker:
         run_id: str | None = None,  # noqa: ARG002
     ) -> TrackedRun:
         """A run that forgets."""
-        return TrackedRun(None)
+        return TrackedRun(None, name)
 
     def acks(self) -> spool.Acks:
         """Nothing ever arrives."""

@@ -1,9 +1,11 @@
 """One tracked run: what training hands its values to."""
 
+import contextlib
 import copy
+import io
 import os
-import warnings
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +47,16 @@ class TrackedRun:
 
     Attributes:
         id: Our own id, 32 hex digits, in the tag `manyfit.id`.
+        name: What people call it.
         ended: Whether `end` was called.
+        missing: What could not be stored, and why.
     """
 
-    def __init__(self, tracker: "Tracker | None") -> None:
+    def __init__(self, tracker: "Tracker | None", name: str) -> None:
         self.id = os.urandom(16).hex()
+        self.name = name
         self.ended = False
+        self.missing: dict[str, str] = {}
         self._tracker = tracker
 
     @property
@@ -67,13 +73,27 @@ class TrackedRun:
         """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
         self._append({"op": "tags", "run": self.id, "tags": {key: mask(str(value)) for key, value in tags.items()}})
 
+    @contextlib.contextmanager
+    def storing(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong within costs the run only this: one line says so, and the tag `not_stored`."""
+        try:
+            yield
+        except Exception as error:  # of a figure, an export, the disk: what was trained is as good as before
+            if what in self.missing:
+                return
+            self.missing[what] = mask(f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # without a terminal there is the tag
+                print(f"not stored: {what} of run {self.name} ({self.missing[what]})", file=sys.stderr)
+            self.tags({"not_stored": "; ".join(f"{name} ({why})" for name, why in self.missing.items())[:5000]})
+
     def file(self, name: str, content: bytes) -> None:
         """Store an artifact under its path, such as `figures/overfitting.png`."""
-        if self._tracker:
+        if not self._tracker:
+            return
+        with self.storing(name):
             path = self._tracker._spool.file(Path(name).name, content)
-            if path is not None:
-                folder = str(Path(name).parent)
-                self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
+            folder = str(Path(name).parent)
+            self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
 
     def model(self, module: "torch.nn.Module", example: np.ndarray, outputs: np.ndarray) -> None:
         """Store the run's model, as a graph for any number of rows (torch.export, not pickled).
@@ -87,27 +107,24 @@ class TrackedRun:
             return
         import torch
 
-        path = self._tracker._spool.place("model.pt2")
-        try:
+        with self.storing("model"):
             inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
             with torch.no_grad():
                 program = torch.export.export(
                     copy.deepcopy(module).cpu().eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
                 )
-                torch.export.save(program, path)
-        except Exception as error:  # a module of the user's that cannot be exported must not cost the run
-            warnings.warn(f"the model was not stored: {error}", stacklevel=2)
-            return
-        self._append(
-            {
-                "op": "model",
-                "run": self.id,
-                "path": str(path.relative_to(self._tracker._spool.folder)),
-                "inputs": [str(example.dtype), list(example.shape[1:])],
-                "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
-                "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
-            }
-        )
+                packed = io.BytesIO()  # not to the disk: if that is full, torch's writer aborts the process
+                torch.export.save(program, packed)
+            self._append(
+                {
+                    "op": "model",
+                    "run": self.id,
+                    "path": self._tracker._spool.file("model.pt2", packed.getvalue()),
+                    "inputs": [str(example.dtype), list(example.shape[1:])],
+                    "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
+                    "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+                }
+            )
 
     def end(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

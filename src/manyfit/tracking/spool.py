@@ -125,14 +125,10 @@ class Spool:
         path.parent.mkdir(parents=True)
         return path
 
-    def file(self, name: str, content: bytes) -> str | None:
-        """Store an artifact; its path inside the session's folder, or None when the disk refuses (see `error`)."""
-        try:
-            path = self.place(name)
-            path.write_bytes(content)
-        except OSError as error:
-            self.error = f"cannot write {name} to {self.folder}: {error}"
-            return None
+    def file(self, name: str, content: bytes) -> str:
+        """Store an artifact; its path inside the session's folder. Raises OSError when the disk refuses."""
+        path = self.place(name)
+        path.write_bytes(content)
         return str(path.relative_to(self.folder))
 
     def release(self) -> None:
