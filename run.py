@@ -5,17 +5,18 @@ import gc
 import sys
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from manyfit import command, config, distributed
+from hydra_plugins.manyfit.starting import start
+from manyfit import config, distributed
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
     """Train what the config says and return the value that a sweeper minimises."""
+    from manyfit import command
+
     context = HydraConfig.get()
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     try:
         config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
         with distributed.lead():
-            main()
+            start(main, Path(__file__).parent.absolute() / "conf")
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, SystemExit) as stop:

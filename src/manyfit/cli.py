@@ -46,8 +46,9 @@ def _root() -> Path:
 
 def _ui(options: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C; a remote server has its own."""
+    from manyfit.credentials import mask
     from manyfit.tracking import prepare, ui_command
-    from manyfit.tracking.spool import mask, resolve_uri
+    from manyfit.tracking.spool import resolve_uri
 
     root = _root()
     uri = resolve_uri(None, root)

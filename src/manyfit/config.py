@@ -13,17 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
+from manyfit import credentials
+from manyfit.credentials import mask
+
 T = TypeVar("T")
 # keys that say how to launch, not what to train
 ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("tune", "tune_by", "tune_beside"),
 )
-CREDENTIALS = re.compile(r"://[^/]*:[^/@]+@|[?&](password|passwd|token|secret|key)=", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
-    """A value that the user gave cannot be used; the message names the full key."""
+    """A value that the user gave cannot be used; the message names the full key, and shows no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class TrainingError(RuntimeError):
@@ -140,8 +145,8 @@ class Config(Node):
         return dict(_flatten(self.source, ""))
 
     def yaml(self) -> str:
-        """The config as YAML, passwords in addresses hidden."""
-        return OmegaConf.to_yaml(OmegaConf.create(_masked(dict(self.source))))
+        """The config as YAML, as the user wrote it."""
+        return OmegaConf.to_yaml(OmegaConf.create(dict(self.source)))
 
     def title(self) -> str:
         """What a person calls this run: `adam lr=0.003 b=64 s=0`, with what else differs from the usual."""
@@ -178,6 +183,8 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
     """
+    tree = cfg if isinstance(cfg, dict) else _container(cfg)
+    refuse_passwords({key: node for key, node in tree.items() if key != "hydra"})
     if cfg.get("resume") is not None:
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
     try:
@@ -199,11 +206,13 @@ def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         tree = {key: value for key, value in cfg.items() if key not in ASIDE}
         return tree, tree
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ASIDE])
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    source = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(values, dict)
-    assert isinstance(source, dict)
-    return {str(k): v for k, v in values.items()}, {str(k): v for k, v in source.items()}
+    return _container(cfg, resolve=True), _container(cfg)
+
+
+def _container(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    tree = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(tree, dict)
+    return {str(key): node for key, node in tree.items()}
 
 
 def signature(config: Config) -> str:
@@ -251,17 +260,16 @@ def _sentence(error: Any) -> str:
     return f"{'.'.join(path)} must {condition}, but got {error['input']!r}."
 
 
-def refuse_password(key: str, address: str) -> None:
-    """Raise ConfigError if an address, as written in the config, holds a password."""
-    if CREDENTIALS.search(address):
+def refuse_passwords(tree: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a config, as written, holds a password under any key."""
+    for key in credentials.held_by(tree):
         raise ConfigError(
             f"{key} must hold no password, since configs are written down. Put it into an environment variable: "
-            f"{key}='${{oc.env:MY_STORE}}'."
+            f"{key}='${{oc.env:MY_SECRET}}'."
         )
 
 
 def _check_together(config: Config) -> None:
-    refuse_password("tracking.uri", str(config.source["tracking"].get("uri")))
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
@@ -343,13 +351,4 @@ def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
 def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:
     if isinstance(node, Mapping) and node:
         return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}.{key}" if prefix else key)]
-    return [(prefix, _masked(node))]
-
-
-def _masked(node: Any) -> Any:
-    """Hide user:password in addresses."""
-    if isinstance(node, Mapping):
-        return {key: _masked(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_masked(value) for value in node]
-    return re.sub(r"://[^/@\s]+@", "://***@", node) if isinstance(node, str) else node
+    return [(prefix, node)]

@@ -16,7 +16,8 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from manyfit.config import ASIDE, Config, parse
+from hydra_plugins.manyfit.starting import in_our_words
+from manyfit.config import ASIDE, Config, parse, refuse_passwords
 
 Tree = dict[str, Any]
 
@@ -72,7 +73,7 @@ class Composer:
         self.composed: dict[tuple[str, ...], Composed] = {}
 
     def load(self, overrides: Sequence[str], number: int) -> Composed:
-        """The job with these overrides and this number; raises what Hydra raises."""
+        """The job with these overrides and this number; raises ConfigError."""
         parsed = [self._parse(override) for override in overrides]
         plain = [override for override in parsed if self._is_plain(override)]
         rest = [override for override in parsed if override not in plain]
@@ -97,7 +98,8 @@ class Composer:
         return Composed(number, list(filter_overrides(overrides)), task, hydra, folder)
 
     def _by_hydra(self, overrides: Sequence[str], number: int) -> Composed:
-        cfg = self.loader.load_sweep_config(self.config, list(overrides))
+        with in_our_words(self.loader, overrides):
+            cfg = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
         state = Singleton.get_state()
@@ -106,6 +108,7 @@ class Composer:
         Singleton.set_state(state)
         task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         tree, hydra = _tree(task), _tree(cfg.hydra)
+        refuse_passwords({**tree, "hydra": hydra})
         hydra["runtime"]["output_dir"] = str(folder.absolute())
         read = {key: value for key, value in tree.items() if key not in ASIDE}
         settled = "${" not in json.dumps(read) and not OmegaConf.missing_keys(task)

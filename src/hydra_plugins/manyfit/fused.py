@@ -13,7 +13,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.manyfit.composing import Composed, Composer
-from manyfit import command
 from manyfit.config import Config, ConfigError
 
 
@@ -64,6 +63,8 @@ class FusedLauncher(Launcher):
             except ConfigError as error:
                 configs[number] = error
         names = {job.number: " ".join(job.overrides) for job in jobs}
+        from manyfit import command
+
         outcomes = command.train_jobs(configs, names, self.max_members, self.workers)
         return [_returned(job, outcomes[job.number]) for job in jobs]
 

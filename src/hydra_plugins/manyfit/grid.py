@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import refuse_foreign
-from manyfit import command
 from manyfit.checking import SIZE
 from manyfit.config import Config
 
@@ -53,6 +52,8 @@ class GridSweeper(BasicSweeper):
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         returns: list[Sequence[JobReturn]] = []
         failed: dict[str, str] = {}
+        from manyfit import command
+
         with command.verdicts():
             for name in loader.get_group_options("experiment"):
                 if name != "all":
@@ -71,6 +72,8 @@ class GridSweeper(BasicSweeper):
 
     def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> list[Sequence[JobReturn]]:
         """One sweep; its first job has this number."""
+        from manyfit import command
+
         assert self.hydra_context is not None
         assert self.launcher is not None
         loader = self.hydra_context.config_loader

@@ -42,7 +42,7 @@ class OptunaStudy(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Search the space of `sweep.space` and of the command line, which wins."""
         from manyfit import sweeps  # torch and optuna: seconds
-        from manyfit.config import ConfigError, refuse_password
+        from manyfit.config import ConfigError
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -52,8 +52,6 @@ class OptunaStudy(Sweeper):
         fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
         named = {override.get_key_element() for override in given}
         try:
-            storage = OmegaConf.masked_copy(self._compose(fixed).sweep, ["storage"])
-            refuse_password("sweep.storage", OmegaConf.to_yaml(storage))  # as written
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")

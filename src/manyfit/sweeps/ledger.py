@@ -222,12 +222,7 @@ def _study(url: str, name: str, direction: Direction) -> optuna.Study:
 
 def _unusable(url: str, error: Exception) -> ConfigError:
     reason = str(error).splitlines()[0]
-    return ConfigError(f"sweep.storage must be a database that can be used, but got {_masked(url)}: {reason}")
-
-
-def _masked(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://***{at}{tail}" if at else url
+    return ConfigError(f"sweep.storage must be a database that can be used, but got {url}: {reason}")
 
 
 def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from manyfit.credentials import mask
 from manyfit.tracking import spool
 from manyfit.tracking.run import DatasetRecord, TrackedRun
-from manyfit.tracking.spool import SyncReport, mask, resolve_uri
+from manyfit.tracking.spool import SyncReport, resolve_uri
 
 if TYPE_CHECKING:
     from manyfit.tracking.reading import Named, StoredRun

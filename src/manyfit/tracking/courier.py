@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlparse
 if __name__ == "__main__":
     gc.disable()  # MLflow's import makes a million objects and no garbage
 
+from manyfit.credentials import mask
 from manyfit.tracking import spool
 from manyfit.tracking.delivery import Session
-from manyfit.tracking.spool import SyncReport, mask
+from manyfit.tracking.spool import SyncReport
 from manyfit.tracking.store import Store
 
 POLL = 0.1  # seconds between looks at the journal

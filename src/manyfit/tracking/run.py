@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manyfit.credentials import mask
 from manyfit.tracking import spool
-from manyfit.tracking.spool import mask
 
 if TYPE_CHECKING:
     import torch

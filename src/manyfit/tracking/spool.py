@@ -13,7 +13,6 @@ A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from manyfit.credentials import mask
 
 JOURNAL, ACKS, LOCK, COURIER_LOCK, LOG = "journal.jsonl", "acks.jsonl", "lock", "courier.lock", "courier.log"
 
@@ -54,12 +55,6 @@ def resolve_uri(uri: str | None, root: Path) -> str:
 def default_uri(root: Path) -> str:
     """SQLite under `<root>/mlruns`, absolute."""
     return f"sqlite:///{mlruns(root) / 'mlflow.db'}"
-
-
-def mask(text: str) -> str:
-    """The text with credentials in addresses (`scheme://user:password@host`, `?password=...`) replaced by ***."""
-    text = re.sub(r"(\w://)[^/\s@]+(?:@[^/\s@]+)*@", r"\1***@", text)
-    return re.sub(r"([?&](?:password|passwd|token|secret|key)=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def now() -> int:

@@ -41,8 +41,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
+from manyfit.credentials import mask
 from manyfit.tracking import spool
-from manyfit.tracking.spool import Record, mask
+from manyfit.tracking.spool import Record
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together

@@ -1,0 +1,152 @@
+"""From the command line to Hydra: what it composes is checked before anything is written, and refused in our words."""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manyfit.config import ASIDE, Config, ConfigError, refuse_passwords
+
+KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
+SYNONYMS = {"learning_rate": "lr", "l2": "weight_decay", "layers": "hidden", "gpus": "devices"}  # not alike in letters
+
+
+def start(task: TaskFunction, conf: Path) -> None:
+    """Do what `hydra.main` does, which would write first, and print errors of its own.
+
+    Args:
+        task: Is given the composed config of a single run.
+        conf: The folder of config.yaml.
+
+    Raises:
+        ConfigError: Something on the command line, or in a file that it chooses, cannot be used.
+    """
+    refuse_passwords(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))  # before argparse repeats it
+    options = get_args_parser().parse_args()
+    given: list[str] = options.overrides
+    flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
+    if not flags & {"config_dir", "config_name", "config_path", "experimental_rerun"}:
+        with hydra.initialize_config_dir(str(conf), job_name="run", version_base="1.3"):
+            app = GlobalHydra.instance().hydra
+            assert app is not None
+            with in_our_words(app.config_loader, given):
+                mode = _mode(app.config_loader, given, options.multirun)
+                if not flags:
+                    go = app.multirun if mode == RunMode.MULTIRUN else app.run
+                    go("config", task, [*given, f"hydra.mode={mode.name}"])
+                    return
+    hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()  # --help, --cfg and the like
+
+
+@contextlib.contextmanager
+def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[None]:
+    """What Hydra refuses about these overrides is a ConfigError that says what would be right."""
+    try:
+        yield
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"{error.override} must be key=value in Hydra's grammar. Put a value with special characters in quotes."
+        ) from None
+    except MissingConfigException as error:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = _other_option(group, option, error.options) if error.options else str(error).splitlines()[0]
+        raise ConfigError(known) from None
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            raise ConfigError(_other_key(cause.full_key, loader, overrides)) from None
+        raise ConfigError(" ".join(str(cause if isinstance(cause, ValueError) else error).split())) from None
+
+
+def _mode(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode:
+    """Whether this is one run or a sweep; checks what is composed."""
+    try:
+        cfg = loader.load_configuration("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except ValueError as error:  # data=null
+        raise ConfigError(str(error)) from None
+    tree = OmegaConf.to_container(cfg)
+    assert isinstance(tree, dict)
+    refuse_passwords({str(key): node for key, node in tree.items()})
+    for unknown in (str(key) for key in tree if key not in KEYS):  # +lr=0.1
+        raise ConfigError(_other_key(unknown, loader, overrides))
+    mode: RunMode = RunMode.MULTIRUN if multirun else cfg.hydra.mode or RunMode.RUN
+    swept = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    swept = [override for override in swept if override.is_sweep_override()]
+    if swept and mode == RunMode.RUN:
+        key, _, values = str(swept[0].input_line).partition("=")
+        raise ConfigError(f"{key} must be one value in a single run, but got {values}. For a sweep, add -m.")
+    _check_swept(swept, cfg, loader, overrides)
+    return mode
+
+
+def _check_swept(swept: Sequence[Override], cfg: DictConfig, loader: ConfigLoader, overrides: Sequence[str]) -> None:
+    """Hydra looks at them job by job, which may be a thousand times, or in the middle of a search."""
+    groups = {override.key_or_group for override in swept} & set(loader.list_groups(""))
+    for override in swept:
+        key = override.key_or_group
+        if key in groups:
+            options = loader.get_group_options(key)
+            for option in override.sweep_string_iterator():
+                if option not in options:
+                    raise ConfigError(_other_option(key, option, options))
+        elif override.type is OverrideType.CHANGE and key.split(".")[0] not in groups:
+            try:
+                OmegaConf.update(cfg, key, None)
+            except OmegaConfBaseException:
+                raise ConfigError(_other_key(key, loader, overrides)) from None
+
+
+def _other_option(group: str, option: str, options: Sequence[str]) -> str:
+    """What there is to choose from."""
+    return f"{group} must be one of {', '.join(options)}, but got {option}.{_meant(option, options)}"
+
+
+def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
+    """Which key was meant, and what stands beside it; Hydra names the first part of it that is not there."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    key = next((o.key_or_group for o in parsed if f"{o.key_or_group}.".startswith(f"{key}.")), key)
+    head, _, last = key.rpartition(".")
+    options = loader.list_groups("")
+    groups = {o.key_or_group: o for o in parsed if o.key_or_group in options}
+    chosen = [str(o.input_line) for o in groups.values() if not o.is_sweep_override()]
+    cfg = loader.load_configuration("config", chosen, RunMode.MULTIRUN)
+    keys = _keys(OmegaConf.to_container(cfg), hydras=key.startswith("hydra"))
+    beside = [one for one in keys if head and one.rpartition(".")[0] == head]
+    sentences = [f"{key} must be a key of the config, but there is no such key."]
+    sentences.append(_meant(last, beside) or _meant(last, keys))
+    if beside:
+        option = cfg.hydra.runtime.choices.get(head)
+        own = ", ".join(one.rpartition(".")[2] for one in beside)
+        sentences.append(f" {head}{f'={option}' if option else ''} has {own}.")
+    if head in groups and groups[head].is_sweep_override():
+        sentences.append(f" In a sweep over {head}, ++{key} sets it for each.")
+    return "".join(sentences)
+
+
+def _meant(word: str, choices: Sequence[str]) -> str:
+    """The choice whose last part is most like the word, as a question."""
+    lasts = {choice.rpartition(".")[2]: choice for choice in reversed(choices)}
+    like = difflib.get_close_matches(SYNONYMS.get(word, word), lasts, n=1)
+    return f" Did you mean {lasts[like[0]]}?" if like else ""
+
+
+def _keys(tree: Any, prefix: str = "", hydras: bool = False) -> list[str]:
+    """Dotted keys, those of inner nodes too."""
+    found: list[str] = []
+    for name, node in tree.items() if isinstance(tree, dict) else ():
+        if "." not in name and name != "_target_" and (hydras or f"{prefix}{name}" != "hydra"):
+            found += [f"{prefix}{name}", *_keys(node, f"{prefix}{name}.", hydras)]
+    return found
