@@ -1,0 +1,65 @@
+"""The command line: what is mistyped is answered with what was meant, at once and before anything is written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+QUIET = (
+    "import sys, runpy\n"
+    f"sys.argv = [{str(ROOT / 'run.py')!r}, *sys.argv[1:]]\n"
+    f"try: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+    "finally: assert not {'torch', 'mlflow', 'optuna', 'pandas'} & set(sys.modules), 'heavy'"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("lr=0.1", "lr must be a key of the config, but there is no such key. Did you mean optimizer.lr?"),
+        ("+lr=0.1", "lr must be a key .* Did you mean optimizer.lr?"),
+        ("-m lr=0.1,0.2", "lr must be a key .* Did you mean optimizer.lr?"),
+        ("epoch=10", "epoch must be a key .* Did you mean epochs?"),
+        ("sweep=lr epoch=10", "epoch must be a key .* Did you mean epochs?"),
+        ("experiment=overfitting batchsize=8", "batchsize must be a key .* Did you mean batch_size?"),
+        (
+            "optimizer.learning_rate=1",
+            "optimizer.learning_rate must be a key .* Did you mean optimizer.lr? optimizer=adam has lr, .*eps.*",
+        ),
+        ("optimizer.momentum=0.9", "optimizer.momentum must be a key .* no such key. optimizer=adam has lr, .*eps.*"),
+        ("optimizer=sgd modle.dropout=0.1", "modle.dropout must be a key .* Did you mean model.dropout?"),
+        ("optmizer=adam", "optmizer must be a key .* Did you mean optimizer?"),
+        (
+            "-m optimizer=momentum,nesterov optimizer.momentum=0.8",
+            ".* In a sweep over optimizer, \\+\\+optimizer.momentum sets it for each.",
+        ),
+        ("optimizer=adm", "optimizer must be one of adadelta, .*, sgd, but got adm. Did you mean adam?"),
+        ("-m optimizer=adam,adm", "optimizer must be one of adadelta, .*, sgd, but got adm. Did you mean adam?"),
+        ("sweep=lr optimizer=adm", "optimizer must be one of .*, but got adm. Did you mean adam?"),
+        ("-m hydra/sweeper=optuna_study lr=interval(0,1)", "lr must be a key .* Did you mean optimizer.lr?"),
+        ("-m hydra/sweeper=optuna_study optimizer=adam,adm", "optimizer must be one of .*, but got adm. Did .* adam?"),
+        ("seed=1,2", "seed must be one value in a single run, but got 1,2. For a sweep, add -m."),
+        ("model.hidden=[1", "model.hidden=\\[1 must be key=value in Hydra's grammar. Put .* in quotes."),
+        ("data=null", "Config group override must be a string or a list. Got NoneType"),
+        ("-m hydra.launcher.workers=0 seed=1,2", "hydra.launcher.workers must be >= 1 or auto, but got 0."),
+    ],
+)
+def test_mistyped(tmp_path: Path, command: str, answer: str) -> None:
+    """One line says which key or option was meant; nothing is imported for it that takes seconds."""
+    arguments = [sys.executable, "-c", QUIET, *command.split()]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert re.fullmatch(f"error: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_plus_adds_an_argument(tmp_path: Path) -> None:
+    """What the schema leaves to the optimizer may be added, and what Hydra shows is still Hydra's."""
+    arguments = [sys.executable, "-c", QUIET, "--cfg", "job", "+optimizer.maximize=false"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  maximize: false" in done.stdout
