@@ -163,7 +163,8 @@ def test_only_judges_are_let_through(name: str) -> None:
 def own(folder: Path, change: tuple[str, str] = ("", "")) -> subprocess.CompletedProcess[str]:
     """Run the worked example of the README, with a change to its function."""
     text = (ROOT / "README.md").read_text()
-    blocks = dict(re.findall(r"```(yaml|python)\n# (?:experiments/wine_width.yaml|mychecks.py).*\n([^`]*)```", text))
+    named = r"```(yaml|python)\n((?:#[^\n]*\n)?# (?:experiments/wine_width.yaml|mychecks.py)[^`]*)```"
+    blocks = dict(re.findall(named, text))
     (folder / "experiment").mkdir()
     (folder / "experiment" / "wine_width.yaml").write_text(blocks["yaml"])
     (folder / "mychecks.py").write_text(blocks["python"].replace(*change))
