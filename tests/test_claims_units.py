@@ -1,6 +1,7 @@
 """The claims about units, losses, the learning rate and early stopping: the three answers, from made runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -134,3 +135,20 @@ def test_three_answers(
     assert claim(made(claimed)).answer == answer
     few = [run for run in made(claimed) if run.seed < 2 and run.settings.get("data.split_seed", 0) < 2]
     assert claim(few).answer == "undecided"
+
+
+def test_what_the_data_do_not_have_is_not_spoken_of() -> None:
+    """Test accuracy of a regression, the grade of data without numbers, a band of rates where none is stable."""
+    numbers = [
+        replace(
+            run, metrics={k: v for k, v in run.metrics.items() if k != "test_set/accuracy"}, once={"loss/test": 1.0}
+        )
+        for run in stopping(TRUE)
+    ]
+    assert early_stopping(numbers).answer == "holds"
+    assert "accuracy" not in early_stopping(numbers).sentence
+    found = losses([run for run in lossy(TRUE) if "rmse/val" not in run.metrics])
+    assert found.answer == "undecided"
+    assert "These data have no numbers to predict" in found.sentence
+    bad = learning_rate([run for run in rates(TRUE) if run["optimizer.lr"] != 0.1])
+    assert bad.sentence.startswith("No rate leaves less than half of the loss: best is 100.")

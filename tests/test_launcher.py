@@ -163,7 +163,15 @@ def test_jobs_are_composed_as_hydra_does(jobs: list[list[str]]) -> None:
 
 
 def test_grids_become_jobs() -> None:
-    """Each a product, one after the other; drawn keys vary together; what the command line names is not of the grid."""
+    """Each a product, one after the other; drawn keys vary together; what the command line names is not of the grid.
+
+    Of other data, neither is what only the grid's own know.
+    """
+    mine = [{"data.n": "9", "data.train_size": "5"}]
+    assert jobs_of(OmegaConf.create({"quick": False}), mine, ["seed=1"], []) == [
+        ["data.n=9", "data.train_size=5", "seed=1"]
+    ]
+    assert jobs_of(OmegaConf.create({"quick": False}), mine, ["data=wine"], []) == [["data.train_size=5", "data=wine"]]
     drawn = {"seed": "range(2)", "optimizer.lr": "tag(log,interval(1e-5,10))", "optimizer.eps": "interval(0.1,0.2)"}
     grids = [{"seed": "1,2", "batch_size": "8,16"}, {**drawn, "draws": 5}]
     cfg = OmegaConf.create({"quick": False, "epochs": 20})

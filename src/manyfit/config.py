@@ -325,7 +325,8 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
     flexible = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in component.arguments:
         if name not in known and not flexible:
-            raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {', '.join(known)}.")
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {has}.")
     given = {name: _typed(target, key, name, value) for name, value in component.arguments.items()}
     try:
         return target(**{name: value for name, value in available.items() if name in known} | given)

@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit.checking import SIZE
-from manyfit.config import Config
+from manyfit.config import Config, DataConfig
+
+OF_ALL_DATA = {f"data.{key}" for key in DataConfig.model_fields} - {"data.target"}
 
 
 @dataclass
@@ -114,6 +116,8 @@ def jobs_of(
     """
     parser = OverridesParser.create()
     named = {parser.parse_override(argument).get_key_element() for argument in arguments}
+    if "data" in named:  # what only the experiment's own data know goes with them
+        named |= {key for grid in grids for key in grid if key.startswith("data.") and key not in OF_ALL_DATA}
     jobs: list[list[str]] = []
     for grid in grids:
         own = {key: values for key, values in grid.items() if key not in named}

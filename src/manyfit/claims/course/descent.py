@@ -26,13 +26,14 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
     found = effect(np.minimum(*worse))
     stable = [rate for rate in rates if left[rate] <= HALF]
     band = f"{min(stable):g} to {max(stable):g}" if stable else "none"
+    regimes = f"Too small, stable ({band}), too large" if stable else "No rate leaves less than half of the loss"
     cosine = by(schedules.get("cosine", []), "optimizer.lr")
     gain = effect(differences(rates[best], cosine.get(best, []), lambda run: run.final("loss/val")))
     return Verdict(
         decide(found, HALF),
         found,
         "of the starting loss left more at the ends of the range than at the best lr",
-        f"Too small, stable ({band}), too large: best is {best:g}. With a cosine schedule at {best:g} the validation "
+        f"{regimes}: best is {best:g}. With a cosine schedule at {best:g} the validation "
         f"loss at the end is {gain} lower.",
         f"The loss falls by half and more for lr {band}",
         (

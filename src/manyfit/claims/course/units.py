@@ -206,11 +206,11 @@ def losses(runs: Sequence[Run]) -> Verdict:
     """
     report = [run for run in runs if run.stage == "report"]
     groups = by(report, "loss")
-    entropy, squared, real = (groups.get(name, []) for name in ("BCE", "SquaredProbability", "auto"))
+    entropy, squared = (groups.get(name, []) for name in ("BCE", "SquaredProbability"))
+    real = [run for run in report if "rmse/val" in run.metrics]
     longer = effect(differences(squared, entropy, lambda run: np.log2(_epochs_right(run))))
     better = effect(differences(entropy, squared, Run.test))
     explained = effect([run.test("r2") for run in real])
-    rmse = effect([run.test("rmse") for run in real])
     both = {"cross-entropy": entropy, "squared error": squared}
     right: dict[str, Effect] = {name: effect([_epochs_right(run) for run in group]) for name, group in both.items()}
     said = ", ".join(f"{name} {e.mean:.1f}" for name, e in right.items())
@@ -218,8 +218,8 @@ def losses(runs: Sequence[Run]) -> Verdict:
         all_of([decide(longer), decide(better, AS_GOOD), decide(explained, EXPLAINED)]),
         longer,
         "doublings of the epochs, squared error over cross-entropy",
-        f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}. On the "
-        f"grade squared error comes to an RMSE of {rmse.mean:.1f} points, R2 {explained.mean:.2f}.",
+        f"Epochs to {ACCURATE:.0%} training accuracy: {said}; test accuracy differs by {better.mean:+.1%}."
+        f"{_explains(real)}",
         f"Squared error takes {2**longer.mean:.1f} times the epochs",
         (
             Chart(
@@ -231,6 +231,14 @@ def losses(runs: Sequence[Run]) -> Verdict:
             _grades(real),
         ),
     )
+
+
+def _explains(runs: Sequence[Run]) -> str:
+    """What squared error comes to on numbers."""
+    if not runs:
+        return " These data have no numbers to predict, which the assertion speaks of as well."
+    rmse, r2 = (effect([run.test(name) for run in runs]).mean for name in ("rmse", "r2"))
+    return f" On the grade squared error comes to an RMSE of {rmse:.1f} points, R2 {r2:.2f}."
 
 
 def _epochs_right(run: Run) -> float:
