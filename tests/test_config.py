@@ -1,7 +1,9 @@
 """config.parse: what is accepted, and the words of what is refused."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +93,65 @@ def test_config_imports_no_torch() -> None:
     """A bad override answers without waiting for torch or mlflow."""
     code = "import sys; from manyfit import config; assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+LEAVES_A_TRACE = "import pathlib\npathlib.Path(__file__).with_suffix('.trace').touch()\n"
+
+
+@pytest.mark.parametrize("override", ["model._target_=evil.Net", "claim=evil.judge", "data._target_=evil.inner.load"])
+def test_an_untrusted_module_is_not_run(tmp_path: Path, override: str) -> None:
+    """What can be imported, but is neither beside run.py nor trusted, is refused before its first line runs."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "evil.py").write_text(LEAVES_A_TRACE)
+    mode = ["-m", "seed=1,2"] if override.startswith("claim") else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *mode, override, "data=iris", "epochs=1"],
+        cwd=tmp_path / "work",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    name = override.partition("=")[2]
+    assert (
+        f"but got '{name}', whose module would be run. If you trust it: trusted=[{name.rpartition('.')[0]}]."
+        in done.stderr
+    )
+    assert not (tmp_path / "evil.trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "trusted", "may"),
+    [
+        ("torch.nn.Linear", [], True),
+        ("torch.nnx.Linear", [], False),
+        ("torch.hub.load", [], False),
+        ("evil.Net", [], False),
+        ("evil.Net", ["evil"], True),
+        ("evil.inner.Net", ["evil"], True),
+        ("evils.Net", ["evil"], False),
+        ("evil.Net", ["evil.inner"], False),
+        ("beside.Net", [], True),
+        ("beside_too.inner.Net", [], True),
+        ("os.system", [], False),
+        ("__main__.Net", [], False),
+        ("", [], False),
+    ],
+)
+def test_what_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, trusted: list[str], may: bool
+) -> None:
+    """Whole parts of a name count; a file or folder of the working directory may run, and is not run to find out."""
+    (tmp_path / "beside_too").mkdir()
+    for name in ("beside.py", "beside_too/__init__.py"):
+        (tmp_path / name).write_text("raise AssertionError('imported')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if may:
+        configuration.require_trusted(path, "model._target_", trusted)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"model._target_ must be of a module beside run.py, or of manyfit, torch.nn"
+        ):
+            configuration.require_trusted(path, "model._target_", trusted)

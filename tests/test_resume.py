@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import Compose
 from manyfit import checkpoints, resume
+from manyfit.config import ConfigError
 from manyfit.training import fit
-from test_cli import SMALL, command, runs
+from test_cli import SMALL, client, command, runs
 
 
 def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> None:
@@ -37,3 +40,24 @@ def test_the_page_says_what_changed(tmp_path: Path) -> None:
     assert jump
     assert jump[0] in run.data.tags["resumed"]
     assert (run.data.params["epochs"], run.data.tags["resumed/epochs"]) == ("3", "6")
+
+
+def test_a_stored_config_trusts_nobody(composed: Compose) -> None:
+    """Only the command says which modules may run, whatever a checkpoint says."""
+    config = composed("trusted=[evil]", "model._target_=evil.Net")
+    stored: dict[str, Any] = {"source": {**config.source, "trusted": ["evil"]}, "choices": dict(config.choices)}
+    with pytest.raises(ConfigError, match="model._target_ must be of a module beside run.py"):
+        resume._changed(stored, OmegaConf.create({"trusted": []}), [])
+    assert resume._changed(stored, OmegaConf.create({"trusted": ["evil"]}), []).model.target == "evil.Net"
+
+
+@pytest.mark.slow
+def test_a_tag_is_no_path(tmp_path: Path) -> None:
+    """The tag manyfit.id, which anybody may set in a shared store, leads to no folder but that of a run's state."""
+    (tmp_path / "mlruns").mkdir()
+    store = client(tmp_path)
+    run = store.create_run(store.create_experiment("x"), tags={"manyfit.id": "../../evil"})
+    store.set_terminated(run.info.run_id)
+    done = command(tmp_path, f"resume={run.info.run_id[:8]}", "epochs=6")
+    assert done.returncode == 1
+    assert "resume must name a run whose tag manyfit.id is of 32 hex digits, but got '../../evil'" in done.stderr

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from torch import nn
 
 from conftest import Compose, assert_same_bits
@@ -170,6 +171,38 @@ def test_user_module(composed: Compose) -> None:
     (result,) = alone([composed("data=iris", "epochs=5", "model._target_=conftest.Normed", "~model.hidden",
                                 "~model.activation", "~model.dropout", "~model.init", "~model.sigma")])  # fmt: skip
     assert result.metrics["loss/train"][-1] < result.metrics["loss/train"][0]
+
+
+class Guest(LightningModule):
+    """A user's LightningModule, with a loss of its own."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        out: torch.Tensor = self.layer(x)
+        return out
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """What nobody would call."""
+        raise AssertionError(batch)
+
+
+class OtherGuest(nn.Linear):
+    """As from the package `lightning`, which is not installed here."""
+
+
+OtherGuest.__name__, OtherGuest.__module__ = "LightningModule", "lightning.pytorch.core.module"
+
+
+@pytest.mark.parametrize("name", ["Guest", "OtherGuest"])
+def test_a_lightning_module_is_refused(composed: Compose, name: str) -> None:
+    """Of either package: it would be trained, but not by its own training_step."""
+    gone = (f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma"))
+    with pytest.raises(ConfigError, match="model must be a plain torch.nn.Module, but got a LightningModule"):
+        prepare(composed("data=iris", f"model._target_=test_training.{name}", *gone))
 
 
 def test_double_precision(composed: Compose) -> None:

@@ -1,10 +1,12 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
+import importlib.util
 import inspect
 import json
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -20,8 +22,9 @@ T = TypeVar("T")
 # keys that say how to launch, not what to train
 ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
-    *("tune", "tune_by", "tune_beside"),
+    *("trusted", "tune", "tune_by", "tune_beside"),
 )
+TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
 
 
 class ConfigError(ValueError):
@@ -132,6 +135,7 @@ class Config(Node):
     checkpoint: bool = True
     choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
+    trusted: tuple[str, ...] = Field(default=(), exclude=True)
 
     @property
     def experiment(self) -> str:
@@ -190,7 +194,9 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
     try:
         values, source = _trees(cfg)
         picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
-        parsed = Config.model_validate({**values, "choices": picked, "source": source})
+        parsed = Config.model_validate(
+            {**values, "choices": picked, "source": source, "trusted": tree.get("trusted") or ()}
+        )
     except OmegaConfBaseException as error:
         key = f"{error.full_key} " if error.full_key else ""
         raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
@@ -269,7 +275,40 @@ def refuse_passwords(tree: Mapping[str, Any]) -> None:
         )
 
 
+def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
+    """Judge a dotted name before it is imported, since a module runs when it is.
+
+    Args:
+        path: The name.
+        key: Of the config, where it stands.
+        trusted: Modules that the user vouches for, with all that is in them.
+
+    Raises:
+        ConfigError: Its module is neither trusted nor beside run.py.
+    """
+    if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
+        return
+    raise ConfigError(
+        f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}, whose module would be "
+        f"run. If you trust it: trusted=[{path.rpartition('.')[0] or path}]."
+    )
+
+
+def _is_beside(top: str) -> bool:
+    """Whether a top-level module is a file or folder of the command's, or of the working directory; runs nothing."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # no name, or no file: __main__
+        return False
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if spec and spec.has_location:  # else its origin is no file: built-in, frozen
+        places.append(str(spec.origin))
+    return any(Path(place).parent.resolve() in (Path(sys.path[0]).resolve(), Path.cwd()) for place in places)
+
+
 def _check_together(config: Config) -> None:
+    for key in ("data", "model", "loss", "optimizer", "schedule"):
+        require_trusted(getattr(config, key).target, f"{key}._target_", config.trusted)
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")

@@ -74,7 +74,7 @@ class Experiment:
             )
         name = cfg.hydra.runtime.choices.get("experiment") or str(cfg.claim)
         seeds = 2 if cfg.quick else REPORT_SEEDS
-        return cls(name, claims.find(str(cfg.claim)), tuple(cfg.tune), cfg.tune_by, seeds)
+        return cls(name, claims.find(str(cfg.claim), tuple(cfg.trusted)), tuple(cfg.tune), cfg.tune_by, seeds)
 
     def accept(self, configs: Sequence[Config]) -> None:
         """Raise ConfigError where the claim cannot judge runs of these configs."""

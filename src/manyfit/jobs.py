@@ -207,6 +207,11 @@ def _try_graph(config: Config, network: nn.Module, optimizer: type[torch.optim.O
 
 def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: int) -> None:
     """Evaluate two rows, and train on as many as the last batch of an epoch has."""
+    if _is_lightnings(type(network)):
+        raise ConfigError(
+            "model must be a plain torch.nn.Module, but got a LightningModule: its training_step would never be "
+            "called. Give its network alone, as an nn.Module with a forward."
+        )
     features = dataset.x_train.shape[1]
     if not all(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("model must leave all parameters trainable, but some have requires_grad=False.")
@@ -220,6 +225,12 @@ def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: in
         ) from error
     if got != (len(dataset.x_train[:2]), width):
         raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
+
+
+def _is_lightnings(cls: type[nn.Module]) -> bool:
+    """Whether a class is a LightningModule, of either of its packages; by name, since they take seconds to import."""
+    homes = [base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == "LightningModule"]
+    return any(home in ("lightning", "pytorch_lightning") for home in homes)
 
 
 def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

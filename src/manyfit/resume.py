@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manyfit.config import Config, ConfigError, parse
 
-MAY_CHANGE = ("epochs", "trainer", "checkpoint")  # what the command may say beside resume=
+MAY_CHANGE = ("epochs", "trainer", "checkpoint", "trusted")  # what the command may say beside resume=
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Earlier:
 
 
 def folder_of(run: str) -> Path:
-    """Where the checkpoints of a run are, by our own id."""
+    """Where the checkpoints of a run are, by our own id; raises ConfigError if it is none, since anybody sets a tag."""
+    if not re.fullmatch("[0-9a-f]{32}", run):
+        raise ConfigError(f"resume must name a run whose tag manyfit.id is of 32 hex digits, but got {run!r}.")
     return Path("mlruns", "checkpoints", run)
 
 
@@ -56,8 +58,8 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     for key in given:
         if key.split(".")[0] not in MAY_CHANGE:
             raise ConfigError(
-                f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint and "
-                "trainer may change."
+                f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint, "
+                "trainer and trusted may change."
             )
     run_id, own_id = _stored(cfg.tracking.uri, prefix)
     folder = folder_of(own_id)
@@ -74,9 +76,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
             f"epochs must be > {state['epoch']}, which the run has, but got {config.epochs}. Ask for more: epochs="
             f"{2 * state['epoch']}."
         )
-    return Earlier(
-        config, run_id, folder, state["epoch"], _changes(parse(stored["source"], stored["choices"]), config, state)
-    )
+    return Earlier(config, run_id, folder, state["epoch"], _changes(_changed(stored, cfg, []), config, state))
 
 
 def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
@@ -101,9 +101,9 @@ def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
 
 
 def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[str]) -> Config:
-    """The stored config with these keys of the composed one."""
+    """The stored config with these keys of the composed one; only the command says what is trusted."""
     tree = OmegaConf.create(stored["source"])
-    for key in keys:
+    for key in (*keys, "trusted"):
         OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
     return parse(tree, stored["choices"])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from manyfit.claims.runs import Run, by, curve, differences, line, parsed
 from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
-from manyfit.config import ConfigError
+from manyfit.config import ConfigError, require_trusted
 from manyfit.statistics import Effect, effect
 
 if TYPE_CHECKING:
@@ -39,13 +39,18 @@ __all__ = [
 Claim = Callable[[Sequence[Run]], Verdict]
 
 
-def find(name: str) -> Claim:
+def find(name: str, trusted: Sequence[str] = ()) -> Claim:
     """The function that judges a claim: one of `manyfit.claims.course`, or your own by its dotted name.
 
+    Args:
+        name: Of the claim.
+        trusted: See `config.require_trusted`.
+
     Raises:
-        ConfigError: There is none, or it is not annotated to return a Verdict.
+        ConfigError: There is none, its module is not trusted, or it is not annotated to return a Verdict.
     """
     path = name if "." in name else f"manyfit.claims.course.{name}"
+    require_trusted(path, "claim", trusted)
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
