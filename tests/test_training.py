@@ -129,6 +129,16 @@ def test_divergence_is_a_failure(composed: Compose) -> None:
     assert len(result.metrics["loss/val"]) < 6
 
 
+def test_two_infinite_losses_have_no_gap(composed: Compose) -> None:
+    """And nothing is said about it: the verdict says that the run diverged."""
+    slow = ("data=diabetes", "model=perceptron", "optimizer=sgd", "optimizer.lr=1", "epochs=10")
+    (result,) = fit([composed(*slow)])
+    both = np.isinf(result.metrics["loss/train"]) & np.isinf(result.metrics["loss/val"])
+    assert both.any()
+    assert np.isnan(result.metrics["loss/gap"][both]).all()
+    assert result.reason == "diverged"
+
+
 def test_divergence_leaves_the_neighbours_alone(composed: Compose) -> None:
     """A member that turns NaN is let go; the others keep their bits."""
     base = ("data=diabetes", "optimizer=sgd", "epochs=4", "model.activation=identity", "optimizer.weight_decay=1e-3")

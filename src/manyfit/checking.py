@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from manyfit.config import Config, ConfigError
+from manyfit.credentials import mask
 
 Overrides = Sequence[str]
 SIZE = "data.train_size"
@@ -75,6 +76,7 @@ def check(jobs: Sequence[Overrides], compose: Callable[[Overrides], Config], wis
 
 def _reasons(refused: Mapping[str, Sequence[Overrides]], total: int) -> str:
     lines = [
-        f"{reason} ({len(jobs)} of {total} jobs, the first: {' '.join(jobs[0])})" for reason, jobs in refused.items()
+        f"{reason} ({len(jobs)} of {total} jobs, the first: {mask(' '.join(jobs[0]))})"
+        for reason, jobs in refused.items()
     ]
     return "\n".join([*lines, "Nothing was run."])

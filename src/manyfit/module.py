@@ -261,7 +261,8 @@ class Training(pl.LightningModule):
     def finish_epoch(self, epoch: int) -> None:
         """Write this epoch's metrics of the members present into `history`, (all members, epochs + 1) each."""
         measured = self.evaluate(self.population.weights, self.population.buffers, ("train", "val"))
-        measured["loss/gap"] = measured["loss/val"] - measured["loss/train"]
+        with np.errstate(invalid="ignore"):  # of a run that diverges both may be infinite: the gap is NaN
+            measured["loss/gap"] = measured["loss/val"] - measured["loss/train"]
         measured["lr"] = self.last_lr
         measured |= self.probed
         self.probed = {}
