@@ -84,8 +84,8 @@ def test_a_member_that_was_let_go_stays_away(
     """A population is resumed with who was left."""
     configs = [composed(*COMMON, *member) for member in CASES["population"]]
 
-    def prune(member: int, epoch: int, values: Any) -> bool:  # noqa: ARG001
-        return (member, epoch) == (1, 2)
+    def prune(epoch: int, going: Any) -> list[int]:  # noqa: ARG001
+        return [1] if epoch == 2 else []
 
     whole = fit(configs, prune=prune)
     killed(configs, tmp_path, monkeypatch, 4, prune=prune)

@@ -25,10 +25,12 @@ from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from conftest import CONF, ROOT, made, options
+from conftest import CONF, ROOT, Compose, made, options
 from manyfit import command, parent, sweeps
 from manyfit import config as configuration
-from manyfit.config import ConfigError
+from manyfit.config import ConfigError, with_seed
+from manyfit.grouping import grouped
+from manyfit.jobs import prepare
 from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
 from manyfit.sweeps.pruning import Judge
@@ -316,22 +318,23 @@ def test_every_sampler_goes_with_every_pruner(sampler: str, pruner: str, reporte
     """Four trials in two rounds, each with a row that has its values and its curve."""
     swept = ["batch_size=choice(16,32)", "model.dropout=range(0,0.4,0.1)", "optimizer.weight_decay=range(0,0.02,0.01)"]
     search(swept, f"sampler={sampler}", f"pruner={pruner}", "sweep.n_trials=4", "sweep.round=2")
-    assert [row.number for row in reported] == [0, 1, 2, 3]
+    assert len({row.number for row in reported}) == len(reported) == 4
     assert {row.state for row in reported} <= {"finished", "pruned"}
     assert all(np.isfinite(row.value) and len(row.loss_val) and row.config.seed == row.seed == 0 for row in reported)
 
 
-def answered(loss: Callable[[float, float], float]) -> Any:
-    """A launcher whose trainings come to a loss given by learning rate and dropout, without being run."""
+def answered(loss: Callable[[float, float, int], float]) -> Any:
+    """A launcher whose trainings come to a loss given by learning rate, dropout and seed, without being run."""
 
     def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
         sweep = parent.current[-1]
         for number, job in enumerate(jobs, first):
             values = dict(override.split("=", 1) for override in job)
             run = sweep.tracker.start(experiment="", name="", params={}, tags={})
-            seed = int(values.get("seed", 0))
-            config = sweep.config.model_copy(update={"seed": seed})
-            result = made(config, loss(float(values["optimizer.lr"]), float(values["model.dropout"])))
+            seed, lr = int(values.get("seed", 0)), float(values["optimizer.lr"])
+            config = with_seed(sweep.config, seed)
+            config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
+            result = made(config, loss(lr, float(values["model.dropout"]), seed))
             sweep.children[number] = parent.Child(number, config, run, result)
         return [None] * len(jobs)
 
@@ -341,7 +344,7 @@ def answered(loss: Callable[[float, float], float]) -> Any:
 TWO = ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
 
 
-def cliff(lr: float, dropout: float) -> float:
+def cliff(lr: float, dropout: float, seed: int) -> float:  # noqa: ARG001
     """Flat, but for a little of the dropout, and nothing comes of the upper half of the rates."""
     return 0.5 + 0.01 * dropout if lr < 1e-3 else np.nan
 
@@ -364,7 +367,7 @@ def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, repo
     search(swept, *given, launch=answered(cliff))
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     worst = np.inf if direction == "minimize" else -np.inf
-    diverged = [trial for trial in study.trials if trial.user_attrs["ended"] == "diverged"]
+    diverged = [trial for trial in study.trials if trial.user_attrs.get("ended") == "diverged"]
     assert {(trial.state, trial.value) for trial in diverged} == {(TrialState.COMPLETE, worst)}
     assert study.best_trial.user_attrs["ended"] == "finished"
     assert [row.number for row in reported if row.state == "diverged"] == [trial.number for trial in diverged]
@@ -377,6 +380,97 @@ def test_an_exhausted_space_is_told(reported: list[SimpleNamespace], capsys: pyt
     search(swept, "sweep.n_trials=20", "sweep.round=5", launch=answered(cliff))
     assert sorted(row.params["optimizer.lr"] for row in reported) == [0.0001, 0.0002, 0.0003]
     assert "the space has only 3 settings: each is tried once, instead of 20 trials" in capsys.readouterr().out
+
+
+def test_a_trials_seeds_are_one_observation(reported: list[SimpleNamespace]) -> None:
+    """Its value is their mean, its curve the mean curve; each seed has a run with the trial's tags, and a row."""
+
+    def loss(lr: float, dropout: float, seed: int) -> float:  # noqa: ARG001
+        return 0.5 + 0.1 * seed if lr < 1e-3 or seed < 2 else np.nan
+
+    swept = ["optimizer.lr=choice(0.0001,0.01)", "model.dropout=choice(0.1)"]
+    search(swept, "sampler=grid", "sweep.seeds=3", launch=answered(loss))
+    trials = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials
+    assert [trial.user_attrs["ended"] for trial in trials] == ["finished", "diverged"]
+    assert [trial.value for trial in trials] == [pytest.approx(0.6), np.inf]
+    assert list(trials[0].intermediate_values.values()) == pytest.approx([2.0, 1.5, 0.6])
+    assert [(row.number, row.seed, row.state) for row in reported] == [
+        (0, 0, "finished"), (0, 1, "finished"), (0, 2, "finished"),
+        (1, 0, "finished"), (1, 1, "finished"), (1, 2, "diverged"),
+    ]  # fmt: skip
+    assert [row.value for row in reported[:3]] == pytest.approx([0.5, 0.6, 0.7])
+    assert [row.run.id for row in reported] == [run["manyfit_run"] for t in trials for run in t.user_attrs["runs"]]
+
+
+def test_rows_of_an_earlier_session_are_the_same(reported: list[SimpleNamespace]) -> None:
+    """Values, seeds, curves and configs are read back from the study."""
+    swept = ["optimizer.lr=choice(0.0001,0.0002)", "model.dropout=choice(0.1)"]
+    for _ in range(2):
+        search(swept, "sampler=grid", "sweep.seeds=2", launch=answered(cliff))
+    for first, again in zip(reported[:4], reported[4:], strict=True):
+        assert (first.number, first.seed, first.state) == (again.number, again.seed, again.state)
+        assert first.value == again.value
+        assert (first.run is None, again.run is None) == (False, True)
+        assert (again.config.seed, again.config.optimizer.lr) == (first.seed, first.params["optimizer.lr"])
+        np.testing.assert_allclose(first.loss_val, again.loss_val)
+
+
+def test_seeds_that_train_together_are_pruned_by_their_mean(reported: list[SimpleNamespace]) -> None:
+    """As a whole: all runs of a trial have the same epochs, whatever their own values were."""
+    given = ["pruner=successive_halving", "sampler=grid", "sweep.seeds=3"]
+    search(["optimizer.lr=range(0.1,0.7,0.1)"], *given, "epochs=4")
+    trials = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials
+    assert {trial.state for trial in trials} == {TrialState.PRUNED, TrialState.COMPLETE}
+    for trial in trials:
+        rows = [row for row in reported if row.number == trial.number]
+        assert [row.seed for row in rows] == [0, 1, 2]
+        assert len({row.state for row in rows}) == 1
+        assert {len(row.loss_val) for row in rows} == {len(trial.intermediate_values)}
+        means = np.mean([row.loss_val for row in rows], axis=0)
+        np.testing.assert_allclose(list(trial.intermediate_values.values()), means, rtol=1e-5)
+
+
+def test_seeds_are_not_searched_and_repeated_at_once(reported: list[SimpleNamespace]) -> None:
+    """One or the other."""
+    with pytest.raises(ConfigError, match=r"sweep\.seeds must be 1 where seed is searched, but got 4"):
+        search(["seed=choice(1,2)"], "sampler=grid", "sweep.seeds=4")
+    assert not reported
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_jobs_that_belong_together_share_a_population(together: int, composed: Compose) -> None:
+    """Where a population can hold them."""
+    jobs = {n: prepare(composed("data=iris", f"seed={n}")) for n in range(9)}
+    groups = grouped(jobs, 4, together=together)
+    assert sorted(number for group in groups for number in group.numbers) == list(range(9))
+    assert [group.numbers for group in groups] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert len(grouped(jobs, 2, together=together)) == 5
+
+
+def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) -> None:
+    """It kept one run in attributes of their own, its curve as well, and told diverged trials as failed."""
+    swept = ["optimizer.lr=choice(0.0001,0.0002,0.01)", "model.dropout=choice(0.1)"]
+    search(swept, "sampler=grid", "sweep.n_trials=1", launch=answered(cliff))
+    study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
+    fingerprint = dict(study.user_attrs["fingerprint"])
+    del fingerprint["sweep.seeds"]
+    study.set_user_attr("fingerprint", fingerprint)
+    first = study.trials[0]
+    told = {"manyfit_run": "a", "mlflow_run_id": "b", "seed": 0, "curve": [2.0, 1.0, 0.4]}
+    for lr, value, state in ((0.0002, 0.4, TrialState.COMPLETE), (0.01, None, TrialState.FAIL)):
+        ended = "finished" if value else "diverged"
+        params = {**first.params, "optimizer.lr": lr}
+        known = {**told, "ended": ended}
+        kept = {"params": params, "distributions": first.distributions, "user_attrs": known}
+        study.add_trial(create_trial(state=state, value=value, **kept))
+    reported.clear()
+    search(swept, "sampler=grid", "pruner=median", launch=answered(cliff))
+    assert [(row.state, row.value, row.seed, row.run_id) for row in reported[1:2]] == [("finished", 0.4, 0, "b")]
+    assert [row.state for row in reported] == ["finished", "finished", "diverged"]
+    assert np.isnan(reported[2].value)
+    np.testing.assert_allclose(reported[1].loss_val, [2.0, 1.0, 0.4])
+    with pytest.raises(ConfigError, match=r"sweep\.seeds must be 1 as in study .*, but got 2"):
+        search(swept, "sampler=grid", "sweep.seeds=2", launch=answered(cliff))
 
 
 def test_only_optunas_own_samplers_are_let_through(reported: list[SimpleNamespace]) -> None:
@@ -393,8 +487,8 @@ def test_a_pruned_child_is_a_pruned_trial(reported: list[SimpleNamespace]) -> No
     trials = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert pruned
-    assert all(trial.value == pytest.approx(trial.user_attrs["curve"][-1]) for trial in pruned)
-    assert all(row.run.id == trials[row.number].user_attrs["manyfit_run"] for row in reported)
+    assert all(trial.value == pytest.approx(trial.intermediate_values[trial.last_step]) for trial in pruned)
+    assert all(row.run.id == trials[row.number].user_attrs["runs"][0]["manyfit_run"] for row in reported)
 
 
 def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported: list[SimpleNamespace]) -> None:
@@ -466,7 +560,7 @@ def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> Non
     assert 4 <= done(tmp_path) < 12
     subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
     check(shared(tmp_path), 12)
-    assert all(len(trial.user_attrs["curve"]) == 21 for trial in shared(tmp_path) if not lost(trial))
+    assert all(len(trial.intermediate_values) == 21 for trial in shared(tmp_path) if not lost(trial))
 
 
 @pytest.mark.slow
@@ -525,6 +619,6 @@ def test_a_member_that_is_trained_again_is_judged_as_before() -> None:
     study = optuna.create_study()
     study.ask()
     judge = Judge(study, AfterThree())
-    judge.refresh(study.get_trials(), {})
+    judge.refresh(study.get_trials())
     first, again = ([judge.stops(0, epoch, 1.0) for epoch in (1, 2, 3)] for _ in range(2))
     assert first == again == [False, False, True]

@@ -1,5 +1,6 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -219,6 +220,14 @@ def _container(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
     tree = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(tree, dict)
     return {str(key): node for key, node in tree.items()}
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """The same config with another seed, in what is logged as well."""
+    source = copy.deepcopy(dict(config.source))
+    if source:
+        source["seed"] = seed
+    return config.model_copy(update={"seed": seed, "source": source})
 
 
 def signature(config: Config) -> str:

@@ -25,13 +25,16 @@ class Group:
     alone: str | None = None
 
 
-def grouped(jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1) -> list[Group]:
+def grouped(
+    jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1, together: int = 1
+) -> list[Group]:
     """Split jobs into populations: same signature, and no more members than pays.
 
     Args:
         jobs: By job number.
         max_members: Largest population; None: chosen from the memory that a step touches.
         workers: Processes to be kept busy.
+        together: So many jobs, one after the other, are not to be separated where a population can hold them.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
@@ -44,6 +47,7 @@ def grouped(jobs: Mapping[int, Job], max_members: int | None = None, workers: in
             continue
         count = max(-(-len(numbers) // (max_members or members(first))), min(workers, len(numbers)))
         size = -(-len(numbers) // count)
+        size = max(size - size % together, 1) if size > together else size
         groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return groups
 

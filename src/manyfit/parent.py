@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
     from manyfit.recording import Recorder
     from manyfit.terminal import Progress
-    from manyfit.training import Place, Prune
+    from manyfit.training import Place
     from manyfit.workers import Pool
 
 
@@ -42,7 +42,9 @@ class Sweep:
         total: Runs expected, for the progress display.
         max_members: Largest population; None: as large as pays.
         workers: Processes that train populations side by side; None: one for each GPU.
-        prune: Asked after every epoch of every child, by job number, epoch and metrics, whether it is to stop.
+        together: So many jobs, one after the other, share a population if any do.
+        prune: Asked after every epoch of a population, by its job numbers, the epoch and the metrics of those that are
+            to go on, which of them are to stop.
         tags: More tags for the child of a job number.
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
@@ -54,7 +56,8 @@ class Sweep:
     total: int = 0
     max_members: int | None = None
     workers: int | None = None
-    prune: "Prune | None" = None
+    together: int = 1
+    prune: Callable[[Sequence[int], int, Mapping[int, Mapping[str, float]]], Collection[int]] | None = None
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
@@ -103,7 +106,7 @@ class Sweep:
                 run = self.refuse(number, config.title(), error, config.flat())
                 self.children[number] = Child(number, config, run, error=error)
         count = self._workers(list(jobs.values()))
-        groups = grouped(jobs, self.max_members, count)
+        groups = grouped(jobs, self.max_members, count, self.together)
         for reason in {group.alone: None for group in groups if group.alone}:
             numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
             print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
@@ -165,12 +168,18 @@ class Sweep:
             self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
         )
         prune = self.prune
+
+        def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
+            assert prune is not None
+            stopped = prune(numbers, epoch, {numbers[member]: values for member, values in going.items()})
+            return [numbers.index(number) for number in stopped]
+
         try:
             results = training.fit(
                 list(configs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
-                prune=None if prune is None else lambda member, epoch, values: prune(numbers[member], epoch, values),
+                prune=stops if prune else None,
                 progress=progress,
                 place=place,
             )

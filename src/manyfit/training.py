@@ -38,7 +38,6 @@ SMALL_STEP = 40e6  # floating-point operations; measured break-even of one threa
 
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
-Prune = Callable[[int, int, Mapping[str, float]], bool]
 Place = Callable[[Callable[..., Trained], Sequence[Config], Report | None, Stops | None], Trained]
 
 
@@ -47,7 +46,7 @@ def fit(
     recorder: Recorder | None = None,
     *,
     artifacts: bool = True,
-    prune: Prune | None = None,
+    prune: Stops | None = None,
     progress: Progress | None = None,
     place: Place | None = None,
     keep: Path | None = None,
@@ -59,7 +58,7 @@ def fit(
         configs: One or more that differ at most in lr, weight decay, seed, dropout rates and schedule.
         recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
-        prune: Asked after every epoch, by member, epoch and metrics, whether the member is to stop.
+        prune: Asked after every epoch which members are to stop.
         progress: Shows how far everything is.
         place: Where they are trained; None: here, or on the devices that the config asks for.
         keep: Folder for the state after the last epochs.
@@ -87,13 +86,10 @@ def fit(
             recorder.epoch(epoch, members, measured)
             show(epoch, members, measured)
 
-        def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
-            return [member for member, values in going.items() if prune and prune(member, epoch, values)]
-
         try:
             run = functools.partial(train, keep=keep, resume=resume)
             place = place or (distributed.train if devices.world(configs[0].trainer) > 1 else _here)
-            results = _results(jobs, place(run, configs, report, stops if prune else None))
+            results = _results(jobs, place(run, configs, report, prune))
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
                 recorder.fail(error)

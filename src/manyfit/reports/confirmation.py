@@ -1,12 +1,12 @@
 """Is the best config better than the default one? Both, on seeds that the search never saw."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from manyfit.config import Config
+from manyfit.config import with_seed as with_seed
 from manyfit.jobs import Result
 from manyfit.statistics import Effect, effect
 
@@ -50,14 +50,6 @@ def fresh_seeds(used: Iterable[int], count: int) -> list[int]:
     taken = set(used)
     free = (seed for seed in range(SEEDS_FROM, SEEDS_FROM + count + len(taken)) if seed not in taken)
     return [next(free) for _ in range(count)]
-
-
-def with_seed(config: Config, seed: int) -> Config:
-    """The same config with another seed, in what is logged as well."""
-    source = copy.deepcopy(dict(config.source))
-    if source:
-        source["seed"] = seed
-    return config.model_copy(update={"seed": seed, "source": source})
 
 
 def same(a: Config, b: Config) -> bool:

@@ -1,25 +1,27 @@
 """Searches: Optuna proposes, populations are trained, and one study remembers it over sessions and processes."""
 
+import functools
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from manyfit import config as configuration
 from manyfit import parent
-from manyfit.config import Config, ConfigError
+from manyfit.config import Config, ConfigError, with_seed
 from manyfit.jobs import prepare
 from manyfit.losses import CLASSIFICATION
-from manyfit.parent import Child
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import lost
-from manyfit.sweeps.pruning import DIVERGED, Judge
-from manyfit.sweeps.search import Objective, Search, Settings, settings
+from manyfit.sweeps.outcomes import Outcome, outcome, rows
+from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.search import Search
+from manyfit.sweeps.settings import Objective, Settings, settings
 
 __all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
 
@@ -46,12 +48,14 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     space = spaces.space(swept)
     _check_batch_sizes(space, default)
     search = Search.of(cfg, settings(cfg), default, space)
-    with search.ledger:
-        with parent.Sweep(search.name, default, search.ledger.total) as sweep:
-            session = Session(search, sweep, launch, tuple(fixed))
-            session.go()
-            finish(search, sweep, lambda params: _config(compose, (*fixed, *spaces.overrides(params))))
-        search.note_run_ids(sweep.children.values())
+    composed = functools.cache(functools.partial(_config, compose))
+    with search.ledger, parent.Sweep(search.name, default, search.ledger.total * len(search.seeds)) as sweep:
+        session = Session(search, sweep, launch, tuple(fixed))
+        session.go()
+        try:
+            finish(search, sweep, lambda params, seed: with_seed(composed((*fixed, *spaces.overrides(params))), seed))
+        finally:
+            search.note_run_ids(sweep.children.values())
     session.complain()
 
 
@@ -79,86 +83,97 @@ def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
 
 @dataclass
 class Session:
-    """The trials that this process runs."""
+    """The trials that this process runs: each has a job for every seed, one after the other."""
 
     search: Search
     sweep: parent.Sweep
     launch: Launch
     fixed: tuple[str, ...]
     trials: dict[int, Trial] = field(default_factory=dict)  # by job number
+    jobs: dict[int, range] = field(default_factory=dict)  # by trial number
     failed: dict[int, str] = field(default_factory=dict)  # reasons, by trial number
+    seen: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))  # by job number and epoch
 
     def go(self) -> None:
         """Rounds, until there is nothing to claim."""
-        total, wanted, judge = self.search.ledger.total, self.search.settings.n_trials, None
+        total, wanted, ledger = self.search.ledger.total, self.search.settings.n_trials, self.search.ledger
         if total < wanted:
             print(f"{'note':>11}  the space has only {total} settings: each is tried once, instead of {wanted} trials")
-        if self.search.pruner is not None:
-            judge = Judge(self.search.ledger.study, self.search.pruner)
-            metric = self.search.settings.objective.metric
-            self.sweep.prune = lambda job, epoch, values: judge.stops(self.trials[job].number, epoch, values[metric])
-        while claimed := self.search.ledger.claim(self.search.round):
+        judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
+        self.sweep.together = len(self.search.seeds)
+        self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
+        while claimed := ledger.claim(self.search.round):
             if judge:
-                judge.refresh(self.search.ledger.trials(), _curves(self.search.ledger.trials()))
-            self._round({len(self.trials) + i: trial for i, trial in enumerate(claimed)})
+                judge.refresh(ledger.trials())
+            self._round(claimed)
         if not self.trials:
             print(f"study {self.search.name} has its {total} trials: none was made now.")
 
-    def _round(self, jobs: Mapping[int, Trial]) -> None:
-        """Train trials, by job number, and tell what came of each, also of those that ended before an interrupt."""
-        first = len(self.trials)
-        self.trials |= jobs
-        for job, trial in jobs.items():
-            self.sweep.tags[job] = {"optuna.study": self.search.name, "optuna.trial": str(trial.number)}
+    def _round(self, claimed: Sequence[Trial]) -> None:
+        """Train trials and tell what came of each, also of those that ended before an interrupt."""
+        first, seeds = len(self.trials), self.search.seeds
+        given: list[tuple[str, ...]] = []
+        for trial in claimed:
+            self.jobs[trial.number] = range(len(self.trials), len(self.trials) + len(seeds))
+            for job, seed in zip(self.jobs[trial.number], seeds, strict=True):
+                self.trials[job] = trial
+                self.sweep.tags[job] = {"optuna.study": self.search.name, "optuna.trial": str(trial.number)}
+                seeded = (f"seed={seed}",) if len(seeds) > 1 else ()
+                given.append((*self.fixed, *spaces.overrides(trial.params), *seeded))
         try:
-            self.launch([(*self.fixed, *spaces.overrides(trial.params)) for trial in jobs.values()], first)
+            self.launch(given, first)
         finally:
-            done = [job for job in jobs if job in self.sweep.children]
             self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
-            for job in done:
-                self._tell(jobs[job], self.sweep.children[job])
-        for job in jobs.keys() - set(done):
-            self._fail(jobs[job], str(self.sweep.refused.get(job, "it made no run")), {})
+            done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
+            for trial in done:
+                children = [self.sweep.children[job] for job in self.jobs[trial.number]]
+                self._tell(trial, outcome(children, self.search.settings))
+        for trial in claimed:
+            if trial not in done:
+                reasons = [self.sweep.refused[job] for job in self.jobs[trial.number] if job in self.sweep.refused]
+                self._fail(trial, str(next(iter(reasons), "it made no run")), [])
 
-    def _tell(self, trial: Trial, child: Child) -> None:
-        """From a child to its trial."""
-        known: dict[str, Any] = {"manyfit_run": child.run.id, "mlflow_run_id": child.run.run_id}
-        if child.result is None:
-            self._fail(trial, str(child.error), known)
+    def _stopped(
+        self, judge: Judge, population: Sequence[int], epoch: int, going: Mapping[int, Mapping[str, float]]
+    ) -> list[int]:
+        """The jobs whose trials are to stop, judged by the mean over seeds; asked once all of these came so far.
+
+        A seed that left its population before keeps the value it had.
+        """
+        for job, values in going.items():
+            self.seen[job][epoch] = values[self.search.settings.objective.metric]
+        stopped: list[int] = []
+        for number in dict.fromkeys(self.trials[job].number for job in going):
+            jobs = self.jobs[number]
+            for job in jobs:
+                if job in population and job not in going and self.seen[job]:
+                    self.seen[job].setdefault(epoch, self.seen[job][max(self.seen[job])])
+            known = [self.seen[job][epoch] for job in jobs if epoch in self.seen[job]]
+            if len(known) == len(jobs) and judge.stops(number, epoch, sum(known) / len(known)):
+                stopped += [job for job in jobs if job in going]
+        return stopped
+
+    def _tell(self, trial: Trial, found: Outcome) -> None:
+        if found.error is not None:
+            self._fail(trial, found.error, found.runs)
             return
-        result, objective = child.result, self.search.settings.objective
-        if objective.metric not in result.metrics:
-            names = " ".join(name for name in result.metrics if "/" in name)
-            raise ConfigError(f"sweep.objective.metric must be one of {names}, but got {objective.metric!r}.")
-        curve = result.metrics[objective.metric]
-        known |= {"ended": result.reason, "test": dict(result.test), "best_epoch": result.summary.best_epoch}
-        known |= {"curve": listed(curve), "seed": result.config.seed}
-        if objective.metric != "loss/val":
-            known["loss_val"] = listed(result.metrics["loss/val"])
-        value = objective.value(curve, self.search.settings.direction)
-        if (objective.reducer, objective.metric, self.search.settings.direction) == ("best", "loss/val", "minimize"):
-            value = result.summary.best_loss_val  # of the epoch whose weights are kept
-        if result.reason == "pruned":
-            trial.report(float(curve[-1]), len(curve) - 1)  # which becomes the trial's value
-            self.search.ledger.tell(trial, TrialState.PRUNED, None, known)
-        elif result.reason == "diverged" or np.isnan(value):  # a FAIL would teach no sampler
-            worst = float("inf" if self.search.settings.direction == "minimize" else "-inf")
-            self.search.ledger.tell(trial, TrialState.COMPLETE, worst, {**known, "ended": DIVERGED})
-        else:
-            self.search.ledger.tell(trial, TrialState.COMPLETE, value, known)
+        state = TrialState.PRUNED if found.ended == "pruned" else TrialState.COMPLETE
+        value = None if found.ended == "pruned" else found.value
+        self.search.ledger.tell(trial, state, value, {"ended": found.ended, "runs": found.runs}, found.curve.tolist())
 
-    def _fail(self, trial: Trial, reason: str, known: Mapping[str, Any]) -> None:
+    def _fail(self, trial: Trial, reason: str, runs: Sequence[Mapping[str, Any]]) -> None:
         self.failed[trial.number] = reason
-        self.search.ledger.tell(trial, TrialState.FAIL, None, {**known, "ended": "failed", "error": reason[:2000]})
+        known = {"ended": "failed", "error": reason[:2000], "runs": runs}
+        self.search.ledger.tell(trial, TrialState.FAIL, None, known)
 
     def complain(self) -> None:
         """Raise SystemExit if trials failed; a diverged one is an answer, not a failure."""
         if self.failed:
             number, reason = next(iter(self.failed.items()))
-            sys.exit(f"error: {len(self.failed)} of {len(self.trials)} trials failed; the first is {number}: {reason}")
+            sys.exit(f"error: {len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {reason}")
 
 
-def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any]], Config]) -> None:
+def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
     """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
     from manyfit import reports
 
@@ -167,58 +182,27 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
         print(f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study.")
         return
     children = {child.run.id: child for child in sweep.children.values()}
-    seed = search.default.seed
-    ids = search.run_ids()
-    rows = [_row(trial, children.get(trial.user_attrs.get("manyfit_run", "")), ids, seed) for trial in trials]
-    rows = [
-        row if row["config"] or row["state"] != "finished" else row | {"config": config_of(trial.params)}
-        for row, trial in zip(rows, trials, strict=True)
-    ]
-    reports.conclude(
-        sweep,
-        [reports.Row(**row) for row in rows],
-        objective=f"{search.settings.objective.reducer} {search.settings.objective.metric}",
-        direction=search.settings.direction,
-        default=search.default,
-        space=spaces.extent(search.space),
-        confirm_seeds=search.settings.confirm_seeds,
-    )
+    ids, seed = search.run_ids(), search.default.seed
+    found = [reports.Row(**row) for trial in trials for row in rows(trial, children, ids, seed, config_of)]
+    try:
+        reports.conclude(
+            sweep,
+            found,
+            objective=f"{search.settings.objective.reducer} {search.settings.objective.metric}",
+            direction=search.settings.direction,
+            default=search.default,
+            space=spaces.extent(search.space),
+            confirm_seeds=search.settings.confirm_seeds,
+        )
+    except Exception:
+        print(
+            f"the report failed; the {len(trials)} trials of study {search.name} are kept, and so are their runs: "
+            "the same command reports again.",
+            file=sys.stderr,
+        )
+        raise
 
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:
     cfg = compose(overrides)
     return configuration.parse(cfg, cfg.hydra.runtime.choices)
-
-
-def _row(trial: FrozenTrial, child: Child | None, ids: Mapping[str, str], seed: int) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    ended = attributes.get("ended", "failed")
-    curve = attributes.get("loss_val", attributes.get("curve"))
-    return {
-        "number": trial.number,
-        "params": {key: value for key, value in trial.params.items() if key != "seed"},
-        "value": float("nan") if trial.value is None or ended == DIVERGED else trial.value,
-        "state": "finished" if ended == "stopped early" else ended,
-        "seed": attributes.get("seed", trial.params.get("seed", seed)),
-        "loss_val": None if curve is None else np.array(curve, dtype=float),
-        "run": child.run if child else None,
-        "run_id": (child.run.run_id if child else None) or ids.get(attributes.get("manyfit_run", "")),
-        "config": child.config if child else None,
-        "result": child.result if child else None,
-    }
-
-
-def listed(curve: np.ndarray) -> list[float | None]:
-    """A curve as JSON, which knows no NaN."""
-    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in curve]
-
-
-def _curves(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
-    """The measured values of finished trials, by number and epoch; epoch 0 is before training."""
-    return {
-        trial.number: {
-            epoch: value for epoch, value in enumerate(trial.user_attrs.get("curve", ())) if epoch and value is not None
-        }
-        for trial in trials
-        if trial.state.is_finished()
-    }

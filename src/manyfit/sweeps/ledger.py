@@ -10,7 +10,7 @@ owns counts as living, and when that host died, only a process there gives it ba
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,6 +19,8 @@ import numpy as np
 import optuna
 import sqlalchemy
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from manyfit.config import ConfigError
@@ -26,6 +28,7 @@ from manyfit.sweeps import space as spaces
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
+EARLIER = {"sweep.seeds": 1}  # of studies that are older than the key
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
 
@@ -66,7 +69,7 @@ class Ledger:
         self.locks, self.url = Locks(folder), url
         self.open: dict[int, Trial] = {}
         with self._lock("create"):  # two first touches of one SQLite file would break each other
-            self.study = _study(url, name, direction)
+            self.storage, self.study = _study(url, name, direction)
             _check(self.study, fingerprint)
 
     def __enter__(self) -> Self:
@@ -106,10 +109,24 @@ class Ledger:
             left = max(self.total, len(known)) - len(tried)
             return [self._untried(seed, tried) for _ in range(min(size, left))]
 
-    def tell(self, trial: Trial, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
-        """Finish a trial."""
-        for key, content in attributes.items():
-            trial.set_user_attr(key, content)
+    def tell(
+        self,
+        trial: Trial,
+        state: TrialState,
+        value: float | None,
+        attributes: Mapping[str, Any],
+        curve: Sequence[float] = (),
+    ) -> None:
+        """Finish a trial.
+
+        Args:
+            trial: A claimed one.
+            state: How it ended.
+            value: Its value, if it is complete; of a pruned one Optuna takes the last of the curve.
+            attributes: For its user attributes.
+            curve: Intermediate values, from step 0 on.
+        """
+        self._write(trial, attributes, curve)
         self.study.tell(trial, value, state)
         self.open.pop(trial.number, None)
 
@@ -145,9 +162,25 @@ class Ledger:
             warnings.filterwarnings("ignore", "Clip non-finite values")  # GP, of what diverged
             trial = self.study.ask(dict(self.space))
         self.open[trial.number] = trial
-        trial.set_user_attr("owner", self.locks.owner)
-        trial.set_user_attr("sampler_seed", seed)
+        self._write(trial, {"owner": self.locks.owner, "sampler_seed": seed})
         return trial
+
+    def _write(self, trial: Trial, attributes: Mapping[str, Any], curve: Sequence[float] = ()) -> None:
+        """In one transaction: Optuna's own set_user_attr and report commit each value, a second for fifty epochs."""
+        numbers = [models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value) for value in curve]
+        rows: dict[type, list[dict[str, Any]]] = {
+            models.TrialUserAttributeModel: [
+                {"key": key, "value_json": json.dumps(content)} for key, content in attributes.items()
+            ],
+            models.TrialIntermediateValueModel: [
+                {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
+                for step, (value, kind) in enumerate(numbers)
+            ],
+        }
+        with self.storage.engine.begin() as connection:
+            for model, its in rows.items():
+                if its:
+                    connection.execute(sqlalchemy.insert(model), [{"trial_id": trial._trial_id, **row} for row in its])
 
     def _ownerless(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get("owner")
@@ -209,13 +242,12 @@ def _advisory(url: str, name: str) -> Iterator[None]:
         yield
 
 
-def _study(url: str, name: str, direction: Direction) -> optuna.Study:
+def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optuna.Study]:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
-        return optuna.create_study(
-            storage=optuna.storages.RDBStorage(url), study_name=name, direction=direction, load_if_exists=True
-        )
+        storage = RDBStorage(url)
+        return storage, optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
         raise _unusable(url, error) from None
 
@@ -232,6 +264,7 @@ def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
     if before is None:
         study.set_user_attr("fingerprint", now)
         return
+    before = {key: value for key, value in EARLIER.items() if key in now} | before
     changed = [
         f"{key} must be {before.get(key, 'left out')} as in study {study.study_name}, but got {now.get(key, 'none')}."
         for key in sorted({*before, *now})

@@ -1,20 +1,20 @@
 """Whether a member is to stop: Optuna's pruners, asked after every epoch without a write to the storage."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-DIVERGED = "diverged"  # what such a trial's attribute `ended` says
+from manyfit.sweeps.outcomes import DIVERGED, curve_of
 
 
 class Judge:
     """Asks a pruner about the members of a round.
 
     A report per epoch and member would cost milliseconds each on SQLite. So the pruner sees a copy of the study in
-    memory: the same name and trial numbers, with the curve that each finished trial keeps in its attributes. A trial
+    memory: the same name and trial numbers, with the curves that finished trials were told with. A trial
     that another process finished is replayed into the copy, since some pruners keep what they decided.
 
     Args:
@@ -31,13 +31,8 @@ class Judge:
         self.open: dict[int, int] = {}  # trial number -> its id in the copy
         self.stopped: set[tuple[int, int]] = set()  # trial numbers and epochs
 
-    def refresh(self, trials: Sequence[FrozenTrial], curve_of: Mapping[int, Mapping[int, float]]) -> None:
-        """Bring the copy up to date.
-
-        Args:
-            trials: All of the study.
-            curve_of: Values of finished trials by number and epoch.
-        """
+    def refresh(self, trials: Sequence[FrozenTrial]) -> None:
+        """Bring the copy up to date with all trials of the study."""
         for trial in trials[len(self.copy.get_trials(deepcopy=False)) :]:
             self.copy.add_trial(
                 create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
@@ -45,8 +40,8 @@ class Judge:
             self.open[trial.number] = self.copy.get_trials(deepcopy=False)[trial.number]._trial_id
         for number in [number for number in self.open if trials[number].state.is_finished()]:
             known = self.storage.get_trial(self.open[number]).intermediate_values
-            for epoch, value in curve_of.get(number, {}).items():
-                if epoch not in known:
+            for epoch, value in curve_of(trials[number]).items():
+                if epoch and epoch not in known and not math.isnan(value):  # epoch 0 is before training
                     self.stops(number, epoch, value)
             diverged = trials[number].user_attrs.get("ended") == DIVERGED  # its value is a sampler's, not a pruner's
             state, values = (TrialState.FAIL, None) if diverged else (trials[number].state, trials[number].values)

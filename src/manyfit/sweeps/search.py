@@ -6,64 +6,22 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
-from pydantic import Field, ValidationError
 
 from manyfit import config as configuration
-from manyfit.config import Component, Config, ConfigError, Count, Node
+from manyfit.config import Component, Config, ConfigError
 from manyfit.parent import Child
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import Ledger, derived_seed
+from manyfit.sweeps.outcomes import runs_of
+from manyfit.sweeps.settings import Settings
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
-
-
-class Objective(Node):
-    """What is searched for: a curve, and the value of it that counts."""
-
-    metric: str = "loss/val"
-    reducer: Literal["best", "last"] = "best"
-
-    def value(self, curve: np.ndarray, direction: str) -> float:
-        """The best or the last of the measured epochs; NaN when none was."""
-        finite = curve[np.isfinite(curve)]
-        if not len(finite):
-            return float("nan")
-        if self.reducer == "last":
-            return float(finite[-1])
-        return float(finite.min() if direction == "minimize" else finite.max())
-
-
-class Settings(Node):
-    """The group `sweep`."""
-
-    space: Mapping[str, str] = Field(default_factory=dict)
-    n_trials: Count = 64
-    objective: Objective = Objective()
-    direction: Literal["minimize", "maximize"] = "minimize"
-    study: str | None = None
-    storage: str = "sqlite:///mlruns/optuna.db"
-    round: Count | None = None
-    confirm_seeds: int = Field(8, ge=0)
-
-
-def settings(cfg: DictConfig) -> Settings:
-    """Check the group `sweep`.
-
-    Raises:
-        ConfigError: A value is of the wrong type or out of range; the message names its full key.
-    """
-    try:
-        return Settings.model_validate(OmegaConf.to_container(cfg.get("sweep") or OmegaConf.create(), resolve=True))
-    except ValidationError as error:
-        lines = {configuration._sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
-        raise ConfigError("\n".join(sorted(lines))) from None
 
 
 @dataclass(frozen=True)
@@ -90,6 +48,8 @@ class Search:
                 "sweep.space must have a key, but got none. "
                 "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
             )
+        if settings.seeds > 1 and "seed" in space:
+            raise ConfigError(f"sweep.seeds must be 1 where seed is searched, but got {settings.seeds}.")
         described = spaces.described(space)
         option = default.choices.get("sweep", "none")
         name = settings.study or "-".join(
@@ -119,11 +79,16 @@ class Search:
             settings, name, default, space, ledger, _pruner(cfg), settings.round or (ledger.total if at_once else ROUND)
         )
 
+    @property
+    def seeds(self) -> range:
+        """Those that every trial trains; their mean is its value."""
+        return range(self.default.seed, self.default.seed + self.settings.seeds)
+
     def run_ids(self) -> dict[str, str]:
         """MLflow's ids by our own, as far as they are known."""
         late: dict[str, str] = self.ledger.study.user_attrs.get("mlflow_run_ids", {})
-        told = [trial.user_attrs for trial in self.ledger.trials() if trial.user_attrs.get("mlflow_run_id")]
-        return late | {attributes["manyfit_run"]: attributes["mlflow_run_id"] for attributes in told}
+        told = [run for trial in self.ledger.trials() for run in runs_of(trial) if run.get("mlflow_run_id")]
+        return late | {run["manyfit_run"]: run["mlflow_run_id"] for run in told}
 
     def note_run_ids(self, children: Iterable[Child]) -> None:
         """Keep what was not known when the trials were told: an ended trial takes no attribute any more."""
@@ -139,8 +104,12 @@ def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) 
     """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
     flat = default.flat().items()
     kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator"))}
-    objective = {"sweep.objective": settings.objective.model_dump(), "sweep.direction": settings.direction}
-    return {**kept, **objective, **{f"sweep.space.{key}": text for key, text in space.items()}}
+    sought = {"objective": settings.objective.model_dump(), "direction": settings.direction, "seeds": settings.seeds}
+    return {
+        **kept,
+        **{f"sweep.{key}": value for key, value in sought.items()},
+        **{f"sweep.space.{key}": text for key, text in space.items()},
+    }
 
 
 def _component(cfg: DictConfig, group: str) -> Component:

@@ -1,0 +1,54 @@
+"""The group `sweep`: what is searched for, how long, and on how many seeds."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, ValidationError
+
+from manyfit import config as configuration
+from manyfit.config import ConfigError, Count, Node
+
+
+class Objective(Node):
+    """What is searched for: a curve, and the value of it that counts."""
+
+    metric: str = "loss/val"
+    reducer: Literal["best", "last"] = "best"
+
+    def value(self, curve: np.ndarray, direction: str) -> float:
+        """The best or the last of the measured epochs; NaN when none was."""
+        finite = curve[np.isfinite(curve)]
+        if not len(finite):
+            return float("nan")
+        if self.reducer == "last":
+            return float(finite[-1])
+        return float(finite.min() if direction == "minimize" else finite.max())
+
+
+class Settings(Node):
+    """The group `sweep`."""
+
+    space: Mapping[str, str] = Field(default_factory=dict)
+    n_trials: Count = 64
+    objective: Objective = Objective()
+    direction: Literal["minimize", "maximize"] = "minimize"
+    study: str | None = None
+    storage: str = "sqlite:///mlruns/optuna.db"
+    round: Count | None = None
+    seeds: Count = 1
+    confirm_seeds: int = Field(8, ge=0)
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """Check the group `sweep`.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of range; the message names its full key.
+    """
+    try:
+        return Settings.model_validate(OmegaConf.to_container(cfg.get("sweep") or OmegaConf.create(), resolve=True))
+    except ValidationError as error:
+        lines = {configuration._sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
+        raise ConfigError("\n".join(sorted(lines))) from None
