@@ -63,6 +63,10 @@ def test_the_best_rate_is_trained_again_on_fresh_seeds(
         again = [child for number, child in sweep.children.items() if number not in configs]
     assert [child.config.optimizer.lr for child in again] == [1e-1] * 3 + [1e-2] * 3
     assert [child.config.seed for child in again] == fresh * 2
+    never = Experiment("mine", claim, ("optimizer.lr",), "loss/train <= 0")
+    assert never._chosen([sweep.children[number] for number in configs])[1][0].startswith(
+        "Whatever its optimizer.lr, sgd lr=0.0001 b=32 did not come to loss/train <= 0."
+    )
     assert told == ["On the edge of what was tried: optimizer.lr=0.1 of sgd lr=0.1 b=32."]
     stages = [sweep.tags[child.number] for child in again]
     assert stages == [{"manyfit.stage": "report"}] * 3 + [{"manyfit.stage": "beside"}] * 3

@@ -143,13 +143,14 @@ class Experiment:
         for candidates in groups.values():
             best = min(candidates.values(), key=self._rank)
             if len(candidates) > 1 and not math.isfinite(self._rank(best)):
-                doubts.append(f"No setting of {best[0].config.title()} came to {self.tune_by}.")
+                keys, of = " and ".join(self.tune), _seedless(best[0].config)
+                doubts.append(f"Whatever its {keys}, {of} did not come to {self.tune_by}.")
             chosen.append(best[0].config)
             tried = [one[0].config for one in candidates.values()]
             edges += [edge for key in self.tune if (edge := _edge(key, chosen[-1], tried))]
         if edges:
             doubts.append(f"On the edge of what was tried: {', '.join(dict.fromkeys(edges))}.")
-        return chosen, doubts
+        return chosen, list(dict.fromkeys(doubts))
 
     def _rank(self, children: Sequence[Any]) -> float:
         """Of runs that differ in their seeds, in the mean; the lower the better."""
@@ -183,4 +184,9 @@ def _edge(key: str, best: Config, tried: Sequence[Config]) -> str | None:
     value = best.flat().get(key)
     if len(values) < 3 or value == 0 or value not in (values[0], values[-1]):
         return None
-    return f"{key}={value:g} of {best.title()}".replace(f" s={best.seed}", "")
+    return f"{key}={value:g} of {_seedless(best)}"
+
+
+def _seedless(config: Config) -> str:
+    """Its title without the seed."""
+    return config.title().removesuffix(f" s={config.seed}")

@@ -1,5 +1,6 @@
 """What a network is made of: the perceptron, the activation, the loss."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -168,7 +169,10 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
     }
     answers = holm(ratios)
     least = min(ratios, key=lambda name: float(np.mean(ratios[name])))
-    said = ", ".join(f"{name} {e.mean:.1f} (lr {names[name][0]['optimizer.lr']:g})" for name, e in epochs.items())
+    said = ", ".join(
+        f"{name} {e.mean:.1f} (lr {names[name][0]['optimizer.lr']:g}{_never(names[name])})"
+        for name, e in epochs.items()
+    )
     return Verdict(
         all_of([answer for answer, _ in answers.values()]),
         answers[least][1],
@@ -190,6 +194,12 @@ def relu_convergence(runs: Sequence[Run]) -> Verdict:
             ),
         ),
     )
+
+
+def _never(runs: Sequence[Run]) -> str:
+    """How many did not get to the target loss, if any."""
+    count = sum(math.isinf(run.reaches("loss/train", CONVERGED)) for run in runs)
+    return f", {count} of {len(runs)} never" if count else ""
 
 
 def _epochs(run: Run) -> float:
