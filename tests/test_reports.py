@@ -262,20 +262,12 @@ def test_fresh_seeds_are_fresh() -> None:
     assert not set(seeds) & set(used)
 
 
-def test_paired_difference_has_the_interval_of_all() -> None:
-    """NaN left out; no spread, no division by it."""
-    a, b = np.array([1.0, 1.2, 0.9, 1.1]), np.array([0.8, 1.1, 0.5, 1.0])
-    assert confirmation.paired([*(a - b), math.nan]) == effect([*(a - b), math.nan])
-    assert confirmation.paired([0.5, 0.5]) == Effect(0.5, 0.5, 0.5, 2)
-    assert confirmation.paired([math.nan]) is None
-
-
 def test_confirmation_in_words() -> None:
-    """Better, worse, or cannot be told; a single pair has no interval."""
+    """Better, worse, or cannot be told; a single pair has no interval; who won of several, and how that was judged."""
 
-    def words(*interval: float) -> str:
+    def words(*interval: float, compared: int = 1, place: int = 0, lost: tuple[int, int] = (0, 0)) -> str:
         found, test = Effect(*interval, n=8), Effect(1.2, 0.4, 2, 8)  # type: ignore[misc]
-        return confirmation.Confirmation(8, "loss/val", found, "accuracy/test", test).words()
+        return confirmation.Confirmation(8, "loss/val", compared, place, found, test, "accuracy/test", *lost).words()
 
     assert words(0.031, 0.012, 0.05) == (
         "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and 1.2 [0.4, 2.0] points of test accuracy, "
@@ -284,6 +276,31 @@ def test_confirmation_in_words() -> None:
     assert words(-0.031, -0.05, -0.012).startswith("refuted: default beats best by 0.031 [0.012, 0.05] in loss/val")
     assert words(0.01, -0.1, 0.12).startswith("not confirmed")
     assert "interval unknown" in words(0.01, math.nan, math.nan)
+    three = words(0.031, 0.012, 0.05, compared=3, place=2)
+    assert three.startswith("confirmed: third best beats default by 0.031")
+    assert three.endswith("over 8 fresh seeds; 3 settings were compared: intervals of 98.3%")
+    assert words(0.03, 0.01, 0.05, lost=(2, 0)) == (
+        "refuted: best failed or diverged on 2 of 8 fresh seeds, default on 0."
+    )
+
+
+def test_the_best_of_three_is_chosen_on_the_fresh_seeds(composed: Compose) -> None:
+    """Its gain has an interval that holds for all three at once; one that diverges for a seed comes after the rest."""
+    default = composed("data=iris")
+    ends = {1e-1: 0.5, 1e-2: 0.3, 1e-3: 0.4, default.optimizer.lr * 1.5: 0.1}
+
+    def ended(config: Config) -> float:
+        lost = config.optimizer.lr == 1.5 * default.optimizer.lr and config.seed == 1003
+        return math.nan if lost else ends.get(config.optimizer.lr, 0.45) + 0.02 * math.sin(config.seed)
+
+    rivals = [at(default, lr, 0) for lr in (1e-1, 1e-2, default.optimizer.lr * 1.5)]
+    found = confirmation.confirm(
+        FakeSweep(default, ended).train, rivals, at(default, 0.5, 0), 0, range(1000, 1008),
+        lambda result: result.summary.best_loss_val, "loss/val",
+    )  # fmt: skip
+    assert (found.place, found.wins, found.lost) == (1, True, 0)
+    assert found.gain == effect([0.45 - 0.3] * 8, 1 - 0.05 / 3)
+    assert [child.config.optimizer.lr for child in found.default] == [0.5] * 8
 
 
 def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str], composed: Compose) -> None:
@@ -324,9 +341,9 @@ def test_a_search_is_confirmed_on_fresh_seeds(swept: FakeSweep) -> None:
     rows = reports.rows_of(swept.children)
     reports.conclude(swept, rows, default=swept.config, confirm_seeds=5, space={LR: (1e-3, 1e-1)})
     (trained,) = swept.calls
-    assert list(trained) == list(range(24, 34))
+    assert list(trained) == list(range(24, 44))
     seeds = [config.seed for config in trained.values()]
-    assert seeds[:5] == seeds[5:]
+    assert seeds == 4 * seeds[:5]
     assert not set(seeds) & {0, 1, 2, 3}
     assert all(config.source["seed"] == config.seed for config in trained.values())
     assert {config.optimizer.lr for config in list(trained.values())[:5]} == {0.01}
@@ -335,6 +352,32 @@ def test_a_search_is_confirmed_on_fresh_seeds(swept: FakeSweep) -> None:
     assert swept.config.source["seed"] == 0
     assert "**Confirmed:** best beats default by 0.333 [0.333, 0.333]" in swept.parent.tagged["mlflow.note.content"]
     assert "history.png" in swept.parent.files
+
+
+def test_what_won_the_confirmation_is_recommended(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second best, or the default itself: in the summary, the note, the command, best.yaml and the tags."""
+    default = composed("data=iris")
+    for wins in (0.02, default.optimizer.lr):
+
+        def ended(config: Config, wins: float = wins) -> float:
+            return (0.3 if config.optimizer.lr == wins else 0.4) + 0.01 * math.sin(config.seed)
+
+        rates = (0.01, 0.02, 0.03, 0.04)
+        found = [(at(default, lr, 0), 0.1 + lr) for lr in rates]
+        rows = [replace(row(i, v, optimizer__lr=c.optimizer.lr), config=c) for i, (c, v) in enumerate(found)]
+        sweep = FakeSweep(default, ended)
+        reports.conclude(sweep, rows, default=default, confirm_seeds=4, space={LR: (1e-3, 1)})
+        assert {config.optimizer.lr for config in sweep.calls[0].values()} == {*rates[:3], default.optimizer.lr}
+        again = composed(*shlex.split(sweep.parent.files["best_command.txt"].decode())[2:])
+        assert again.optimizer.lr == wins
+        assert f"lr: {wins}" in sweep.parent.files["best.yaml"].decode()
+        note, out = sweep.parent.tagged["mlflow.note.content"], capsys.readouterr().out
+        named = "second best beats default" if wins == 0.02 else "default beats best by"
+        assert named in note
+        assert named in out
+        name = f"{'' if wins == 0.02 else 'the default, '}optimizer.lr={wins}"
+        assert f"**{name}** won" in note
+        assert f" best  {name} (run" in out
 
 
 def test_the_default_need_not_be_confirmed(swept: FakeSweep) -> None:
@@ -355,7 +398,7 @@ def test_a_best_run_of_an_earlier_session(composed: Compose) -> None:
         rows = [replace(one, config=config if known else None) for one, config in zip(rows, configs, strict=True)]
         reports.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: (1e-3, 1)})
         assert ("best.yaml" in sweep.parent.files) == known
-        assert [len(call) for call in sweep.calls] == ([4, 1] if known else [])  # confirmed; again, for its picture
+        assert [len(call) for call in sweep.calls] == ([6, 1] if known else [])  # confirmed; again, for its picture
 
 
 MIXTURES = {

@@ -473,6 +473,23 @@ def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) 
         search(swept, "sampler=grid", "sweep.seeds=2", launch=answered(cliff))
 
 
+def test_a_report_that_fails_loses_no_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said that they are kept, and the same command reports again without training."""
+    monkeypatch.chdir(tmp_path)
+    swept, X
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no ink"):
+        broken.setattr("manyfit.reports.summary", lambda _: (_ for _ in ()).throw(RuntimeError("no ink")))
+        search(swept, *given, launch=answered(cliff))
+    assert "the report failed; the 2 trials of study" in capsys.readouterr().err
+    study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    search(swept, *given, launch=answered(cliff))
+    assert "2 runs of 2 settings" in capsys.readouterr().out
+    assert len(study.trials) == 2
+
+
 def test_only_optunas_own_samplers_are_let_through(reported: list[SimpleNamespace]) -> None:
     """A target elsewhere is refused before a study exists."""
     with pytest.raises(ConfigError, match="sampler._target_ must be one of optuna.samplers, but got 'os.system'"):

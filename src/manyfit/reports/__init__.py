@@ -1,6 +1,7 @@
 """A finished sweep -> its parent run: figures, table, best config, confirmation, and a note like an abstract."""
 
 import csv
+import functools
 import io
 import math
 from collections import Counter
@@ -20,7 +21,7 @@ from manyfit.provenance import hardware
 from manyfit.reports import confirmation, figures, findings, rerun
 from manyfit.reports.findings import Row as Row
 from manyfit.reports.findings import Setting, Space, text
-from manyfit.reports.grids import Child
+from manyfit.reports.grids import Child, row_of
 from manyfit.reports.grids import rows_of as rows_of
 from manyfit.statistics import limits_of
 from manyfit.tracking import TrackedRun
@@ -35,6 +36,7 @@ class Sweep(Protocol):
     config: Config
     parent: TrackedRun
     tags: dict[int, dict[str, str]]
+    children: dict[int, Any]
     prune: Any
 
     def train(self, configs: Mapping[int, Config], /) -> Sequence[Child]: ...  # noqa: D102
@@ -42,7 +44,11 @@ class Sweep(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a sweep found, before it is put into words."""
+    """What a sweep found, before it is put into words.
+
+    `best` is the setting that is recommended, if any run has a value: what won the confirmation, where there was one,
+    which may be the default. `settings` are in the order of the sweep.
+    """
 
     rows: Sequence[Row]
     settings: Sequence[Setting]
@@ -50,14 +56,11 @@ class Report:
     direction: str
     searched: str
     command: str | None = None
+    best: Setting | None = None
+    default_won: bool = False
     confirmed: str | None = None
     verdict: Verdict | None = None
     warnings: Sequence[str] = field(default_factory=list)
-
-    @property
-    def best(self) -> Setting | None:
-        """The setting that won, if any run has a value."""
-        return self.settings[0] if self.settings and self.settings[0].counted else None
 
     @property
     def config(self) -> Config | None:
@@ -80,7 +83,6 @@ def conclude(
     space: Space | None = None,
     confirm_seeds: int = 8,
     importance: Mapping[str, float] | None = None,
-    measure: Callable[[Result], float] | None = None,
     verdict: Verdict | None = None,
 ) -> None:
     """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
@@ -94,18 +96,19 @@ def conclude(
         space: By key the (low, high) or the list of choices that was searched; None: a grid.
         confirm_seeds: Fresh seeds to confirm on; 0: none.
         importance: By key, where it is known better than from the rows.
-        measure: A result's objective; None: read from `objective`.
         verdict: On the claim that the runs were made for; then nothing has to win.
     """
     given, rows = len(rows), findings.distinct(rows)
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
     shares = importance if importance is not None else _importances(settings, rows)
-    report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings))
+    best = settings[0] if settings and settings[0].counted else None
+    report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings), best=best)
+    if default is not None and best is not None and confirm_seeds:
+        report = _confirmed(sweep, report, default, confirm_seeds)
     report = replace(
         report,
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
-        confirmed=_confirm(sweep, report, default, confirm_seeds, measure),
         warnings=[] if verdict else copies * (given > len(rows)) + findings.warnings(rows, settings, space),
         verdict=verdict,
     )
@@ -133,7 +136,7 @@ def summary(report: Report) -> str:
         lines += [("effect", report.verdict.measured)]
         return "\n".join(f"{name:>11}  {words}" for name, words in lines)
     if report.best and report.row:
-        lines += [("best", f"{report.best.name} (run {report.row.number}, seed {report.row.seed})")]
+        lines += [("best", f"{_named(report)} (run {report.row.number}, seed {report.row.seed})")]
         lines += [("value", f"{report.objective} {spread(report.best)}")]
         lines += [("lr", words)] if (words := sensitivity(report)) else []
     else:
@@ -152,7 +155,7 @@ def note(report: Report) -> str:
         parts += [markdown(found.table)] if found.table else []
     elif report.best and report.row:
         sure = f"{report.objective} {spread(report.best)}"
-        parts[0] += f" **{report.best.name}** won: {sure}. {sensitivity(report)}".rstrip()
+        parts[0] += f" **{_named(report)}** won: {sure}. {sensitivity(report)}".rstrip()
     else:
         parts[0] += " No run came to a value."
     if report.confirmed:
@@ -161,6 +164,11 @@ def note(report: Report) -> str:
     parts += ["\n".join(f"- Warning: {warning}" for warning in report.warnings)] if report.warnings else []
     parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command and not report.verdict else []
     return "\n\n".join(parts)
+
+
+def _named(report: Report) -> str:
+    assert report.best
+    return f"{'the default, ' if report.default_won else ''}{report.best.name}"
 
 
 def spread(setting: Setting) -> str:
@@ -259,26 +267,45 @@ def _store_best(sweep: Sweep, report: Report, row: Row) -> None:
         recording.store_artifacts(run, result)
 
 
-def _confirm(
-    sweep: Sweep, report: Report, default: Config | None, seeds: int, measure: Callable[[Result], float] | None
-) -> str | None:
-    """The best config against the default on fresh seeds, in words; None where there is nothing to compare."""
-    best = report.config
-    if default is None or seeds < 1 or best is None:
-        return None
-    if confirmation.same(best, default):
-        return "nothing to confirm: the best config is the default."
+def _confirmed(sweep: Sweep, report: Report, default: Config, seeds: int) -> Report:
+    """The report, with what its best settings came to against the default on fresh seeds; the winner is its best."""
+    if report.config is None:
+        return report
+    if confirmation.same(report.config, default):
+        return replace(report, confirmed="nothing to confirm: the best config is the default.")
+    rivals = [
+        (setting, row.config)
+        for setting in report.settings
+        if setting.counted
+        and (row := findings.best_of(setting, report.direction)).config
+        and not confirmation.same(row.config, default)
+    ][: len(confirmation.PLACES)]
     fresh = confirmation.fresh_seeds([default.seed, *(row.seed for row in report.rows)], seeds)
-    first = 1 + max(row.number for row in report.rows)
-    sweep.tags.update({first + i: dict(confirmation.TAGS) for i in range(2 * seeds)})
+    first = 1 + max([*sweep.children, *(row.number for row in report.rows)])
+    sweep.tags.update({first + i: dict(confirmation.TAGS) for i in range((len(rivals) + 1) * seeds)})
     prune, sweep.prune = sweep.prune, None  # these are measured to the end
     try:
         name = report.objective.partition(" ")[2]
-        value = measure or (lambda result: value_of(result, report.objective, report.direction))
-        found = confirmation.confirm(sweep.train, best, default, first, fresh, value, name, report.direction)
+        value = functools.partial(value_of, objective=report.objective, direction=report.direction)
+        configs = [config for _, config in rivals]
+        found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
     finally:
         sweep.prune = prune
-    return found.words()
+    best = rivals[found.place][0] if found.wins else _setting_of(found.default, default, report)
+    return replace(report, best=best, default_won=not found.wins, confirmed=found.words())
+
+
+def _setting_of(children: Sequence[Child], config: Config, report: Report) -> Setting:
+    """The default as a setting of its own, of its runs on fresh seeds."""
+    flat = config.flat()
+    params = {key: flat.get(key) for key in report.settings[0].params}
+    rows = [
+        replace(row_of(child, params), value=value_of(child.result, report.objective, report.direction))
+        for child in children
+        if child.result
+    ]
+    (setting,) = findings.ranked(rows, report.direction, limits_of(report.objective))
+    return setting
 
 
 def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> str:

@@ -1,48 +1,77 @@
-"""Is the best config better than the default one? Both, on seeds that the search never saw."""
+"""Is what a search found better than the default? Its best few against it, on seeds that the search never saw."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+import numpy as np
 
 from manyfit.config import Config
 from manyfit.config import with_seed as with_seed
 from manyfit.jobs import Result
-from manyfit.statistics import Effect, effect
+from manyfit.reports.grids import Child
+from manyfit.statistics import LEVEL, Effect, effect
 
 SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""
 
 TAGS = {"manyfit.role": "confirmation"}
-
-
-class Trained(Protocol):
-    """What a training returns: a parent.Child."""
-
-    @property
-    def result(self) -> Result | None:
-        """None where it failed."""
+PLACES = ("best", "second best", "third best")  # of the search: so many are compared with the default
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What came of it: `objective` and `test` are None where no pair of runs can be compared."""
+    """What came of it.
+
+    Attributes:
+        seeds: How many fresh ones.
+        name: Of the objective.
+        compared: How many candidates there were.
+        place: Which of them did best on the fresh seeds, 0 being the search's best.
+        gain: Of that one over the default, paired by seed, with an interval that holds for all candidates at once.
+        test: The same in the test score.
+        score: Which that is.
+        lost: Runs of the candidate that came to no value.
+        default_lost: Runs of the default that did not.
+        default: The default's runs.
+    """
 
     seeds: int
     name: str
-    objective: Effect | None
+    compared: int
+    place: int
+    gain: Effect
+    test: Effect
     score: str
-    test: Effect | None
+    lost: int = 0
+    default_lost: int = 0
+    default: Sequence[Child] = ()
+
+    @property
+    def wins(self) -> bool:
+        """Whether the candidate is the better choice, by the mean over the fresh seeds; first of all it must train."""
+        if self.lost != self.default_lost:
+            return self.lost < self.default_lost
+        return not self.gain.mean <= 0
 
     def words(self) -> str:
         """In a sentence."""
-        if self.objective is None:
-            return f"not confirmed: best or default failed on each of {self.seeds} fresh seeds."
-        verdict, difference = _verdict(self.objective), _better_side(self.objective)
-        test = f" and {_test(self)}" if self.test else ""
-        lost = self.seeds - self.objective.n
-        failed = f" ({lost} more failed or diverged)" if lost else ""
-        return f"{verdict} {difference} in {self.name}{test}, over {self.objective.n} fresh seeds{failed}"
+        which = PLACES[self.place]
+        if not self.gain.n:
+            return f"not confirmed: {which} or default failed on each of {self.seeds} fresh seeds."
+        if self.lost > self.default_lost:
+            return (
+                f"refuted: {which} failed or diverged on {self.lost} of {self.seeds} fresh seeds, "
+                f"default on {self.default_lost}."
+            )
+        turned = self.gain.high < 0
+        gain, test = (-self.gain, -self.test) if turned else (self.gain, self.test)
+        tested = f" and {_tested(test, self.score)}" if test.n else ""
+        failed = f" ({self.seeds - gain.n} more failed or diverged)" if gain.n < self.seeds else ""
+        several = f"; {self.compared} settings were compared: intervals of {level_of(self.compared):.1%}"
+        return (
+            f"{_verdict(self.gain, which)} {gain} in {self.name}{tested}, over {gain.n} fresh seeds{failed}"
+            f"{several if self.compared > 1 else ''}"
+        )
 
 
 def fresh_seeds(used: Iterable[int], count: int) -> list[int]:
@@ -58,9 +87,14 @@ def same(a: Config, b: Config) -> bool:
     return a.model_dump(by_alias=True, exclude=aside) == b.model_dump(by_alias=True, exclude=aside)
 
 
+def level_of(comparisons: int) -> float:
+    """The level of each interval for which all of them hold at 95% (Bonferroni 1936): the best is picked afterwards."""
+    return 1 - (1 - LEVEL) / comparisons
+
+
 def confirm(
-    train: Callable[[Mapping[int, Config]], Sequence[Trained]],
-    best: Config,
+    train: Callable[[Mapping[int, Config]], Sequence[Child]],
+    candidates: Sequence[Config],
     default: Config,
     first: int,
     seeds: Sequence[int],
@@ -68,58 +102,58 @@ def confirm(
     name: str,
     direction: str = "minimize",
 ) -> Confirmation:
-    """Train both on each seed, in one call, and compare pairwise.
+    """Train candidates and default on each seed, in one call, and compare the best of them with the default.
 
     Args:
         train: Trains configs by number.
-        best: The config that won.
-        default: The config it must beat.
+        candidates: What did best in the search, in its order.
+        default: The config they must beat.
         first: Number of the first of these runs.
         seeds: Fresh ones.
         measure: A result's objective.
         name: What the objective is called.
         direction: Of the objective.
     """
-    configs = [with_seed(config, seed) for config in (best, default) for seed in seeds]
+    configs = [with_seed(config, seed) for config in (*candidates, default) for seed in seeds]
     children = train({first + i: config for i, config in enumerate(configs)})
-    results = [child.result for child in children]
-    found = [
-        (ours, theirs)
-        for ours, theirs in zip(results[: len(seeds)], results[len(seeds) :], strict=True)
-        if ours is not None and theirs is not None and "FAILED" not in (ours.status, theirs.status)
-    ]
     sign = -1.0 if direction == "minimize" else 1.0
-    objective = paired([sign * (measure(ours) - measure(theirs)) for ours, theirs in found])
-    score = "accuracy/test" if any("accuracy/test" in ours.test for ours, _ in found) else "rmse/test"
+    shape = len(candidates) + 1, len(seeds)
+    values = np.array([sign * _value(child, measure) for child in children]).reshape(shape)
+    score = "accuracy/test" if any(c.result and "accuracy/test" in c.result.test for c in children) else "rmse/test"
     factor = 100.0 if score == "accuracy/test" else -1.0
-    nan = math.nan
-    test = paired([factor * (a.test.get(score, nan) - b.test.get(score, nan)) for a, b in found])
-    return Confirmation(len(seeds), name, objective, score, test)
+    tests = np.array([factor * _value(c, lambda r: r.test.get(score, np.nan)) for c in children]).reshape(shape)
+    lost = np.isnan(values).sum(1)
+    place = min(range(len(candidates)), key=lambda i: (lost[i], -np.nan_to_num(effect(values[i]).mean, nan=-np.inf)))
+    level = level_of(len(candidates))
+    return Confirmation(
+        seeds=len(seeds),
+        name=name,
+        compared=len(candidates),
+        place=place,
+        gain=effect(values[place] - values[-1], level),
+        test=effect(tests[place] - tests[-1], level),
+        score=score,
+        lost=int(lost[place]),
+        default_lost=int(lost[-1]),
+        default=children[-len(seeds) :],
+    )
 
 
-def paired(differences: Sequence[float]) -> Effect | None:
-    """Their mean with its interval; None where none is finite."""
-    found = effect(differences)
-    return found if found.n else None
+def _value(child: Child, measure: Callable[[Result], float]) -> float:
+    """NaN for a run that came to a bad end."""
+    if child.result is None or child.result.status == "FAILED":
+        return np.nan
+    value = measure(child.result)
+    return value if np.isfinite(value) else np.nan
 
 
-def _verdict(found: Effect) -> str:
-    if found.low > 0:
-        return "confirmed: best beats default by"
-    if found.high < 0:
-        return "refuted: default beats best by"
-    return "not confirmed: best and default cannot be told apart, the gain is"
+def _verdict(gain: Effect, which: str) -> str:
+    if gain.low > 0:
+        return f"confirmed: {which} beats default by"
+    if gain.high < 0:
+        return f"refuted: default beats {which} by"
+    return f"not confirmed: {which} and default cannot be told apart, the gain is"
 
 
-def _better_side(found: Effect) -> Effect:
-    """Where the interval lies below 0, the same with its signs turned."""
-    return -found if found.high < 0 else found
-
-
-def _test(confirmation: Confirmation) -> str:
-    assert confirmation.test is not None
-    assert confirmation.objective is not None
-    found = -confirmation.test if confirmation.objective.high < 0 else confirmation.test
-    if confirmation.score == "accuracy/test":
-        return f"{found:.1f} points of test accuracy"
-    return f"{found:.3g} in test RMSE"
+def _tested(test: Effect, score: str) -> str:
+    return f"{test:.1f} points of test accuracy" if score == "accuracy/test" else f"{test:.3g} in test RMSE"

@@ -1,6 +1,7 @@
 """The pictures of a sweep. In the house's style, from figures.py."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,18 +93,21 @@ def curves(rows: Sequence[Row], settings: Sequence[Setting], title: str) -> "Fig
 
 
 def history(rows: Sequence[Row], objective: str, direction: str, title: str) -> "Figure | None":
-    """The objective by trial number with the best so far; what has no value stands at the top edge."""
-    finished = sorted((row for row in rows if row.counts), key=lambda row: row.number)
+    """The objective by trial number with the best so far, each the mean of its runs; what has none is at the top."""
+    trials: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        trials[row.number].append(row)
+    finished = {number: its for number, its in sorted(trials.items()) if all(row.counts for row in its)}
     if not finished:
         return None
-    numbers = np.array([row.number for row in finished])
-    values = np.array([row.value for row in finished])
+    numbers = np.array(list(finished))
+    values = np.array([np.mean([row.value for row in its]) for its in finished.values()])
     record = (np.minimum if direction == "minimize" else np.maximum).accumulate(values)
     found = int(numbers[np.flatnonzero(record == record[-1])[0]])
     figure, axes = _panel(f"Best found in trial {found}", title, objective, "trial")
     _value_scale(axes, list(values), objective)
     last = max(row.number for row in rows)
-    axes.set_xlim(min(0, min(row.number for row in rows)) - 0.02 * last - 0.5, last * 1.02 + 0.5)
+    axes.set_xlim(min(0, *trials) - 0.02 * last - 0.5, last * 1.02 + 0.5)
     axes.plot(numbers, values, "o", color=GREY, markersize=4.5, alpha=0.8, markeredgewidth=0, clip_on=False)
     axes.step([*numbers, last], [*record, record[-1]], where="post", color=VERMILLION, linewidth=2)
     axes.plot([found], [record[-1]], "o", clip_on=False, **RING)

@@ -250,7 +250,7 @@ def _seeds(settings: Sequence[Setting], searched: bool = False) -> list[str]:
         return []
     first, second = known[:2]
     if min(len(first.counted), len(second.counted)) < 2:
-        advice = "" if searched else "; add seeds, such as 'seed=range(0,8)'"
+        advice = "; sweep.seeds=4 trains several" if searched else "; add seeds, such as 'seed=range(0,8)'"
         return [f"one seed per setting cannot tell close settings apart{advice}."]
     if first.low <= second.high and second.low <= first.high:
         return [f"too few seeds to tell the best from the second, {second.name}: their intervals overlap."]

@@ -30,10 +30,11 @@ def rows_of(children: Mapping[int, Child]) -> list[Row]:
     """The runs of a grid, in order. What varies is found by comparing their configs."""
     ordered = [children[number] for number in sorted(children)]
     params = _varied([child.config for child in ordered])
-    return [_row(child, varied) for child, varied in zip(ordered, params, strict=True)]
+    return [row_of(child, varied) for child, varied in zip(ordered, params, strict=True)]
 
 
-def _row(child: Child, params: Mapping[str, Value]) -> Row:
+def row_of(child: Child, params: Mapping[str, Value]) -> Row:
+    """The row of one run, whose objective is the best validation loss."""
     result = child.result
     state = {"diverged": "diverged", "pruned": "pruned"}.get(result.reason, "finished") if result else "failed"
     return Row(
