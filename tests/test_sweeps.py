@@ -478,10 +478,16 @@ def test_a_report_that_fails_loses_no_trial(
 ) -> None:
     """It is said that they are kept, and the same command reports again without training."""
     monkeypatch.chdir(tmp_path)
-    swept, X
-    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no ink"):
-        broken.setattr("manyfit.reports.summary", lambda _: (_ for _ in ()).throw(RuntimeError("no ink")))
-        search(swept, *given, launch=answered(cliff))
+    swept = ["optimizer.lr=choice(0.0001,0.0002)", "model.dropout=choice(0.1)"]
+    given = ["sampler=grid", "sweep.confirm_seeds=0"]
+
+    def fail(_: Any) -> str:
+        raise RuntimeError("no ink")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("manyfit.reports.summary", fail)
+        with pytest.raises(RuntimeError, match="no ink"):
+            search(swept, *given, launch=answered(cliff))
     assert "the report failed; the 2 trials of study" in capsys.readouterr().err
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
