@@ -31,9 +31,22 @@ def three(composed: Compose, *common: str) -> list[Config]:
     ]
 
 
-def users(config: Config, *names: str) -> Config:
+class Residual(nn.Module):
+    """A user's module that is no stack, and has no batch statistics: several share a population."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(in_features, in_features), nn.Linear(in_features, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        out: torch.Tensor = self.head(x + torch.relu(self.body(x)))
+        return out
+
+
+def users(config: Config, target: str, *names: str) -> Config:
     """The same with a user's module that is no stack, and these probes."""
-    model = type(config.model).model_validate({"_target_": "conftest.Normed"})
+    model = type(config.model).model_validate({"_target_": target})
     return config.model_copy(update={"model": model, "probes": names})
 
 
@@ -61,12 +74,12 @@ def test_curves_are_bit_equal_with_and_without(composed: Compose, optimizer: str
         assert_same_curves(a, b)
 
 
-@pytest.mark.parametrize("members", [1, 3])
-def test_a_users_module_is_left_alone(composed: Compose, members: int) -> None:
-    """Batch statistics are those of training alone, for modules that are no stack."""
+@pytest.mark.parametrize(("target", "members"), [("conftest.Normed", 1), ("test_probes.Residual", 3)])
+def test_a_users_module_is_left_alone(composed: Compose, target: str, members: int) -> None:
+    """Batch statistics are those of training alone, for modules that are no stack; and so are all curves."""
     configs = three(composed)[:members]
     names = ("gradient_norm", "gradient_noise", "update_angle")
-    on, off = (fit([users(config, *n) for config in configs]) for n in (names, ()))
+    on, off = (fit([users(config, target, *n) for config in configs]) for n in (names, ()))
     for a, b in zip(on, off, strict=True):
         assert_same_curves(a, b)
         assert np.isfinite(a.metrics["gradient_norm/ratio"]).all()
@@ -109,7 +122,7 @@ def test_a_member_that_diverges_leaves_the_others(composed: Compose) -> None:
 def test_gradient_norm_is_autograds(composed: Compose, user: bool) -> None:
     """At epoch 0: the norms that autograd finds on the ordinary module, dropout off."""
     config = three(composed, "probes=[gradient_norm]")[0]
-    config = users(config, "gradient_norm") if user else config
+    config = users(config, "conftest.Normed", "gradient_norm") if user else config
     (result,) = fit([config])
     job = prepare(config)
     network = job.network.train()
@@ -154,7 +167,7 @@ def test_dead_units_needs_hidden_dense_layers(composed: Compose, perceptron: boo
     """Refused with the key and what to do."""
     config = composed("data=wine", "model=perceptron", "probes=[dead_units]")
     with pytest.raises(ConfigError, match="probes must hold dead_units only .* Use model=mlp"):
-        fit([config if perceptron else users(config, "dead_units")])
+        fit([config if perceptron else users(config, "conftest.Normed", "dead_units")])
 
 
 @pytest.mark.parametrize("data", ["wine", "diabetes"])
