@@ -1,12 +1,15 @@
 """Jobs of a grid before the first of them runs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from conftest import Compose
 from manyfit.checking import Checked, check
 from manyfit.config import ConfigError
+from test_cli import command
+from test_launcher import children
 
 SMALL = ("data=wine", "model.hidden=[4]")
 
@@ -46,3 +49,22 @@ def test_the_data_cap_an_experiments_wish(composed: Compose) -> None:
     ]
     with pytest.raises(ConfigError, match="data.train_size must be in 1..124"):
         checked(composed, jobs)
+
+
+@pytest.mark.slow
+def test_an_experiment_on_fewer_examples(tmp_path: Path) -> None:
+    """It takes all there are, says so, and every run's parameter is the real number."""
+    done = command(tmp_path, "experiment=dropout", "data=wine", "quick=true")
+    assert done.returncode == 0, done.stderr
+    assert "data.train_size is 124, all there are; the experiment asks for 1000" in done.stdout
+    found = children(tmp_path).values()
+    assert [(run.info.status, run.data.params["data.train_size"]) for run in found] == [("FINISHED", "124")] * 4
+
+
+@pytest.mark.slow
+def test_a_typed_train_size_is_no_wish(tmp_path: Path) -> None:
+    """It is refused, and nothing is left."""
+    done = command(tmp_path, "experiment=dropout", "data=wine", "quick=true", "data.train_size=400")
+    assert done.returncode == 1
+    assert "data.train_size must be in 1..124, the rows of the training split, but got 400" in done.stderr
+    assert list(tmp_path.iterdir()) == []

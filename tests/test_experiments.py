@@ -9,6 +9,7 @@ import pytest
 
 from conftest import Compose
 from manyfit import claims
+from manyfit.config import ConfigError
 from manyfit.experiments import Experiment, reached
 from manyfit.parent import Sweep
 
@@ -70,3 +71,16 @@ def test_the_best_rate_is_trained_again_on_fresh_seeds(
     assert told == ["On the edge of what was tried: optimizer.lr=0.1 of sgd lr=0.1 b=32."]
     stages = [sweep.tags[child.number] for child in again]
     assert stages == [{"manyfit.stage": "report"}] * 3 + [{"manyfit.stage": "beside"}] * 3
+
+
+def test_a_claim_about_classes_refuses_numbers(composed: Compose) -> None:
+    """Before anything is run; and a claim needs two runs."""
+    experiment = Experiment("perceptron", claims.find("perceptron"))
+    classes, numbers = (
+        [composed("model=perceptron", f"data={data}", f"seed={s}") for s in range(2)] for data in ("iris", "diabetes")
+    )
+    experiment.accept(classes)
+    with pytest.raises(ConfigError, match="data must be a classification for the claim perceptron, but got a regress"):
+        experiment.accept(numbers)
+    with pytest.raises(ConfigError, match="grids must hold two runs or more"):
+        experiment.accept(classes[:1])
