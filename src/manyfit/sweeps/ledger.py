@@ -9,6 +9,7 @@ owns counts as living, and when that host died, only a process there gives it ba
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,8 +107,8 @@ class Ledger:
             if self.points is not None:
                 self._enqueue_points(known, max(0, self.total - len(known)))
             self.study.sampler, seed = self.sampler(len(trials))
-            left = max(self.total, len(known)) - len(tried)
-            return [self._untried(seed, tried) for _ in range(min(size, left))]
+            left = min(max(self.total, len(known)), spaces.size(self.space) or math.inf) - len(tried)
+            return [self._untried(seed, tried) for _ in range(int(min(size, left)))]
 
     def tell(
         self,
