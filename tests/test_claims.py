@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_the_ideal_lies_between() -> None:
     """The widest turns and the narrowest is the worst at its best: if the widest is best at the end, it fails still."""
     assert overfitting(widths(1.0, middle=1.4)).answer == "holds"
     assert overfitting(widths(1.0, middle=1.6)).answer == "fails"
+
+
+def test_noise_is_told_as_what_it_is() -> None:
+    """Labels of a classification are wrong, numbers are blurred; where all runs have noise, theirs is judged."""
+    noisy = [replace(run, settings={**run.settings, "data.label_noise": 0.4}) for run in widths(1.0)]
+    numbers = [replace(run, metrics={**run.metrics, "rmse/val": run.metrics["loss/val"]}) for run in noisy]
+    assert "With 40% of labels wrong a second descent" in overfitting(noisy).sentence
+    assert "With noise of 0.4 deviations in the target a second descent" in overfitting(numbers).sentence
+    assert "second descent" not in overfitting(widths(1.0)).sentence
 
 
 @pytest.mark.parametrize(

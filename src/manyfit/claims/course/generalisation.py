@@ -40,6 +40,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
     decisive = min(zip(parts, answers, strict=True), key=lambda part: ORDER.index(part[1]))[0]
     again, noise = _second_descents(by(noisy, "model.hidden"))
     by_size = {size: of_size for size, of_size in sizes.items() if size != most}
+    gaps = line("gap", by_size, lambda run: run.final("loss/gap"))
     return Verdict(
         all_of(answers),
         decisive[0],
@@ -66,12 +67,7 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
                 ],
                 x_log=True,
             ),
-            Chart(
-                "training examples",
-                "gap at the last epoch",
-                [line("gap", by_size, lambda run: run.final("loss/gap"))],
-                x_log=True,
-            ),
+            *([Chart("training examples", "gap at the last epoch", [gaps], x_log=True)] if gaps.y else []),
             Chart(
                 "epoch",
                 f"loss, {wide[0]} units",
@@ -103,18 +99,19 @@ def _second_descents(widths: dict[tuple[int, ...], list[Run]]) -> tuple[str, lis
     """With label noise: does validation loss rise and fall again, by width and by epoch? A sentence, and charts."""
     if not widths:
         return "", []
-    wide, share = max(widths), next(iter(widths.values()))[0]["data.label_noise"]
+    wide = max(widths)
+    disturbed = _disturbed(widths[wide][0])
     seeds = sorted(set.intersection(*({run.seed for run in of} for of in widths.values())))
     by_seed = {width: {run.seed: run for run in of} for width, of in widths.items()}
     by_width = np.array([[by_seed[width][seed].final("loss/val") for width in widths] for seed in seeds])
     by_epoch = np.array([by_seed[wide][seed].metrics["loss/val"] for seed in seeds])
     width, epoch = ("seen" if descends_again(losses) else "not seen" for losses in (by_width, by_epoch))
     return (
-        f" With {share:.0%} of labels wrong a second descent by width is {width}, by epoch ({wide[0]} units) {epoch}.",
+        f" With {disturbed} a second descent by width is {width}, by epoch ({wide[0]} units) {epoch}.",
         [
             Chart(
                 "hidden units",
-                f"loss at the last epoch, {share:.0%} of labels wrong",
+                f"loss at the last epoch, {disturbed}",
                 [
                     line("train", widths, lambda run: run.final("loss/train"), lambda w: w[0], limits=POSITIVE),
                     line("validation", widths, lambda run: run.final("loss/val"), lambda w: w[0], limits=POSITIVE),
@@ -123,10 +120,18 @@ def _second_descents(widths: dict[tuple[int, ...], list[Run]]) -> tuple[str, lis
             ),
             Chart(
                 "epoch",
-                f"loss, {wide[0]} units, {share:.0%} of labels wrong",
+                f"loss, {wide[0]} units, {disturbed}",
                 [curve("train", widths[wide], "loss/train"), curve("validation", widths[wide], "loss/val")],
             ),
         ],
+    )
+
+
+def _disturbed(run: Run) -> str:
+    """What `data.label_noise` did to the targets of a run."""
+    noise = run["data.label_noise"]
+    return (
+        f"noise of {noise:g} deviations in the target" if "rmse/val" in run.metrics else f"{noise:.0%} of labels wrong"
     )
 
 
