@@ -108,10 +108,14 @@ class Tracker:
         self._runs.append(run)
         return run
 
-    @property
-    def elsewhere(self) -> str | None:
-        """The store's address, without credentials, when `manyfit ui` would not find it by itself."""
-        return None if self.uri == resolve_uri(None, self.root) else mask(self.uri)
+    def page(self, path: str) -> str:
+        """How a page of MLflow's UI is opened, in words; without credentials."""
+        if self.uri.startswith("http"):
+            return f"{mask(self.uri)}/{path}"
+        found = self.uri == resolve_uri(None, self.root)  # by `manyfit ui` itself
+        return (
+            f"{'' if found else f'MLFLOW_TRACKING_URI={mask(self.uri)} '}manyfit ui, then http://127.0.0.1:5000/{path}"
+        )
 
     @property
     def last_error(self) -> str | None:

@@ -172,7 +172,8 @@ class Session:
                 raise
             parcel.tags.clear()
         self._ids[run] = run_id
-        spool.note(self.folder / spool.ACKS, {"run": run, "run_id": run_id})
+        place = self.store.place(run_id)
+        spool.note(self.folder / spool.ACKS, {"run": run, "run_id": run_id, "place": place})
 
     def _resume(self, run_id: str, parcel: Parcel) -> str | None:
         """Params cannot change in MLflow: a new value becomes the tag `resumed/<param>`."""

@@ -64,6 +64,11 @@ class TrackedRun:
         """MLflow's id; None before the run exists there."""
         return self._tracker.acks().ids.get(self.id) if self._tracker else None
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """Where it is in the store: the experiment's id, and the address of the artifacts."""
+        return self._tracker.acks().places.get(self.id) if self._tracker else None
+
     def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
         """Record (name, value, step); NaN and infinities included."""
         if values := [(key, float(value), int(step)) for key, value, step in rows]:

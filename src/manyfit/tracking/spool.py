@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -169,23 +169,35 @@ def note(path: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Acks:
-    """What is known to have arrived: MLflow's run ids by our own, the byte offset, and the last obstacle."""
+    """What is known to have arrived.
+
+    Attributes:
+        ids: MLflow's run ids by our own.
+        offset: Up to which byte of the journal.
+        error: The last obstacle.
+        places: The experiment's id and the address of the artifacts, by our own run id.
+    """
 
     ids: dict[str, str]
     offset: int
     error: str | None
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def acks(folder: Path) -> Acks:
     """Read a session's acknowledgements."""
     ids: dict[str, str] = {}
+    places: dict[str, tuple[str, str]] = {}
     offset, error = 0, None
     for record in read(folder / ACKS)[0]:
         if "run" in record:
             ids[record["run"]] = record["run_id"]
+        if "place" in record:
+            experiment, artifacts = record["place"]
+            places[record["run"]] = experiment, artifacts
         offset = record.get("offset", offset)
         error = record.get("error", error)
-    return Acks(ids, offset, error)
+    return Acks(ids, offset, error, places)
 
 
 def sessions(root: Path) -> list[Path]:

@@ -111,7 +111,7 @@ class Store:
         self.uri = uri
         self.root = root
         self._experiments: dict[str, str] = {}
-        self._homes: dict[str, str] = {}  # where a run keeps its artifacts
+        self._places: dict[str, tuple[str, str]] = {}  # see `place`
         spool.mlruns(root).mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
         with FileLock(spool.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
@@ -152,7 +152,7 @@ class Store:
         cut = {_cut(key, MAX_KEY): _cut(value, MAX_TAG) for key, value in tags.items()}
         with _answers():
             run = self.client.create_run(self.experiment(experiment), start["time"], cut, start["name"])
-        self._homes[run.info.run_id] = run.info.artifact_uri
+        self._places[run.info.run_id] = run.info.experiment_id, run.info.artifact_uri
         return str(run.info.run_id)
 
     def find(self, experiment: str, own_id: str) -> str | None:
@@ -212,12 +212,18 @@ class Store:
         with _answers():
             self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
+    def place(self, run_id: str) -> tuple[str, str]:
+        """Where a run is: its experiment's id, and the address of its artifacts."""
+        if run_id not in self._places:
+            with _answers():
+                info = self.client.get_run(run_id).info
+            self._places[run_id] = info.experiment_id, info.artifact_uri
+        return self._places[run_id]
+
     def file(self, run_id: str, path: Path, folder: str | None) -> None:
         """Store a file among the run's artifacts, in `folder`."""
         with _answers():
-            if run_id not in self._homes:
-                self._homes[run_id] = self.client.get_run(run_id).info.artifact_uri
-            repository = get_artifact_repository(self._homes[run_id], self.uri)
+            repository = get_artifact_repository(self.place(run_id)[1], self.uri)
             repository.log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
 
     def model(self, run_id: str, program: Path, item: Record, own_id: str) -> None:
