@@ -4,18 +4,20 @@ import atexit
 import gc
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from manyfit import screen  # what else is imported takes longer than a person waits for the first word
 
-from hydra_plugins.manyfit.starting import start
-from manyfit import config, distributed
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def main(cfg: DictConfig) -> float:
+def main(cfg: "DictConfig") -> float:
     """Train what the config says and return the value that a sweeper minimises."""
-    from manyfit import command
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from manyfit import command, config
 
     context = HydraConfig.get()
     try:
@@ -29,20 +31,28 @@ def main(cfg: DictConfig) -> float:
         sys.exit(f"error: {error}")
 
 
+def obey() -> None:
+    """Have the config composed and `main` called, once or for each job; or train what another rank asks for."""
+    from hydra_plugins.manyfit.starting import start
+    from manyfit import config, distributed
+
+    if distributed.is_helper():
+        distributed.serve()
+        return
+    conf = Path(__file__).parent.absolute() / "conf"
+    try:
+        config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+        with distributed.sigterm_exits(), distributed.lead():
+            start(main, conf)
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
     gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
     atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
-    if distributed.is_helper():
-        distributed.serve()
-        sys.exit()
     try:
-        config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
-        with distributed.lead():
-            start(main, Path(__file__).parent.absolute() / "conf")
-    except config.ConfigError as error:
-        sys.exit(f"error: {error}")
+        screen.announce(sys.argv[1:])
+        obey()
     except (KeyboardInterrupt, SystemExit) as stop:
-        code = getattr(stop, "code", 130)
-        if code in (130, 143):
-            print("stopped: what was training is KILLED and keeps its epochs", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(screen.last_words(stop))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,11 +54,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 def test_summary(finished: tuple[Path, subprocess.CompletedProcess[str], Run]) -> None:
-    """The terminal ends with test score, best epoch, verdict, time and where to look, and says nothing else."""
-    _, done, _ = finished
+    """The terminal ends with test score, best epoch, verdict, time, and the run's id, page and picture."""
+    folder, done, run = finished
     for word in ("iris: adam lr=0.001 b=32 8 cosine s=0", "test", "accuracy", "best epoch", "verdict", "manyfit ui"):
         assert word in done.stdout
-    assert done.stderr == ""
+    *_, own, page, picture = done.stdout.splitlines()
+    short = run.info.run_id[:8]
+    assert own == f"         id  {short}  (python run.py resume={short} epochs=6 goes on with it)"
+    assert page.endswith(f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    assert (folder / picture.removeprefix("    picture  ")).is_file()
+
+
+def test_without_a_terminal_a_run_tells_its_stages(
+    finished: tuple[Path, subprocess.CompletedProcess[str], Run],
+) -> None:
+    """A successful run says on stderr what it is about and what it is doing, in a few lines, and nothing else."""
+    _, done, _ = finished
+    first, about, *stages = done.stderr.splitlines()
+    assert (first, about) == ("    manyfit  starting", "    manyfit  iris: adam lr=0.001 b=32 8 cosine s=0")
+    assert len(stages) < 20
+    known = "at work|importing torch|loading data|importing Lightning|training: .*|drawing|delivering to the store"
+    for line in stages:
+        assert re.fullmatch(rf" *(\d+ s|\d+:\d\d)  ({known})", line), line
 
 
 def test_run_is_tracked(finished: tuple[Path, subprocess.CompletedProcess[str], Run]) -> None:
@@ -202,6 +220,50 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, code: int) -> None:
     (run,) = runs(tmp_path)
     assert run.info.status == "KILLED"
     assert run.data.metrics["loss/val"] > 0
+    assert errors.endswith("stopped: the run is KILLED and keeps its epochs\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["manyfit  starting", "importing torch", "loading data"])
+def test_interrupt_before_training(tmp_path: Path, stage: str, number: signal.Signals) -> None:
+    """Whatever was being done: no traceback, the exit code a shell expects, and nothing is left RUNNING."""
+    with subprocess.Popen(
+        [sys.executable, "-u", RUN, *SMALL], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while stage not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        errors = process.stderr.read()
+    ended = -signal.SIGTERM if "starting" in stage and number == signal.SIGTERM else 128 + number
+    assert process.returncode == ended, errors
+    assert "Traceback" not in errors
+    assert {run.info.status for run in runs(tmp_path)} <= {"KILLED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["-m", "seed=1,2", "optimizer=sgd,adam"], "of 4 runs are done and kept.* The same command starts all of them"),
+        (["sweep=lr", "sweep.n_trials=4", "sweep.round=2"], "of 4 runs are done and kept.* the same command goes on"),
+    ],
+    ids=["grid", "search"],
+)
+def test_an_interrupted_sweep_says_what_is_kept(tmp_path: Path, command: list[str], again: str) -> None:
+    """How many runs are done, what became of the others, and what the same command does."""
+    line = [sys.executable, RUN, *command, "data=iris", "epochs=100000"]
+    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 90
+        while not epochs_stored(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert re.search(f"stopped: 0 {again}", errors), errors
+    assert {run.info.status for run in runs(tmp_path)} == {"KILLED"}
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ LEVELS = [
         "curves",
         "config",
         "provenance",
+        "screen",
+        "manual",
         "statistics",
         "tracking",
     },

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from rich.live import Live
 
 from conftest import ROOT, Compose
-from manyfit import command, figures, recording, reports, terminal, training
+from manyfit import command, figures, recording, reports, screen, training
 from manyfit.parent import Sweep
+from manyfit.screen import Screen
 from manyfit.tracking import Tracker
 
 SMALL = ("data=iris", "epochs=3", "model.hidden=[4]")
@@ -62,8 +64,8 @@ def test_a_picture_that_cannot_be_drawn(
     monkeypatch.chdir(tmp_path)
     config = composed(*SMALL)
     assert command.run(config) > 0
-    said = capsys.readouterr().err
-    assert said == f"not stored: overfitting.png of run {config.title()} (RuntimeError: no such font)\n"
+    said = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
+    assert said == [f"not stored: overfitting.png of run {config.title()} (RuntimeError: no such font)"]
     (run,) = stored(tmp_path).values()
     assert run.info.status == "FINISHED"
     assert run.data.tags["not_stored"] == "overfitting.png (RuntimeError: no such font)"
@@ -117,22 +119,22 @@ def test_whatever_fails_in_recording(
     assert [runs[config.title()].info.status for config in configs.values()] == ["FINISHED"] * 2
 
 
-@pytest.mark.parametrize("where", ["start", "update", "stop"])
+@pytest.mark.parametrize("where", ["start", "refresh", "stop"])
 def test_a_display_that_fails(
     composed: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
     """It is said once, and training goes on without it."""
-    works = getattr(terminal.Bar, where)
+    works = getattr(Live, where)
 
     def fails(*arguments: Any, **options: Any) -> None:
         works(*arguments, **options)
         raise OSError("the terminal is gone")
 
-    monkeypatch.setattr(terminal, "REDRAW", 0.0)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich: this is a terminal
-    monkeypatch.setattr(terminal.Bar, where, fails)
-    with terminal.Progress() as progress:
-        (result,) = training.fit([composed(*SMALL)], progress=progress)
+    monkeypatch.setattr(screen, "REDRAWS", 1000)
+    monkeypatch.setattr(screen, "_is_terminal", lambda: True)
+    monkeypatch.setattr(Live, where, fails)
+    with Screen("fails") as shown, shown.stage("training"):
+        (result,) = training.fit([composed(*SMALL)], screen=shown)
     assert result.status == "FINISHED"
     assert capsys.readouterr().err.count("the terminal is gone") == 1
 

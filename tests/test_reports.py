@@ -19,6 +19,7 @@ from manyfit.config import Config
 from manyfit.parent import Child, Sweep
 from manyfit.reports import confirmation, findings, rerun
 from manyfit.reports.findings import Row, ranked
+from manyfit.screen import Screen
 from manyfit.statistics import POSITIVE, Effect, effect
 
 LR = "optimizer.lr"
@@ -66,6 +67,7 @@ class FakeSweep:
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
     prune: Any = None
+    screen: Screen = field(default_factory=lambda: Screen(""))
     calls: list[dict[int, Config]] = field(default_factory=list)
 
     def train(self, configs: Mapping[int, Config]) -> list[Child]:

@@ -31,6 +31,7 @@ from manyfit import config as configuration
 from manyfit.config import ConfigError, with_seed
 from manyfit.grouping import grouped
 from manyfit.jobs import prepare
+from manyfit.screen import Screen
 from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
 from manyfit.sweeps.pruning import Judge
@@ -301,7 +302,20 @@ def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleName
     return rows
 
 
-def search(swept: Sequence[str], *overrides: str, launch: Any = None) -> None:
+class Counting(Screen):
+    """Remembers what it was told to count."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.counted: list[tuple[str, int, int]] = []
+
+    def stage(self, words: str, runs: int | None = None, done: int = 0) -> contextlib.AbstractContextManager[None]:
+        """As told."""
+        self.counted += [(words, runs, done)] if runs is not None else []
+        return super().stage(words, runs, done)
+
+
+def search(swept: Sequence[str], *overrides: str, launch: Any = None, screen: Screen | None = None) -> None:
     """`sweeps.run` with a launcher that trains each round as populations, as the launcher fused does."""
 
     def trained(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
@@ -310,7 +324,8 @@ def search(swept: Sequence[str], *overrides: str, launch: Any = None) -> None:
         }
         return list(command.train_jobs(configs, {}, None).values())
 
-    sweeps.run(lambda given: whole(*given), parsed(*swept), [*SMALL, *overrides], launch or trained)
+    fixed = [*SMALL, *overrides]
+    sweeps.run(lambda given: whole(*given), parsed(*swept), fixed, launch or trained, screen or Screen(""))
 
 
 @pytest.mark.parametrize("pruner", options("pruner"))
@@ -343,6 +358,17 @@ def answered(loss: Callable[[float, float, int], float]) -> Any:
 
 
 TWO = ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
+
+
+@pytest.mark.usefixtures("reported")
+def test_the_trials_that_are_left_are_known_from_the_start() -> None:
+    """Each round counts all trials of the study; a session that goes on counts those that are done already."""
+    more = ("sampler=random", "sweep.round=2", "sweep.study=counted")
+    first, second = Counting(), Counting()
+    search([TWO[0]], *more, "sweep.n_trials=5", screen=first)
+    search([TWO[0]], *more, "sweep.n_trials=6", screen=second)
+    assert first.counted[:3] == [("round 1 of 3", 5, 0), ("round 2 of 3", 5, 2), ("round 3 of 3", 5, 4)]
+    assert second.counted[0] == ("round 1 of 1", 6, 5)
 
 
 def cliff(lr: float, dropout: float, seed: int) -> float:  # noqa: ARG001

@@ -14,6 +14,7 @@ from manyfit import checking, experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
 from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
+from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker
 
 
@@ -27,44 +28,53 @@ def run(config: Config, number: int = 0) -> float:
     if current:
         (child,) = current[-1].train({number: config})
         return objective(child)
-    return _alone(config)
+    with Screen(f"{config.experiment}: {config.title()}") as screen:
+        return _alone(config, screen)
 
 
 def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     """Go on with an earlier run; otherwise like `run`."""
-    earlier = find(cfg, overrides)
-    print(f"{'resume':>11}  run {earlier.run_id}, from epoch {earlier.epoch}")
-    for change in earlier.changes:
-        print(f"{'':>11}  {change}")
-    return _alone(earlier.config, earlier)
+    with Screen(f"going on with run {cfg.resume}") as screen:
+        with screen.stage("looking for it in the store, which takes torch and MLflow"):
+            earlier = find(cfg, overrides)
+        screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
+        for change in earlier.changes:
+            screen.say(line("", change))
+        return _alone(earlier.config, screen, earlier)
 
 
-def _alone(config: Config, earlier: Earlier | None = None) -> float:
-    from manyfit.jobs import prepare  # torch
-
+def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> float:
+    with screen.stage("importing torch"):
+        from manyfit.jobs import prepare
     try:
-        prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
+        with screen.stage("loading data"):
+            prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
         tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with tracker:
-        from manyfit import recording, terminal, training
+        with screen.stage("importing Lightning"):
+            from manyfit import recording, terminal, training
 
         ids, tags = ([earlier.run_id], [{"resumed": "; ".join(earlier.changes)}]) if earlier else (None, None)
         recorder = recording.Recorder(tracker, [config], tags=tags, run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
-            with terminal.Progress() as progress:
+            with screen.stage("training"):
                 (result,) = training.fit(
-                    [config], recorder, progress=progress, keep=keep, resume=folder if earlier else None
+                    [config], recorder, screen=screen, keep=keep, resume=folder if earlier else None
                 )
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                error.add_note("the run is KILLED and keeps its epochs")
             if folder.exists():
                 print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
             raise
-        tracker.close()
-    print(terminal.summary(result, where(tracker)))
+        screen.say(terminal.summary(result))
+        with screen.stage("delivering to the store"):
+            tracker.close()
+    screen.say(where(tracker, recorder.runs[0], f"epochs={2 * config.epochs}" if keep else ""))
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return value_of(result)
@@ -91,7 +101,8 @@ def train_jobs(
     outcomes: dict[int, float | Exception] = {n: job for n, job in jobs.items() if isinstance(job, ConfigError)}
     if not current and not configs:
         return outcomes
-    with contextlib.nullcontext(current[-1]) if current else Sweep("jobs", next(iter(configs.values()))) as sweep:
+    with contextlib.ExitStack() as closing:
+        sweep = current[-1] if current else closing.enter_context(_jobs(configs))
         sweep.max_members, sweep.workers = max_members, workers
         for number, refusal in outcomes.items():
             assert isinstance(refusal, Exception)
@@ -102,6 +113,14 @@ def train_jobs(
             except Exception as error:
                 outcomes[child.number] = error
     return outcomes
+
+
+@contextlib.contextmanager
+def _jobs(configs: Mapping[int, Config]) -> Iterator[Sweep]:
+    """What Hydra's own sweeper launches: a sweep without a report."""
+    first = next(iter(configs.values()))
+    with Screen(f"{len(configs)} jobs on {first.experiment}") as screen, Sweep("jobs", first, screen=screen) as sweep:
+        yield sweep
 
 
 @contextlib.contextmanager
@@ -132,20 +151,57 @@ def grid(
     """
     try:
         config = parse(first, first.hydra.runtime.choices)
-        experiment = experiments.Experiment.of(first)
-        checked = checking.check(jobs, compose, wish)
-        if experiment:
-            apart = checking.check(beside, compose, wish)
-            experiment = replace(experiment, beside=tuple(apart.configs.values()))
-            experiment.accept(list(checked.configs.values()))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    name = config.choices.get("experiment")
+    about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {config.experiment}"
+    with Screen(about) as screen:
+        experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
+        with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
+            with screen.stage("training", len(accepted)):
+                yield accepted
+            broken = _concluded(sweep, experiment)
+    errors = sweep.errors()
+    if experiment:  # a rate that diverges may be what is looked for
+        errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
+    if errors:
+        number, reason = next(iter(errors.items()))
+        sys.exit(f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {reason}")
+    if broken:
+        sys.exit(f"error: the claim could not be judged: {broken}")
+
+
+def _accepted(
+    first: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    beside: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Config],
+    wish: bool,
+    screen: Screen,
+) -> tuple[experiments.Experiment | None, list[list[str]]]:
+    """The experiment, if it is one, and the jobs that are to be run; see `grid`."""
+    with screen.stage("importing torch"):
+        import torch  # noqa: F401  (seconds, and everything below takes it)
+    try:
+        with screen.stage(f"checking {len(jobs)} jobs"):
+            experiment = experiments.Experiment.of(first)
+            checked = checking.check(jobs, compose, wish)
+            if experiment:
+                apart = checking.check(beside, compose, wish)
+                experiment = replace(experiment, beside=tuple(apart.configs.values()))
+                experiment.accept(list(checked.configs.values()))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     if experiment and first.quick:
-        print(f"{'quick':>11}  two seeds, the ends of every range, a tenth of the epochs: this decides nothing")
-    for line in checked.told():
-        print(f"{'note':>11}  {line}")
-    with Sweep(" ".join(arguments), config, len(checked.configs)) as sweep:
-        yield [list(job) for job in checked.configs]
+        screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
+    for note in checked.told():
+        screen.say(line("note", note))
+    return experiment, [list(job) for job in checked.configs]
+
+
+def _concluded(sweep: Sweep, experiment: experiments.Experiment | None) -> str:
+    """Report on a grid, or judge its claim; says why that could not be judged."""
+    with sweep.screen.stage("drawing"):
         from manyfit import reports
 
         verdict, broken = None, ""
@@ -156,14 +212,7 @@ def grid(
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
         reports.conclude(sweep, reports.rows_of(sweep.children), verdict=verdict)
-    errors = sweep.errors()
-    if experiment:  # a rate that diverges may be what is looked for
-        errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
-    if errors:
-        number, reason = next(iter(errors.items()))
-        sys.exit(f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {reason}")
-    if broken:
-        sys.exit(f"error: the claim could not be judged: {broken}")
+    return broken
 
 
 def _described(error: Exception) -> str:

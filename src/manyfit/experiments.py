@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from manyfit import claims
 from manyfit.config import Config, ConfigError
+from manyfit.screen import Screen
 
 if TYPE_CHECKING:
     from manyfit.claims import Claim, Verdict
@@ -29,6 +30,7 @@ class Sweep(Protocol):
     tracker: Any
     tags: dict[int, dict[str, str]]
     children: dict[int, Any]
+    screen: Screen
 
     def train(self, configs: Mapping[int, Config], /) -> Sequence[Any]: ...  # noqa: D102
 
@@ -98,14 +100,16 @@ class Experiment:
         from manyfit.jobs import prepare
 
         warnings = self._retrain(sweep) if self.tune else []
-        stored = sweep.tracker.children(sweep.parent, sweep.config.experiment)
+        with sweep.screen.stage("reading the runs back from the store"):
+            stored = sweep.tracker.children(sweep.parent, sweep.config.experiment)
         trained = {
             child.run.id: (prepare(child.config), child.result) for child in sweep.children.values() if child.result
         }
         runs = claims.runs_of(stored, trained)
         if not runs:
             raise ValueError("no run was trained")
-        verdict = self.claim(runs)
+        with sweep.screen.stage("judging"):
+            verdict = self.claim(runs)
         verdict = replace(verdict, sentence=" ".join([verdict.sentence, *warnings]))
         verdicts.append((self.name, verdict))
         effect = verdict.effect
@@ -127,7 +131,8 @@ class Experiment:
         again = [(confirmation.with_seed(config, seed), stage) for config, stage in stages for seed in fresh]
         first = max(sweep.children) + 1
         sweep.tags |= {number: {"manyfit.stage": stage} for number, (_, stage) in enumerate(again, first)}
-        sweep.train({number: config for number, (config, _) in enumerate(again, first)})
+        with sweep.screen.stage("training the best of each setting on fresh seeds"):
+            sweep.train({number: config for number, (config, _) in enumerate(again, first)})
         return doubts
 
     def _chosen(self, children: Sequence[Any]) -> tuple[list[Config], list[str]]:

@@ -1,6 +1,5 @@
 """A parent run and its children: the runs of one command, trained as populations, here or side by side in workers."""
 
-import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from manyfit.config import Config, ConfigError, TrainingError
 from manyfit.distributed import sigterm_exits
+from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from manyfit.jobs import Job, Result
     from manyfit.recording import Recorder
-    from manyfit.terminal import Progress
     from manyfit.training import Place
     from manyfit.workers import Pool
 
@@ -39,7 +38,7 @@ class Sweep:
     Attributes:
         name: Of the parent run.
         config: The default config of the sweep: experiment and tracking are its.
-        total: Runs expected, for the progress display.
+        total: Runs expected.
         max_members: Largest population; None: as large as pays.
         workers: Processes that train populations side by side; None: one for each GPU.
         together: So many jobs, one after the other, share a population if any do.
@@ -49,6 +48,8 @@ class Sweep:
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
+        screen: What a person sees.
+        again: What the same command does after an interrupt.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Sweep:
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
+    screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
+    again: str = "The same command starts all of them again, as a sweep of its own."
 
     def __enter__(self) -> Self:
         """Start the parent run."""
@@ -82,11 +85,19 @@ class Sweep:
             self.pool.__exit__(kind, error, trace)
         if error is None:
             self.parent.end(self.status)
-        self.tracker.__exit__(kind, error, trace)
-        if not isinstance(self.tracker, NoTracker):
-            print(f"{'look':>11}  {where(self.tracker)}")
+        elif not isinstance(error, Exception):
+            error.add_note(self._kept())
+        with self.screen.stage("delivering to the store"):
+            self.tracker.__exit__(kind, error, trace)
+        self.screen.say(where(self.tracker, self.parent))
         if error is None and self.tracker.lost:
             sys.exit(f"error: {self.tracker.lost}")
+
+    def _kept(self) -> str:
+        """What an interrupt leaves."""
+        done = sum(child.result is not None for child in self.children.values())
+        training = "those in training are KILLED and keep their epochs"
+        return f"{done} of {self.total} runs are done and kept, {training}. {self.again}"
 
     def train(self, configs: Mapping[int, Config]) -> list[Child]:
         """Train configs, by job number, as populations; their runs are children of the parent run.
@@ -94,10 +105,33 @@ class Sweep:
         Returns:
             A child for each config, in the order of job numbers; one that cannot be used has its error.
         """
-        from manyfit.grouping import grouped  # torch: seconds, in which the tracker's courier starts as well
-        from manyfit.jobs import prepare
+        with self.screen.stage("importing torch"):  # seconds, in which the tracker's courier starts as well
+            from manyfit.grouping import grouped
 
         self.total = max(self.total, len(self.children) + len(configs))
+        with self.screen.stage("checking jobs"):
+            jobs = self._prepared(configs)
+        count = self._workers(list(jobs.values()))
+        groups = grouped(jobs, self.max_members, count, self.together)
+        for reason in {group.alone: None for group in groups if group.alone}:
+            numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
+            print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
+        with self.screen.stage("importing Lightning"):
+            from manyfit import training  # noqa: F401  (seconds)
+
+        populations = [{number: configs[number] for number in group.numbers} for group in groups]
+        with self.screen.training(len(configs)):
+            if count > 1:
+                self._side_by_side(populations, count)
+            else:
+                for members in populations:
+                    self._population(members)
+        return [self.children[number] for number in sorted(configs)]
+
+    def _prepared(self, configs: Mapping[int, Config]) -> "dict[int, Job]":
+        """The jobs of these configs; one that cannot be used becomes a child with its error."""
+        from manyfit.jobs import prepare
+
         jobs: dict[int, Job] = {}
         for number, config in configs.items():
             try:
@@ -105,22 +139,7 @@ class Sweep:
             except ValueError as error:
                 run = self.refuse(number, config.title(), error, config.flat())
                 self.children[number] = Child(number, config, run, error=error)
-        count = self._workers(list(jobs.values()))
-        groups = grouped(jobs, self.max_members, count, self.together)
-        for reason in {group.alone: None for group in groups if group.alone}:
-            numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
-            print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
-        from manyfit import terminal  # Lightning: seconds
-
-        losses = [child.result.summary.best_loss_val for child in self.children.values() if child.result]
-        with terminal.Progress(self.total, len(self.children), min(losses, default=math.inf)) as progress:
-            populations = [{number: configs[number] for number in group.numbers} for group in groups]
-            if count > 1:
-                self._side_by_side(populations, count, progress)
-            else:
-                for members in populations:
-                    self._population(members, progress)
-        return [self.children[number] for number in sorted(configs)]
+        return jobs
 
     def _workers(self, jobs: "Sequence[Job]") -> int:
         from manyfit import devices
@@ -133,7 +152,7 @@ class Sweep:
         gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
         return 1 if several else self.workers or gpus or 1
 
-    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int, progress: "Progress") -> None:
+    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int) -> None:
         """Each population has a thread that looks after it, and goes to the next free worker."""
         from manyfit.workers import Pool
 
@@ -141,7 +160,7 @@ class Sweep:
 
         def look_after(members: Mapping[int, Config]) -> None:
             with pool.turn:
-                self._population(members, progress, place=pool.train)
+                self._population(members, place=pool.train)
 
         with sigterm_exits(), ThreadPoolExecutor(count) as threads:
             futures = [threads.submit(look_after, members) for members in populations]
@@ -156,7 +175,6 @@ class Sweep:
     def _population(
         self,
         configs: Mapping[int, Config],
-        progress: "Progress",
         recorder: "Recorder | None" = None,
         place: "Place | None" = None,
     ) -> None:
@@ -180,7 +198,7 @@ class Sweep:
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
                 prune=stops if prune else None,
-                progress=progress,
+                screen=self.screen,
                 place=place,
             )
         except Exception as error:
@@ -190,7 +208,7 @@ class Sweep:
             print(f"{len(numbers)} runs failed together ({error}); each half is trained by itself", file=sys.stderr)
             for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
                 part = {numbers[i]: configs[numbers[i]] for i in half}
-                self._population(part, progress, recorder.part(half), place)
+                self._population(part, recorder.part(half), place)
             return
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)
@@ -239,14 +257,27 @@ def tracker_of(config: Config) -> Tracker | NoTracker:
     return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
 
 
-def where(tracker: Tracker | NoTracker) -> str:
-    """Where the runs are to be looked at, in words."""
+def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str = "") -> str:
+    """The last lines of a command: the id of its run, and where its page and its pictures are.
+
+    Args:
+        tracker: Closed.
+        run: The run; of a sweep, the parent.
+        resume: What is to be said behind `resume=<id>`; nothing where the run cannot be gone on with.
+    """
     if isinstance(tracker, NoTracker):
-        return "nowhere: tracking=off stores nothing"
+        return line("look", "nowhere: tracking=off stores nothing")
     if tracker.lost:
-        return "manyfit ui, for what reached the disk"
-    if tracker.last_error:
-        return f"held back in mlruns/spool ({tracker.last_error}); nothing is lost: manyfit sync delivers it"
-    if tracker.elsewhere:
-        return f"MLFLOW_TRACKING_URI={tracker.elsewhere} manyfit ui"
-    return "manyfit ui"
+        return line("look", "manyfit ui, for what reached the disk")
+    if tracker.last_error or run.run_id is None or run.place is None:
+        why = tracker.last_error or "the store refused the run"
+        return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it")
+    experiment, artifacts = run.place
+    short = run.run_id[:8]
+    lines = [line("id", f"{short}  (python run.py resume={short} {resume} goes on with it)" if resume else short)]
+    lines += [line("page", tracker.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
+    folder = Path(artifacts.removeprefix("file://"))
+    if pictures := sorted(path.name for path in folder.glob("*.png")):
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        lines += [line("pictures" if pictures[1:] else "picture", f"{shown}/{' '.join(pictures)}")]
+    return "\n".join(lines)

@@ -31,7 +31,7 @@ from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
 from manyfit.ranks import Ranks
 from manyfit.recording import Recorder
-from manyfit.terminal import Progress
+from manyfit.screen import Screen
 from manyfit.tracking import NoTracker
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
@@ -47,7 +47,7 @@ def fit(
     *,
     artifacts: bool = True,
     prune: Stops | None = None,
-    progress: Progress | None = None,
+    screen: Screen | None = None,
     place: Place | None = None,
     keep: Path | None = None,
     resume: Path | None = None,
@@ -59,7 +59,7 @@ def fit(
         recorder: Of the runs of these configs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
         prune: Asked after every epoch which members are to stop.
-        progress: Shows how far everything is.
+        screen: Shows how far everything is.
         place: Where they are trained; None: here, or on the devices that the config asks for.
         keep: Folder for the state after the last epochs.
         resume: Folder of the state to go on from.
@@ -80,7 +80,8 @@ def fit(
     recorder = recorder or Recorder(NoTracker(), configs)
     gc.freeze()
     gc.enable()
-    with (progress or Progress()).population(jobs) as show:
+    screen = screen or Screen("")  # which says nothing until it is entered
+    with screen.population(len(jobs), configs[0].epochs) as show:
 
         def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
             recorder.epoch(epoch, members, measured)
@@ -94,7 +95,8 @@ def fit(
             if len(jobs) == 1 or not isinstance(error, Exception):
                 recorder.fail(error)
             raise
-    recorder.finish(results, artifacts)
+    with screen.stage("drawing" if artifacts else "recording"):
+        recorder.finish(results, artifacts)
     return results
 
 

@@ -15,6 +15,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.fused import refuse_foreign
+from manyfit import config as configuration
+from manyfit.config import ConfigError
+from manyfit.screen import Screen
 
 
 @dataclass
@@ -41,9 +44,6 @@ class OptunaStudy(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search the space of `sweep.space` and of the command line, which wins."""
-        from manyfit import sweeps  # torch and optuna: seconds
-        from manyfit.config import ConfigError
-
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
@@ -55,12 +55,24 @@ class OptunaStudy(Sweeper):
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-            space = sweeps.settings(self.config).space
-            swept = [o for o in given if o.is_sweep_override()]
-            swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
-            sweeps.run(self._compose, swept, fixed, self._launch)
+            with Screen(self._about(fixed)) as screen:
+                with screen.stage("importing torch and Optuna"):
+                    from manyfit import sweeps
+
+                space = sweeps.settings(self.config).space
+                swept = [o for o in given if o.is_sweep_override()]
+                swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
+                sweeps.run(self._compose, swept, fixed, self._launch, screen)
         except ConfigError as error:
             sys.exit(f"error: {error}")
+
+    def _about(self, fixed: Sequence[str]) -> str:
+        """What is searched, in a line."""
+        cfg = self._compose(fixed)
+        config = configuration.parse(cfg, cfg.hydra.runtime.choices)
+        option = config.choices.get("sweep", "none")
+        name = "a space of your own" if option == "none" else option
+        return f"search {name} on {config.experiment}, {cfg.sweep.n_trials} trials"
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         assert self.config is not None

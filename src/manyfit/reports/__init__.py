@@ -23,6 +23,7 @@ from manyfit.reports.findings import Row as Row
 from manyfit.reports.findings import Setting, Space, text
 from manyfit.reports.grids import Child, row_of
 from manyfit.reports.grids import rows_of as rows_of
+from manyfit.screen import Screen
 from manyfit.statistics import limits_of
 from manyfit.tracking import TrackedRun
 
@@ -38,6 +39,7 @@ class Sweep(Protocol):
     tags: dict[int, dict[str, str]]
     children: dict[int, Any]
     prune: Any
+    screen: Screen
 
     def train(self, configs: Mapping[int, Config], /) -> Sequence[Child]: ...  # noqa: D102
 
@@ -113,8 +115,9 @@ def conclude(
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":
-        _store(sweep, report, shares, one_by_one=space is not None or default is not None)
-    print(summary(report))
+        with sweep.screen.stage("drawing"):
+            _store(sweep, report, shares, one_by_one=space is not None or default is not None)
+    sweep.screen.say(summary(report))
 
 
 def value_of(result: Result, objective: str, direction: str = "minimize") -> float:
@@ -261,7 +264,8 @@ def _store_best(sweep: Sweep, report: Report, row: Row) -> None:
     if result is None and row.config is not None:
         number = max([r.number for r in report.rows] + list(sweep.tags), default=-1) + 1
         sweep.tags[number] = {"manyfit.role": f"run {row.number} again, for its picture and model"}
-        (child,) = sweep.train({number: row.config})
+        with sweep.screen.stage("training the best run again, for its picture and model"):
+            (child,) = sweep.train({number: row.config})
         run, result = child.run, child.result
     if run is not None and result is not None:
         recording.store_artifacts(run, result)
@@ -288,7 +292,8 @@ def _confirmed(sweep: Sweep, report: Report, default: Config, seeds: int) -> Rep
         name = report.objective.partition(" ")[2]
         value = functools.partial(value_of, objective=report.objective, direction=report.direction)
         configs = [config for _, config in rivals]
-        found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
+        with sweep.screen.stage(f"confirming on {seeds} fresh seeds"):
+            found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
     finally:
         sweep.prune = prune
     best = rivals[found.place][0] if found.wins else _setting_of(found.default, default, report)

@@ -1,6 +1,8 @@
 """Searches: Optuna proposes, populations are trained, and one study remembers it over sessions and processes."""
 
 import functools
+import itertools
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,7 @@ from manyfit import parent
 from manyfit.config import Config, ConfigError, with_seed
 from manyfit.jobs import prepare
 from manyfit.losses import CLASSIFICATION
+from manyfit.screen import Screen, line
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import lost
 from manyfit.sweeps.outcomes import Outcome, outcome, rows
@@ -28,8 +31,10 @@ __all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "setti
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
 Compose = Callable[[Sequence[str]], DictConfig]
 
+AGAIN = "The study remembers them: the same command goes on with the trials that are left."
 
-def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launch: Launch) -> None:
+
+def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launch: Launch, screen: Screen) -> None:
     """Search until the study has its total, and report.
 
     Args:
@@ -37,6 +42,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
         swept: The space.
         fixed: What every job is given besides.
         launch: Hydra's launcher: the jobs' overrides and the first job's number -> their returns.
+        screen: What a person sees.
 
     Raises:
         ConfigError: Something cannot be used; no trial was made then.
@@ -44,16 +50,22 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     """
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
-    _check_metric(settings(cfg).objective.metric, default)
-    space = spaces.space(swept)
-    _check_batch_sizes(space, default)
-    search = Search.of(cfg, settings(cfg), default, space)
+    with screen.stage("loading data"):
+        _check_metric(settings(cfg).objective.metric, default)
+        space = spaces.space(swept)
+        _check_batch_sizes(space, default)
+    with screen.stage("opening the study"):
+        search = Search.of(cfg, settings(cfg), default, space)
     composed = functools.cache(functools.partial(_config, compose))
-    with search.ledger, parent.Sweep(search.name, default, search.ledger.total * len(search.seeds)) as sweep:
+    left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
+    with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
         session = Session(search, sweep, launch, tuple(fixed))
         session.go()
         try:
-            finish(search, sweep, lambda params, seed: with_seed(composed((*fixed, *spaces.overrides(params))), seed))
+            with screen.stage("reading the study"):
+                finish(
+                    search, sweep, lambda params, seed: with_seed(composed((*fixed, *spaces.overrides(params))), seed)
+                )
         finally:
             search.note_run_ids(sweep.children.values())
     session.complain()
@@ -98,16 +110,28 @@ class Session:
         """Rounds, until there is nothing to claim."""
         total, wanted, ledger = self.search.ledger.total, self.search.settings.n_trials, self.search.ledger
         if total < wanted:
-            print(f"{'note':>11}  the space has only {total} settings: each is tried once, instead of {wanted} trials")
+            said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
+            self.sweep.screen.say(line("note", said))
         judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
         self.sweep.together = len(self.search.seeds)
         self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
-        while claimed := ledger.claim(self.search.round):
-            if judge:
-                judge.refresh(ledger.trials())
-            self._round(claimed)
+        for number in itertools.count(1):
+            with self.sweep.screen.stage(*self._progress(number)):
+                with self.sweep.screen.stage("asking Optuna"):
+                    claimed = ledger.claim(self.search.round)
+                if not claimed:
+                    break
+                if judge:
+                    judge.refresh(ledger.trials())
+                self._round(claimed)
         if not self.trials:
-            print(f"study {self.search.name} has its {total} trials: none was made now.")
+            self.sweep.screen.say(f"study {self.search.name} has its {total} trials: none was made now.")
+
+    def _progress(self, number: int) -> tuple[str, int, int]:
+        """A round's name, the runs of the study in all, and of them those that are done, by whomever."""
+        total, done, seeds = self.search.ledger.total, self.search.ledger.done(), len(self.search.seeds)
+        rounds = number - 1 + math.ceil((total - done) / self.search.round)
+        return f"round {min(number, rounds)} of {rounds}", total * seeds, done * seeds
 
     def _round(self, claimed: Sequence[Trial]) -> None:
         """Train trials and tell what came of each, also of those that ended before an interrupt."""
@@ -123,11 +147,12 @@ class Session:
         try:
             self.launch(given, first)
         finally:
-            self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
-            done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
-            for trial in done:
-                children = [self.sweep.children[job] for job in self.jobs[trial.number]]
-                self._tell(trial, outcome(children, self.search.settings))
+            with self.sweep.screen.stage("telling Optuna"):
+                self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
+                done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
+                for trial in done:
+                    children = [self.sweep.children[job] for job in self.jobs[trial.number]]
+                    self._tell(trial, outcome(children, self.search.settings))
         for trial in claimed:
             if trial not in done:
                 reasons = [self.sweep.refused[job] for job in self.jobs[trial.number] if job in self.sweep.refused]
@@ -179,7 +204,9 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
 
     trials = [trial for trial in search.ledger.trials() if not lost(trial)]
     if running := sum(not trial.state.is_finished() for trial in trials):
-        print(f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study.")
+        sweep.screen.say(
+            f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study."
+        )
         return
     children = {child.run.id: child for child in sweep.children.values()}
     ids, seed = search.run_ids(), search.default.seed

@@ -95,6 +95,10 @@ class Ledger:
         """All trials, by number; some are lost."""
         return self.study.get_trials(deepcopy=False)
 
+    def done(self) -> int:
+        """How many have been told, by whomever."""
+        return sum(trial.state.is_finished() and not lost(trial) for trial in self.trials())
+
     def claim(self, size: int) -> list[Trial]:
         """Up to `size` trials to be run by this process; none when the total is met or others run the rest."""
         with self.alone():
