@@ -1,6 +1,7 @@
 """The command: Hydra in, objective out. `python run.py --help` lists what can be set."""
 
 import atexit
+import functools
 import gc
 import sys
 from pathlib import Path
@@ -33,13 +34,16 @@ def main(cfg: "DictConfig") -> float:
 
 def obey() -> None:
     """Have the config composed and `main` called, once or for each job; or train what another rank asks for."""
+    from omegaconf import OmegaConf
+
     from hydra_plugins.manyfit.starting import start
-    from manyfit import config, distributed
+    from manyfit import config, distributed, manual
 
     if distributed.is_helper():
         distributed.serve()
         return
     conf = Path(__file__).parent.absolute() / "conf"
+    OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, conf))  # of --help
     try:
         config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
         with distributed.sigterm_exits(), distributed.lead():

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from conftest import ROOT, epochs_stored
+from manyfit import cli
 
 RUN = str(ROOT / "run.py")
 SMALL = ["data=iris", "epochs=3", "model.hidden=[8]"]
@@ -277,6 +278,40 @@ def test_four_first_runs_at_once(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 4
+
+
+def test_help_says_what_it_is(tmp_path: Path) -> None:
+    """Without torch: in the first screen what the tool is and how it is used, then every key with its comment."""
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = [{RUN!r}, 'data=csv', '--help']\n"
+        f"try: runpy.run_path({RUN!r}, run_name='__main__')\n"
+        "finally: assert not {'torch', 'mlflow', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    first = done.stdout.splitlines()[:20]
+    assert "trains neural networks" in first[0]
+    for example in ("optimizer=sgd optimizer.lr=0.1", "data=csv", "-m optimizer=sgd,adam", "sweep=lr", "experiment="):
+        assert any(f"python run.py {example}" in line for line in first)
+    groups = [folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()]
+    for group in groups:
+        assert any(re.search(rf"\b{group}  ", line) for line in first), group
+        assert f"\n{group}: " in done.stdout
+    for line in (ROOT / "conf" / "config.yaml").read_text().partition("\nhydra:")[0].splitlines()[20:]:
+        assert line in done.stdout
+    assert "  separator: " in done.stdout
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_help_of_manyfit(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what it is for, and gives examples."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert "python run.py --help" in said
+    for example in ("manyfit ui  ", "manyfit sync  ", "manyfit doctor  "):
+        assert f"\n  {example}" in said
 
 
 def test_help_is_quick_to_import(tmp_path: Path) -> None:

@@ -10,6 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+ABOUT = """The runs of ./mlruns, or of the store that MLFLOW_TRACKING_URI names. `python run.py` makes them:
+`python run.py --help` says how."""
+
+EXAMPLES = """examples:
+  manyfit ui                                         http://127.0.0.1:5000 shows the runs of this folder
+  MLFLOW_TRACKING_URI=sqlite:///other.db manyfit ui  those of another store
+  manyfit sync                                       after an outage: deliver what was held back
+  manyfit doctor                                     is all well? a kill may have left runs RUNNING"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and obey; the exit code is 0 only if all is well."""
@@ -24,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="manyfit", description="The runs of ./mlruns, or of MLFLOW_TRACKING_URI.")
+    parser = argparse.ArgumentParser(
+        prog="manyfit", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     ui = commands.add_parser("ui", help="show the runs in a browser (MLflow's UI)")
     ui.add_argument("--port", type=int, default=5000)
