@@ -1,12 +1,16 @@
 """A sweep in this process, on a real store, read back."""
 
+import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from torch import nn
 
 from conftest import Compose, assert_same_bits
+from manyfit import reports
 from manyfit.parent import Sweep
 from manyfit.schedules import Schedule
 from manyfit.training import fit
@@ -54,3 +58,50 @@ def test_an_error_in_a_population_is_one_members_own(
             assert child.result is not None
             (alone,) = fit([configs[number]])
             assert_same_bits(child.result, alone)
+
+
+def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:
+    """How many modules are alive once the sweep has trained so many more, three at a time."""
+    sweep.max_members = 3
+    sweep.train({n: composed("data=iris", "epochs=1", "model.hidden=[4]", f"seed={n}") for n in numbers})
+    gc.collect()
+    return sum(issubclass(type(found), nn.Module) for found in gc.get_objects())
+
+
+def test_networks_of_a_sweep_do_not_pile_up(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After twice as many runs as many modules are alive; those of the best runs, with weights of their own."""
+    monkeypatch.chdir(tmp_path)
+    with Sweep("long", composed("data=iris", "tracking=off"), keep=2) as sweep:
+        before = networks(sweep, range(6), composed)
+        assert networks(sweep, range(6, 18), composed) == before
+        results = {number: child.result for number, child in sweep.children.items() if child.result}
+        whole = {number: result for number, result in results.items() if result.predictor}
+        ranked = sorted(results, key=lambda number: results[number].summary.best_loss_val)
+        assert sorted(whole) == sorted(ranked[:2])
+        assert all(result.weights.untyped_storage().nbytes() < 1000 for result in whole.values())
+        assert len(reports.rows_of(sweep.children)) == 18
+
+
+def test_the_model_of_a_run_whose_network_is_gone(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained again to the same bits; picture and model are the best run's. No pruner is asked."""
+    monkeypatch.chdir(tmp_path)
+    configs = {n: composed("data=iris", "epochs=2", "model.hidden=[4]", f"optimizer.lr=1e-{n}") for n in (1, 2, 3)}
+
+    def prune(numbers: Sequence[int], *_: object) -> list[int]:
+        assert set(numbers) == set(configs)
+        return []
+
+    with Sweep("gone", configs[1], keep=0, prune=prune) as sweep:
+        sweep.train(configs)
+        assert not [child for child in sweep.children.values() if child.result and child.result.predictor]
+        reports.conclude(sweep, reports.rows_of(sweep.children))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("iris").experiment_id])
+    (wanted,) = [run.data.tags["best.manyfit.id"] for run in runs if "best.manyfit.id" in run.data.tags]
+    (best,) = [run for run in runs if run.data.tags.get("manyfit.id") == wanted]
+    (again,) = [run for run in runs if "again" in run.data.tags.get("manyfit.role", "")]
+    assert again.data.metrics["loss/val"] == best.data.metrics["loss/val"]
+    assert best.outputs.model_outputs
+    assert "overfitting.png" in {artifact.path for artifact in client.list_artifacts(best.info.run_id)}

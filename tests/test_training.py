@@ -1,20 +1,24 @@
 """training.fit: reproducible, alone and in company, and honest about how a run ended."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningModule
 from torch import nn
 
 from conftest import Compose, assert_same_bits
 from manyfit import config as configuration
-from manyfit import curves
+from manyfit import curves, training
 from manyfit.config import ConfigError
 from manyfit.grouping import grouped
 from manyfit.jobs import Result, prepare
+from manyfit.module import Training
 from manyfit.reports import confirmation
 from manyfit.sources import moons, xor
 from manyfit.tables import Table
@@ -363,3 +367,28 @@ def test_each_member_keeps_its_own_dropout(composed: Compose) -> None:
         for result in fit(given)
     ]
     assert rates == [[0.1, 0.1], [0.4, 0.4]]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_of_a_training_stays(composed: Compose, monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
+    """Once garbage was collected, Trainer, module and population are gone; what the caller asked of gc is as it was."""
+    left: list[weakref.ref] = []
+    run = training._run
+
+    def watched(trainer: pl.Trainer, module: Training) -> None:
+        left.extend(map(weakref.ref, (trainer, module, module.population)))
+        run(trainer, module)
+
+    monkeypatch.setattr(training, "_run", watched)
+    frozen = gc.get_freeze_count()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        for seeds in ([1], [2, 3], [4]):
+            fit([composed("data=iris", "epochs=2", f"seed={seed}") for seed in seeds])
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    gc.collect()
+    assert gc.get_freeze_count() == frozen
+    assert len(left) == 9
+    assert not [ref() for ref in left if ref() is not None]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from manyfit import checking, experiments
+from manyfit import checking, claims, experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
-from manyfit.parent import Sweep, current, objective, tracker_of, value_of, where
+from manyfit.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker
@@ -61,6 +61,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
+            collect_garbage()
             with screen.stage("training"):
                 (result,) = training.fit(
                     [config], recorder, screen=screen, keep=keep, resume=folder if earlier else None
@@ -158,6 +159,8 @@ def grid(
     with Screen(about) as screen:
         experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
         with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
+            if experiment and claims.looks_at_networks(experiment.claim):
+                sweep.keep = None
             with screen.stage("training", len(accepted)):
                 yield accepted
             broken = _concluded(sweep, experiment)

@@ -6,6 +6,7 @@ the other ranks train what it asks them to.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -236,6 +237,8 @@ def serve() -> None:
     obey_signals()
     try:
         with group() as (ranks, device):
+            gc.freeze()  # as the command does when the imports are over
+            gc.enable()
             while task := ranks.agree(None):
                 run, configs = task
                 run(configs, ranks=ranks, device=device)

@@ -54,8 +54,9 @@ def grouped(
 
 def members(job: Job) -> int:
     """The largest population of members like this one whose step stays in cache; at least one a core."""
-    weights = sum(p.numel() for p in job.network.parameters())
-    widths = sum(p.shape[0] for p in job.network.parameters() if p.ndim > 1)
+    parameters = list(job.network.parameters())
+    weights = sum(p.numel() for p in parameters)
+    widths = sum(p.shape[0] for p in parameters if p.ndim > 1)
     touched = 4 * (COPIES * weights + 3 * job.batch_size * (widths + job.data.x_train.shape[1]))
     return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
 

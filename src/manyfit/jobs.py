@@ -29,11 +29,15 @@ class Job:
     config: Config
     data: data.Dataset
     loss: Loss
-    network: nn.Module
     optimizer: type[torch.optim.Optimizer]
     options: Mapping[str, Any]
     schedule: Schedule
     batch_size: int
+
+    @property
+    def network(self) -> nn.Module:
+        """A new one, with the weights that the seed gives: of thousands of jobs they would not be kept for nothing."""
+        return _network(self.config, self.data, self.loss)
 
     def y_train(self) -> Tensor:
         """Training targets (n,), label noise included."""
@@ -68,7 +72,8 @@ class Result:
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
     (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
-    are the best epoch's, as the population holds them; `devices` is what it was trained on.
+    are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
+    have no predictor and no weights any more.
     """
 
     config: Config
@@ -76,12 +81,16 @@ class Result:
     summary: curves.Summary
     test: Mapping[str, float]
     reason: str
-    predictor: nn.Module
-    weights: Tensor
+    predictor: nn.Module | None
+    weights: Tensor | None
     example: np.ndarray
     features: tuple[str, ...]
     classes: tuple[str, ...]
     devices: tuple[str, ...]
+
+    def without_network(self) -> "Result":
+        """What a report needs of a run."""
+        return replace(self, predictor=None, weights=None)
 
     @property
     def status(self) -> str:
@@ -160,23 +169,22 @@ def _prepare(config: Config) -> Job:
         )
     if batch_size < (ranks := devices.world(config.trainer)):
         raise ConfigError(f"batch_size must be >= {ranks}, the devices that share a batch, but got {batch_size}.")
-    width = loss.width(len(dataset.classes))
-    network = initialised(
-        lambda: configuration.build(
-            config.model, "model", nn.Module, in_features=dataset.x_train.shape[1], out_features=width
-        ),
-        config.seed,
-    )
+    network = _network(config, dataset, loss)
     if ranks > 1 and any(True for _ in network.buffers()):
         raise ConfigError(
             "trainer.devices must be 1 with a model that has buffers (batch statistics and the like): they would be of "
             "each device's examples alone."
         )
-    _try_network(network, dataset, width, n % batch_size or batch_size)
+    _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
     _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)
     _try_graph(config, network, optimizer)
-    return Job(config, dataset, loss, network, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+    return Job(config, dataset, loss, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+
+
+def _network(config: Config, dataset: data.Dataset, loss: Loss) -> nn.Module:
+    shape = {"in_features": dataset.x_train.shape[1], "out_features": loss.width(len(dataset.classes))}
+    return initialised(lambda: configuration.build(config.model, "model", nn.Module, **shape), config.seed)
 
 
 def _try_probes(names: Sequence[str], network: nn.Module) -> None:

@@ -1,9 +1,11 @@
 """A parent run and its children: the runs of one command, trained as populations, here or side by side in workers."""
 
+import gc
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from manyfit.recording import Recorder
     from manyfit.training import Place
     from manyfit.workers import Pool
+
+KEPT = 8  # networks: the best setting's best run, whose model is stored, is hardly ever behind more runs than that
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Sweep:
         prune: Asked after every epoch of a population, by its job numbers, the epoch and the metrics of those that are
             to go on, which of them are to stop.
         tags: More tags for the child of a job number.
+        keep: How many of the best children keep their networks; None: all.
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
@@ -60,6 +65,7 @@ class Sweep:
     together: int = 1
     prune: Callable[[Sequence[int], int, Mapping[int, Mapping[str, float]]], Collection[int]] | None = None
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
+    keep: int | None = KEPT
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
@@ -103,7 +109,8 @@ class Sweep:
         """Train configs, by job number, as populations; their runs are children of the parent run.
 
         Returns:
-            A child for each config, in the order of job numbers; one that cannot be used has its error.
+            A child for each config, in the order of job numbers; one that cannot be used has its error. Networks have
+            the best of all and the population that was trained last.
         """
         with self.screen.stage("importing torch"):  # seconds, in which the tracker's courier starts as well
             from manyfit.grouping import grouped
@@ -119,6 +126,7 @@ class Sweep:
         with self.screen.stage("importing Lightning"):
             from manyfit import training  # noqa: F401  (seconds)
 
+        collect_garbage()
         populations = [{number: configs[number] for number in group.numbers} for group in groups]
         with self.screen.training(len(configs)):
             if count > 1:
@@ -126,7 +134,9 @@ class Sweep:
             else:
                 for members in populations:
                     self._population(members)
-        return [self.children[number] for number in sorted(configs)]
+        children = [self.children[number] for number in sorted(configs)]
+        self._let_go()
+        return children
 
     def _prepared(self, configs: Mapping[int, Config]) -> "dict[int, Job]":
         """The jobs of these configs; one that cannot be used becomes a child with its error."""
@@ -181,6 +191,7 @@ class Sweep:
         """Train and record. An exception may be one member's alone: then each half is trained by itself."""
         from manyfit import recording, training
 
+        self._let_go()
         numbers = list(configs)
         recorder = recorder or recording.Recorder(
             self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
@@ -213,6 +224,19 @@ class Sweep:
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, configs[number], run, result)
 
+    def _let_go(self) -> None:
+        """Of all networks but the best: a model that is asked for later is trained again to the same bits."""
+        losses = {
+            number: child.result.summary.best_loss_val
+            for number, child in self.children.items()
+            if child.result and child.result.predictor
+        }
+        ranked = sorted(losses, key=lambda number: (math.isnan(losses[number]), losses[number]))
+        for number in ranked[self.keep :] if self.keep is not None else ():
+            child = self.children[number]
+            assert child.result is not None
+            self.children[number] = replace(child, result=child.result.without_network())
+
     def refuse(self, number: int, name: str, error: Exception, params: Mapping[str, Any] | None = None) -> TrackedRun:
         """A job of a search whose config cannot be used gets a run that says why."""
         self.refused[number] = error
@@ -232,6 +256,13 @@ class Sweep:
             except Exception as error:
                 found[number] = error
         return dict(sorted(found.items()))
+
+
+def collect_garbage() -> None:
+    """From here on, in a command that did not while it imported: what imports make is not looked through for any."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 current: list[Sweep] = []  # the sweep that this process is in the middle of, so that a single run knows

@@ -1,8 +1,10 @@
 """K networks of one shape as one batched model."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -16,10 +18,20 @@ LANES = 16  # a member's parameters are padded to this many, so that no vector i
 
 
 def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a module with torch's random numbers drawn from the member's seed, and nothing else disturbed."""
+    """Build a module with random numbers drawn from the member's seed, and nothing else disturbed.
+
+    Python's and NumPy's as well: a module is built more than once, and has to be the same.
+    """
+    before, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", seed))
-        return build()
+        random.seed(seed_of("weights", seed))
+        np.random.seed(seed_of("weights", seed) % 2**32)
+        try:
+            return build()
+        finally:
+            random.setstate(before)
+            np.random.set_state(legacy)
 
 
 class _MaskedDropout(nn.Module):
@@ -188,9 +200,8 @@ class Population:
             views.append(part[tuple(slice(size) for size in parameter.shape)])
         return views
 
-    def member(self, like: nn.Module, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the module that a member came from, in evaluation mode, with weights (parameters,) and buffers."""
-        module = copy.deepcopy(like)
+    def member(self, module: nn.Module, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
+        """The module that a member came from, in evaluation mode, with weights (parameters,) and buffers put in."""
         with torch.no_grad():
             for parameter, part in zip(module.parameters(), self.ordinary(row[None].cpu()), strict=True):
                 parameter.copy_(part)

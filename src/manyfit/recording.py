@@ -122,6 +122,7 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
     run.file("environment.txt", provenance.environment().encode())
     names = {"features": result.features, "classes": result.classes}
     run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
+    assert result.predictor is not None
     with run.storing("model"), torch.no_grad():
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
         run.model(result.predictor, result.example, outputs)

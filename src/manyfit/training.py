@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import gc
 import inspect
 import json
 import logging
@@ -78,8 +77,6 @@ def fit(
     if len(jobs) > 1 and (reason := why_alone(jobs[0])):
         raise ConfigError(f"configs must be one, but got {len(jobs)} that can share no population: {reason}.")
     recorder = recorder or Recorder(NoTracker(), configs)
-    gc.freeze()
-    gc.enable()
     screen = screen or Screen("")  # which says nothing until it is entered
     with screen.population(len(jobs), configs[0].epochs) as show:
 
@@ -212,9 +209,7 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
     first, config = jobs[0], jobs[0].config
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
     dataset = _on_device(first.data, device, dtype)
-    population = Population(
-        [copy.deepcopy(job.network).to(dtype) for job in jobs], [job.config.seed for job in jobs], device
-    )
+    population = Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
     decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
     if is_linear(first.optimizer):
         options = {**first.options, "capturable": True} if _capturable(config, first) else first.options
@@ -290,7 +285,7 @@ def _results(jobs: Sequence[Job], trained: Trained) -> list[Result]:
                 test={name: float(values[k]) for name, values in trained.test.items()},
                 reason="diverged" if summary.verdict is curves.Verdict.DIVERGED else trained.ended[k],
                 predictor=predictor,
-                weights=trained.weights[k],
+                weights=trained.weights[k].clone(),  # a view would keep those of all
                 features=d.features,
                 classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),

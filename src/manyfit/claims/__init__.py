@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from manyfit.claims.runs import Run, by, curve, differences, line, parsed
-from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm, with_networks
 from manyfit.config import ConfigError, require_trusted
 from manyfit.statistics import Effect, effect
 
@@ -32,8 +32,10 @@ __all__ = [
     "find",
     "holm",
     "line",
+    "looks_at_networks",
     "runs_of",
     "task_of",
+    "with_networks",
 ]
 
 Claim = Callable[[Sequence[Run]], Verdict]
@@ -63,6 +65,11 @@ def find(name: str, trusted: Sequence[str] = ()) -> Claim:
 def task_of(claim: Claim) -> str | None:
     """The one task that a claim is about, as `about` says; None: any."""
     return getattr(claim, "task", None)
+
+
+def looks_at_networks(claim: Claim) -> bool:
+    """Whether the networks of its runs are kept for it, as `with_networks` says."""
+    return getattr(claim, "networks", False)
 
 
 def runs_of(stored: Sequence["StoredRun"], trained: Mapping[str, tuple["Job", "Result"]]) -> list[Run]:

@@ -13,6 +13,8 @@ from manyfit.claims.verdict import Series
 from manyfit.statistics import ANY, Effect, Limits, effect, interval, limits_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from manyfit.jobs import Job, Result
 
 
@@ -27,7 +29,8 @@ class Run:
         stage: `grid`; `report`: trained again on a fresh seed with what was chosen on validation; or `beside` that, on
             the same fresh seed.
         diverged: Whether it ended in NaN or infinity.
-        job, result: As trained, in the session that trained it; for maps of what a network decides.
+        job, result: As trained, in the session that trained it; for maps of what a network decides. Of a claim marked
+            `with_networks` the result has its predictor.
     """
 
     settings: Mapping[str, Any]
@@ -42,6 +45,19 @@ class Run:
     def seed(self) -> int:
         """Its seed."""
         return int(self.settings["seed"])
+
+    @property
+    def predictor(self) -> "nn.Module":
+        """The trained network with the weights of the best epoch, as `Result` has it.
+
+        Raises:
+            ValueError: It is not there any more.
+        """
+        if self.result is None or self.result.predictor is None:
+            raise ValueError(
+                "a claim must be marked manyfit.claims.with_networks to look at a predictor, but got none."
+            )
+        return self.result.predictor
 
     def __getitem__(self, key: str) -> Any:
         """A setting by its dotted key; a group such as `optimizer` alone gives the name of what is built."""

@@ -103,6 +103,12 @@ def about(task: str) -> Callable[[Judge], Judge]:
     return marked
 
 
+def with_networks(claim: Judge) -> Judge:
+    """Mark a claim that looks at the predictors of its runs: for others a sweep lets go of nearly all of them."""
+    claim.networks = True  # type: ignore[attr-defined]  # functions take attributes
+    return claim
+
+
 def decide(found: Effect, above: float = 0.0) -> Answer:
     """holds: the whole interval lies above the threshold; fails: below it; undecided: neither, or too few seeds.
 

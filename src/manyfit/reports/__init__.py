@@ -1,11 +1,12 @@
 """A finished sweep -> its parent run: figures, table, best config, confirmation, and a note like an abstract."""
 
+import contextlib
 import csv
 import functools
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -259,14 +260,15 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
 
 
 def _store_best(sweep: Sweep, report: Report, row: Row) -> None:
-    """Picture and model of the best run; one of an earlier session is trained again, to the same bits."""
+    """Picture and model of the best run; one without a network any more is trained again, to the same bits."""
     run, result = row.run, row.result
-    if result is None and row.config is not None:
+    if (result is None or result.predictor is None) and row.config is not None:
         number = max([r.number for r in report.rows] + list(sweep.tags), default=-1) + 1
         sweep.tags[number] = {"manyfit.role": f"run {row.number} again, for its picture and model"}
-        with sweep.screen.stage("training the best run again, for its picture and model"):
+        again = sweep.screen.stage("training the best run again, for its picture and model")
+        with again, _to_the_end(sweep):
             (child,) = sweep.train({number: row.config})
-        run, result = child.run, child.result
+        run, result = run or child.run, child.result
     if run is not None and result is not None:
         recording.store_artifacts(run, result)
 
@@ -287,15 +289,11 @@ def _confirmed(sweep: Sweep, report: Report, default: Config, seeds: int) -> Rep
     fresh = confirmation.fresh_seeds([default.seed, *(row.seed for row in report.rows)], seeds)
     first = 1 + max([*sweep.children, *(row.number for row in report.rows)])
     sweep.tags.update({first + i: dict(confirmation.TAGS) for i in range((len(rivals) + 1) * seeds)})
-    prune, sweep.prune = sweep.prune, None  # these are measured to the end
-    try:
-        name = report.objective.partition(" ")[2]
-        value = functools.partial(value_of, objective=report.objective, direction=report.direction)
-        configs = [config for _, config in rivals]
-        with sweep.screen.stage(f"confirming on {seeds} fresh seeds"):
-            found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
-    finally:
-        sweep.prune = prune
+    name = report.objective.partition(" ")[2]
+    value = functools.partial(value_of, objective=report.objective, direction=report.direction)
+    configs = [config for _, config in rivals]
+    with sweep.screen.stage(f"confirming on {seeds} fresh seeds"), _to_the_end(sweep):
+        found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
     best = rivals[found.place][0] if found.wins else _setting_of(found.default, default, report)
     return replace(report, best=best, default_won=not found.wins, confirmed=found.words())
 
@@ -311,6 +309,16 @@ def _setting_of(children: Sequence[Child], config: Config, report: Report) -> Se
     ]
     (setting,) = findings.ranked(rows, report.direction, limits_of(report.objective))
     return setting
+
+
+@contextlib.contextmanager
+def _to_the_end(sweep: Sweep) -> Iterator[None]:
+    """What is trained within is not pruned."""
+    prune, sweep.prune = sweep.prune, None
+    try:
+        yield
+    finally:
+        sweep.prune = prune
 
 
 def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> str:

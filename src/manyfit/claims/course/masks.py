@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit.claims.runs import Run, banded, by, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, with_networks
 from manyfit.statistics import POSITIVE, effect
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ TINY = 1e-15  # no probability is nearer to 0
 SHOWN = (1, 2, 5, 10, 20, 50, PASSES)  # passes, in the figure
 
 
+@with_networks
 def dropout(runs: Sequence[Run]) -> Verdict:
     """With p=0.5 (or the nearest tried) instead of none, all three in the mean over seeds, paired by seed.
 
@@ -77,9 +78,8 @@ def masked(run: Run) -> dict[int, float]:
 
     At 1 it is the mean over all `PASSES` single passes.
     """
-    assert run.result is not None
     assert run.job is not None
-    data, predictor = run.job.data, copy.deepcopy(run.result.predictor).eval()
+    data, predictor = run.job.data, copy.deepcopy(run.predictor).eval()
     raw = data.x_val * data.x_std + data.x_mean
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)

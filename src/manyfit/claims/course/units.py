@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm
+from manyfit.claims.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm, with_networks
 from manyfit.statistics import POSITIVE, SHARE, Effect, effect
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ EXPLAINED = 0.9  # of the variance
 GRID = 121  # points a side of a map
 
 
+@with_networks
 @about("classification")
 def perceptron(runs: Sequence[Run]) -> Verdict:
     """Test accuracy minus the share of the most frequent class: holds if above 30 points, in the mean over seeds."""
@@ -57,11 +58,10 @@ def _before_and_after(runs: Sequence[Run]) -> list[Region]:
         return []
     run = min(whole, key=lambda run: float(run.metrics["accuracy/val"][0]))
     assert run.job is not None
-    assert run.result is not None
     seed = f"seed {run.seed}"
     return [
         _region(f"before, {seed}", run.job.data, _untrained(run.job)),
-        _region(f"after, {seed}", run.job.data, run.result.predictor),
+        _region(f"after, {seed}", run.job.data, run.predictor),
     ]
 
 
@@ -93,6 +93,7 @@ def _region(title: str, data: "Dataset", predictor: "nn.Module") -> Region:
     return Region(title, names, x, y, p.reshape(len(y), len(x)), points, data.y_train.numpy())
 
 
+@with_networks
 @about("classification")
 def nonlinearity(runs: Sequence[Run]) -> Verdict:
     """Test accuracy against scikit-learn's logistic regression on the same split.
@@ -151,7 +152,7 @@ def _maps(groups: Mapping[str, Sequence[Run]]) -> list[Region]:
         for run in group[:1] if _is_plane(group) else ():
             if run.job is not None and run.result is not None:
                 size = "x".join(map(str, run["model.hidden"]))
-                regions.append(_region(f"{name}, {size}", run.job.data, run.result.predictor))
+                regions.append(_region(f"{name}, {size}", run.job.data, run.predictor))
     return regions
 
 
