@@ -45,6 +45,12 @@ def test_three_answers(values: Sequence[float], answer: str) -> None:
     assert verdict.decide(effect(values)) == answer
 
 
+def test_a_difference_is_told_by_its_sign() -> None:
+    """Nothing is -0.1 lower."""
+    assert verdict.told(effect([0.1] * 8), "lower", "higher") == "0.1 [0.1, 0.1] lower"
+    assert verdict.told(effect([-0.1] * 8), "lower", "higher") == "0.1 [0.1, 0.1] higher"
+
+
 def test_holm_is_stricter_than_one_by_one() -> None:
     """A comparison that is decided by itself is not beside many that are not; clear ones stay."""
     rng = np.random.default_rng(0)

@@ -109,6 +109,11 @@ def with_networks(claim: Judge) -> Judge:
     return claim
 
 
+def told(found: Effect, above: str, below: str) -> str:
+    """A difference in words, by its sign: `0.12 [0.1, 0.14] lower`."""
+    return f"{-found} {below}" if found.mean < 0 else f"{found} {above}"
+
+
 def decide(found: Effect, above: float = 0.0) -> Answer:
     """holds: the whole interval lies above the threshold; fails: below it; undecided: neither, or too few seeds.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Series, Verdict, decide
+from manyfit.claims.verdict import Chart, Series, Verdict, decide, told
 from manyfit.statistics import SHARE, effect
 
 HALF = 0.5  # of the starting loss
@@ -34,7 +34,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
         found,
         "of the starting loss left more at the ends of the range than at the best lr",
         f"{regimes}: best is {best:g}. With a cosine schedule at {best:g} the validation "
-        f"loss at the end is {gain} lower.",
+        f"loss at the end is {told(gain, 'lower', 'higher')}.",
         f"The loss falls by half and more for lr {band}",
         (
             Chart(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, told
 from manyfit.statistics import POSITIVE, Effect, effect
 
 RISE = 0.1  # of the lowest validation loss
@@ -48,7 +48,8 @@ def overfitting(runs: Sequence[Run]) -> Verdict:
         f"With {wide[0]} hidden units validation loss ends {turn.mean:.0%} above its lowest point, which is at epoch "
         f"{_onset(widths[wide]):.0f}; with {narrow[0]} "
         f"its best is {under.mean:.2f} above that of {best[0]} units. At the last epoch the ideal is {ideal[0]} units: "
-        f"{narrow[0]} have {ends[0]} more validation loss, {wide[0]} have {ends[1]} more.{again}",
+        f"{narrow[0]} have {told(ends[0], 'more', 'less')} validation loss, {wide[0]} have "
+        f"{told(ends[1], 'more', 'less')}.{again}",
         f"{wide[0]} units: validation loss ends {turn.mean:.0%} above its lowest",
         (
             Chart(

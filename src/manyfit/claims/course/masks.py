@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit.claims.runs import Run, banded, by, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, with_networks
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, told, with_networks
 from manyfit.statistics import POSITIVE, effect
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def dropout(runs: Sequence[Run]) -> Verdict:
         all_of([decide(gap), decide(gain), decide(averaging)]),
         gain,
         f"of validation loss saved by p={p:g}, best epoch",
-        f"With p={p:g} the gap is {gap} smaller, validation loss at its best {gain} lower (lowest of all: p={best:g}). "
-        f"{PASSES} masked passes averaged lose {averaging} less than a single one, and {distance} more than the full "
+        f"With p={p:g} the gap is {told(gap, 'smaller', 'larger')}, validation loss at its best "
+        f"{told(gain, 'lower', 'higher')} (lowest of all: p={best:g}). {PASSES} masked passes averaged lose "
+        f"{told(averaging, 'less', 'more')} than a single one, and {told(distance, 'more', 'less')} than the full "
         "pass.",
         f"p={p:g} takes {gain.mean:.2f} off the validation loss and {gap.mean:.2f} off the gap",
         (

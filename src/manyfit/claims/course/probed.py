@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, by, curve, differences, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, holm
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, holm, told
 from manyfit.statistics import POSITIVE, SHARE, effect
 
 DECADE = 1.0  # log10
@@ -94,7 +94,7 @@ def zero_centred(runs: Sequence[Run]) -> Verdict:
         "degrees more between successive updates with sigmoid",
         f"Successive updates are {means['sigmoid']:.0f} degrees apart with sigmoid (lr {rates['sigmoid']:g}) and "
         f"{means['tanh']:.0f} with tanh (lr {rates['tanh']:g})."
-        f" At equal rates sigmoid's turn {level} degrees more"
+        f" At equal rates sigmoid's turn {told(level, 'degrees more', 'degrees less')}"
         + (f"; it is tanh's that turn more at lr {', '.join(less)}." if less else "."),
         f"Updates turn by {means['sigmoid']:.0f} degrees with sigmoid, {means['tanh']:.0f} with tanh",
         (

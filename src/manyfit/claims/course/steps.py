@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from manyfit.claims.runs import Run, banded, by, curve, differences, in_unit, line
-from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide
+from manyfit.claims.verdict import Chart, Series, Verdict, all_of, decide, told
 from manyfit.statistics import POSITIVE, Effect, effect
 
 MINI = 32  # a mini-batch
@@ -41,7 +41,6 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
     cost = effect(differences(tuned[full], tuned[mini], lambda run: run.best("loss/train")))
     steps = _at_steps(runs, mini, epochs)
     rates = {size: {_rate(run) for run in of} for size, of in tuned.items()}
-    more = effect(differences(steps[full], steps[min(steps)], _best)) if full in steps else effect([])
     parts = [
         (slope, "decades of best rate per decade of batch size"),
         (noise, f"of the epochs in which steps of {one} are noisier than of {mini} (asserted: more than half)"),
@@ -54,8 +53,7 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
         *open_part,
         f"The best rate goes from {min(rates[one]):g} at {one} to {min(rates[full]):g} at {full}. Steps of {one} are "
         f"noisier than steps of {mini} in {noise.mean:.0%} of the epochs. After {epochs:g} epochs training loss with "
-        f"{full} is {cost} above that with {mini}. At a fixed number of steps {full} has {abs(more.mean):.3f} of "
-        f"{in_unit('validation loss', runs)} {'more' if more.mean > 0 else 'less'} than {min(steps, default=mini)}.",
+        f"{full} is {told(cost, 'above', 'below')} that with {mini}.{_after_as_many_steps(steps, full)}",
         f"Ten times the batch, {10**slope.mean:.1f} times the best rate",
         (
             Chart("batch size, examples", "best learning rate", [_best_rates(grid)], x_log=True, y_log=True),
@@ -80,6 +78,18 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
                 for x, over in CLOCKS.items()
             ),
         ),
+    )
+
+
+def _after_as_many_steps(steps: Mapping[int, Sequence[Run]], full: int) -> str:
+    """What the full batch has lost or won by then, if it was tried beside others."""
+    if full not in steps or len(steps) < 2:
+        return ""
+    more = effect(differences(steps[full], steps[min(steps)], _best)).mean
+    loss = in_unit("validation loss", steps[full])
+    return (
+        f" At a fixed number of steps {full} has {abs(more):.3f} of {loss} {'more' if more > 0 else 'less'} than "
+        f"{min(steps)}."
     )
 
 
