@@ -8,6 +8,7 @@ import pytest
 
 from manyfit.data import prepare
 from manyfit.sources import csv
+from manyfit.tables import Table
 
 MIXED = "age,city,member,score,bought\n" + "".join(
     f"{20 + i},{('Oslo', 'Bergen', 'Bodø')[i % 3]},{i % 2 == 0},{i / 7!r},{('no', 'yes')[i % 2]}\n" for i in range(40)
@@ -209,3 +210,21 @@ def test_options_out_of_range_are_refused(tmp_path, changes, message):
     """An option that cannot be meant raises, with the choices."""
     with pytest.raises(ValueError, match=message):
         csv(**({"path": written(tmp_path, MIXED), "target": "bought"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": np.array(["yes", "no"] * 5)}, "target must be int64 for a classification, but got <U3"),
+        ({"target": np.array(["yes", "no"] * 5, object)}, "target must be int64 for a classification, but got object"),
+        ({"target": ["yes", "no"] * 5}, "target must be a NumPy array, but got a list"),
+        ({"numeric": np.array([["a"]] * 10)}, "numeric must be float64, but got <U1"),
+        ({"target": np.zeros(10), "task": "regression"}, "classes must be >= 2, or 0 for regression, but got 2"),
+        ({"target": np.array([0, 0] * 5)}, r"target must use each code 0..1, but got \[0\]"),
+    ],
+)
+def test_a_source_that_makes_another_table(changes: dict, words: str) -> None:
+    """The first rule that does not hold is told, in our words, whatever else is wrong then."""
+    good = {"numeric": np.zeros((10, 1)), "target": np.array([0, 1] * 5), "task": "classification"}
+    with pytest.raises(ValueError, match=f"{words} in table 'mine'. Correct the source that made it."):
+        Table(name="mine", classes=("no", "yes"), features=("x",), **{**good, **changes})

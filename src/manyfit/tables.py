@@ -39,28 +39,30 @@ class Table:
     """Column name -> (n,) text; encoded one-hot by `prepare`."""
 
     def __post_init__(self) -> None:
-        n, classes = len(self.target), len(self.classes)
-        whole = self.task == "classification"
-        rules = (
-            (self.task in TASKS, f"task must be one of {', '.join(TASKS)}", self.task),
-            (self.numeric.shape == (n, len(self.features)), f"numeric must be ({n}, features)", self.numeric.shape),
-            (self.numeric.dtype == np.float64, "numeric must be float64", self.numeric.dtype),
-            (all(c.shape == (n,) for c in self.categorical.values()), f"categorical must be ({n},)", "other lengths"),
-            (n > 0 and len(self.features) + len(self.categorical) > 0, "a table must have rows and columns", "none"),
-            (self.target.shape == (n,), "target must have one dimension", self.target.shape),
-            (self.target.dtype == (np.int64 if whole else np.float64), "target must be int64 or float64", self.task),
-            (classes >= 2 if whole else classes == 0, "classes must be >= 2, or 0 for regression", classes),
-            (bool(np.isfinite(self.numeric).all()), "numeric must be finite", "nan or inf"),
-            (bool(np.isfinite(self.target).all()), "target must be finite", "nan or inf"),
-        )
-        for holds, must, got in rules:
+        for holds, must, got in self._rules():
             if not holds:
                 raise ValueError(f"{must}, but got {got} in table {self.name!r}. Correct the source that made it.")
-        if whole and not np.array_equal(np.unique(self.target), np.arange(classes)):
-            raise ValueError(
-                f"target must use each code 0..{classes - 1}, but got {np.unique(self.target)[:20]} in table "
-                f"{self.name!r}. Correct the source that made it."
-            )
+
+    def _rules(self) -> Iterator[tuple[bool, str, Any]]:
+        """What must hold, and what is there instead; each makes sense only where those before it hold."""
+        yield self.task in TASKS, f"task must be one of {', '.join(TASKS)}", self.task
+        for name in ("numeric", "target"):
+            found = getattr(self, name)
+            yield isinstance(found, np.ndarray), f"{name} must be a NumPy array", f"a {type(found).__name__}"
+        n, classes = len(self.target), len(self.classes)
+        yield self.numeric.shape == (n, len(self.features)), f"numeric must be ({n}, features)", self.numeric.shape
+        yield self.numeric.dtype == np.float64, "numeric must be float64", self.numeric.dtype
+        yield all(c.shape == (n,) for c in self.categorical.values()), f"categorical must be ({n},)", "other lengths"
+        yield n > 0 and len(self.features) + len(self.categorical) > 0, "a table must have rows and columns", "none"
+        yield self.target.shape == (n,), "target must have one dimension", self.target.shape
+        whole = self.task == "classification"
+        kind = np.dtype(np.int64 if whole else np.float64)
+        yield self.target.dtype == kind, f"target must be {kind} for a {self.task}", self.target.dtype
+        yield classes >= 2 if whole else classes == 0, "classes must be >= 2, or 0 for regression", classes
+        yield bool(np.isfinite(self.numeric).all()), "numeric must be finite", "nan or inf"
+        yield bool(np.isfinite(self.target).all()), "target must be finite", "nan or inf"
+        codes = np.unique(self.target) if whole else np.arange(0)
+        yield np.array_equal(codes, np.arange(classes)), f"target must use each code 0..{classes - 1}", codes[:20]
 
 
 @dataclass(frozen=True, eq=False)
