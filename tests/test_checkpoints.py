@@ -174,3 +174,22 @@ def test_a_large_state_is_copied_when_it_would_be_written(tmp_path: Path) -> Non
         writer.rested = 0.0
         writer.busy = False
         assert writer.wants
+
+
+def test_an_error_of_the_writer_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be packed ends no thread that somebody waits for; the next state is written all the same."""
+    with checkpoints.Writer(tmp_path / "never") as writer:
+        writer.rested = 0.0
+        writer.put(1, {"what": object()})
+    assert not writer.busy
+    assert (
+        capsys.readouterr().err == "the state was not kept: TypeError: Object of type object is not JSON serializable\n"
+    )
+    with checkpoints.Writer(tmp_path / "later") as writer:
+        writer.rested = 0.0
+        writer.put(1, {"what": object()})
+        while writer.error is None:
+            time.sleep(0.01)
+        writer.put(2, {"what": 2})
+    assert checkpoints.load(tmp_path / "later") == {"what": 2}
+    assert capsys.readouterr().err == ""

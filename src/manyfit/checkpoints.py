@@ -43,7 +43,7 @@ class Writer:
     def __init__(self, folder: Path, size: int = 0) -> None:
         self.folder = folder
         self.waiting: tuple[int, State] | None = None
-        self.error: OSError | None = None
+        self.error: BaseException | None = None  # why the last state was not written
         self.finishing = False
         self.busy = False
         self.size = size
@@ -70,7 +70,7 @@ class Writer:
         with self.changed:
             self.finishing = True
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.error or not (self.busy or self.waiting), timeout)
+            self.changed.wait_for(lambda: not (self.busy or self.waiting), timeout)
 
     def __enter__(self) -> Self:
         """Nothing to do before the first state."""
@@ -79,10 +79,10 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish. A disk that refuses costs the checkpoint, not the training."""
+        """Finish. A disk that refuses, or whatever else goes wrong, costs the checkpoint, not the training."""
         self.finish()
         if self.error:
-            print(f"the state was not kept: {self.error}", file=sys.stderr)
+            print(f"the state was not kept: {type(self.error).__name__}: {self.error}", file=sys.stderr)
 
     def _work(self) -> None:
         while True:
@@ -95,7 +95,8 @@ class Writer:
             start = time.monotonic()
             try:
                 self.size = save(self.folder, epoch, state).stat().st_size
-            except OSError as error:
+                self.error = None
+            except BaseException as error:  # a thread that died of it would be waited for in vain
                 self.error = error
             with self.changed:
                 self.busy, self.rested = False, time.monotonic() + REST * (time.monotonic() - start)
