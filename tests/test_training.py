@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import signal
+import sys
 import weakref
 from collections.abc import Sequence
 
@@ -15,7 +17,7 @@ from torch import nn
 from conftest import Compose, assert_same_bits
 from manyfit import config as configuration
 from manyfit import curves, training
-from manyfit.config import ConfigError
+from manyfit.config import ConfigError, TrainingError
 from manyfit.grouping import grouped
 from manyfit.jobs import Result, prepare
 from manyfit.module import Training
@@ -392,3 +394,43 @@ def test_nothing_of_a_training_stays(composed: Compose, monkeypatch: pytest.Monk
     assert gc.get_freeze_count() == frozen
     assert len(left) == 9
     assert not [ref() for ref in left if ref() is not None]
+
+
+class Quitting(Drawing):
+    """A user's module that gives up in the middle of training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.steps > 9:
+            sys.exit(3)
+        return self.layer(x)
+
+
+class Interrupted(Drawing):
+    """A user's module in whose training Ctrl-C or another signal arrives."""
+
+    def __init__(self, in_features: int, out_features: int, signal: int = 2) -> None:
+        super().__init__(in_features, out_features)
+        self.signal = signal
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.steps == 9 and self.training:
+            signal.raise_signal(self.signal)
+        return self.layer(x)
+
+
+def test_a_models_own_exit_is_an_error(composed: Compose) -> None:
+    """What calls sys.exit has failed, and is named; nobody stopped the run."""
+    with pytest.raises(TrainingError, match=r"the model, or what it uses, called sys.exit\(3\)"):
+        fit([users(composed, "test_training.Quitting")])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_wish_to_stop_is_an_exit(composed: Compose, number: signal.Signals, code: int) -> None:
+    """With the code that a shell expects."""
+    with pytest.raises(SystemExit) as stop:
+        fit([users(composed, "test_training.Interrupted", f"+model.signal={number:d}")])
+    assert stop.value.code == code

@@ -19,7 +19,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
 from manyfit import checkpoints, curves, data, devices, distributed, probes
-from manyfit.config import Config, ConfigError, require_same_signature
+from manyfit.config import Config, ConfigError, TrainingError, require_same_signature
 from manyfit.devices import on_gpu
 from manyfit.dropout import seed_of
 from manyfit.grouping import why_alone
@@ -138,8 +138,9 @@ def train(
         if keep and first:
             writer = checkpoints.Writer(keep, COPIES_KEPT * module.population.weights.nbytes)
             module.keep = functools.partial(_keep, closing.enter_context(writer), configs)
-        _run(trainer, module)
-        test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
+        with _exits(trainer):
+            _run(trainer, module)
+            test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
     return Trained(
         history=module.history,
         ended=module.ended,
@@ -164,13 +165,26 @@ def _name(device: torch.device) -> str:
 
 
 def _run(trainer: pl.Trainer, module: Training) -> None:
-    """Run the epochs. Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects."""
+    """Run the epochs."""
+    with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
+        torch.manual_seed(seed_of("training", module.seeds[0]))
+        trainer.fit(module, train_dataloaders=Blocks(module))
+
+
+@contextlib.contextmanager
+def _exits(trainer: pl.Trainer) -> Iterator[None]:
+    """Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects.
+
+    Any other is an exit that the model asked for, or what it calls: an error of the training.
+    """
     try:
-        with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
-            torch.manual_seed(seed_of("training", module.seeds[0]))
-            trainer.fit(module, train_dataloaders=Blocks(module))
-    except SystemExit:
-        raise SystemExit(143 if trainer.received_sigterm else 130) from None
+        yield
+    except SystemExit as stop:
+        if trainer.received_sigterm:
+            raise SystemExit(143) from None
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        raise TrainingError(f"the model, or what it uses, called sys.exit({stop.code!r})") from stop
 
 
 @contextlib.contextmanager
