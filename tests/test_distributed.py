@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +162,45 @@ def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
             distributed.Launched(door, over, len(ranks), present).serve(None, None)  # type: ignore[arg-type]
         finally:
             end.close()
+
+
+DIES = "import os, sys; from manyfit.rank_process import announce; announce(sys.argv[1], 1); os._exit(3)"
+
+
+def test_a_rank_that_dies_before_its_first_word_is_named(tmp_path: Path) -> None:
+    """It is there and gone again before the command has heard anything of it."""
+    over, end = multiprocessing.Pipe()
+    with socket.socket(socket.AF_UNIX) as door, over, end:
+        door.bind(str(tmp_path / "door"))
+        door.listen(2)
+        done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "door")], timeout=60, check=False)
+        assert done.returncode == 3
+        with pytest.raises(TrainingError, match="rank 1 of 2 died as it started"):
+            distributed.Launched(door, over, 2).serve(None, None)
+
+
+def fails_on_rank_0(_: Sequence[Config], ranks: Ranks, **__: Any) -> None:
+    """For `own_ranks`: the other rank waits for ever."""
+    if ranks.rank == 0:
+        raise ValueError("something is wrong here")
+    threading.Event().wait()
+
+
+def test_only_our_own_ranks_are_ended() -> None:
+    """After a rank has failed, the other is ended, and a child that this process had before is left in peace."""
+    foreign = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    foreign.start()
+    try:
+        with (
+            pytest.raises(TrainingError, match="rank 0 of 2 failed: ValueError: something is wrong here"),
+            distributed.own_ranks(fails_on_rank_0, [], 2) as launched,  # type: ignore[arg-type]
+        ):
+            launched.serve(None, None)
+        assert foreign.is_alive()
+        assert multiprocessing.active_children() == [foreign]
+    finally:
+        foreign.kill()
+        foreign.join()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyfit.config import Config, TrainingError
@@ -89,10 +91,14 @@ class Launched:
                 raise min(self.causes, key=lambda cause: cause[0])[1]
 
     def _welcome(self) -> None:
-        channel = connection.Connection(self.door.accept()[0].detach())
-        rank, number = channel.recv()
+        """Who it is says its address, and the kernel: a rank that is dead already can be named."""
+        accepted, address = self.door.accept()
+        rank = int(Path(address).name)
+        number, _, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        channel = connection.Connection(accepted.detach())
         process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
         if process is None:
+            channel.close()
             self.causes.append((0, TrainingError(f"rank {rank} of {self.world} died as it started")))
         else:
             self.present[channel] = rank, process
@@ -198,9 +204,18 @@ def _start(folder: str, count: int, end: connection.Connection, task: tuple[Any,
 def _stop(agent: threading.Thread) -> None:
     """End ranks that are still there; first in a way that lets them finish what they are writing."""
     for end in ("terminate", "kill"):
-        for process in multiprocessing.active_children() if agent.is_alive() else ():
+        for process in _ranks_of(agent):
             getattr(process, end)()
         agent.join(PATIENCE)
+
+
+def _ranks_of(agent: threading.Thread) -> list[BaseProcess]:
+    """Of this process's children those that the agent started: a notebook may have others."""
+    try:
+        started = Path(f"/proc/self/task/{agent.native_id}/children").read_text().split()
+    except FileNotFoundError:  # the agent has ended, and so have they
+        return []
+    return [process for process in multiprocessing.active_children() if str(process.pid) in started]
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyfit.config import Config
@@ -23,8 +25,7 @@ Train = Callable[..., "Trained"]
 
 def work(door: str, run: Train, configs: Sequence[Config]) -> None:
     """A rank that the command started: train, and tell it."""
-    command = connection.Client(door)
-    command.send((int(os.environ["RANK"]), os.getpid()))
+    command = announce(door, int(os.environ["RANK"]))
     obey_signals()
     from manyfit.ranks import PeerLostError
 
@@ -50,6 +51,14 @@ def work(door: str, run: Train, configs: Sequence[Config]) -> None:
         tell("lost" if lost else "failed", f"{type(error).__name__}: {error}")
         sys.stderr.flush()
         os._exit(1)  # what is left of the group may wait for ranks that are gone
+
+
+def announce(door: str, rank: int) -> connection.Connection:
+    """The channel to the command, whose address says which rank this is: no word has to be sent for it."""
+    here = socket.socket(socket.AF_UNIX)
+    here.bind(str(Path(door).with_name(str(rank))))
+    here.connect(door)
+    return connection.Connection(here.detach())
 
 
 @contextlib.contextmanager
