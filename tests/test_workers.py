@@ -141,3 +141,14 @@ def test_refused(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.raises(ConfigError, match="hydra.launcher.workers must be 1 or auto with trainer.devices > 1"),
     ):
         sweep.train({0: config})
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_its_first_word(composed: Compose) -> None:
+    """Another takes its place, whether it was gone before it was asked or while it was starting."""
+    config = composed("data=iris", "epochs=2")
+    with Pool(1) as pool, pool.turn:
+        for _ in range(2):
+            pool.workers[0].process.kill()
+            trained = pool.train(train, [config], None, None)
+            assert trained.history["loss/val"].shape == (1, 3)
