@@ -104,20 +104,24 @@ def test_a_password_on_the_command_line(tmp_path: Path, arguments: list[str]) ->
     assert not _leaks(tmp_path, done)
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["conf", "--config-dir"])
 @pytest.mark.parametrize(
     "arguments",
     [["tracking=mine"], ["-m", "tracking=mine,off"], ["-m", "tracking=off", "data=iris,mine"]],
     ids=" ".join,
 )
-def test_a_password_in_a_file(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_password_in_a_file(tmp_path: Path, arguments: list[str], added: bool) -> None:
     """A file of the user's own that holds one is refused, also where a sweep comes to it, and never copied."""
     home, work = tmp_path / "home", tmp_path / "work"
     shutil.copytree(ROOT / "conf", home / "conf")
     shutil.copy(ROOT / "run.py", home)
-    (home / "conf/tracking/mine.yaml").write_text(f"kind: server\nuri: {ADDRESS}\n")
-    (home / "conf/data/mine.yaml").write_text(f"_target_: manyfit.sources.iris\nargs: [{ADDRESS}]\n")
+    files = home / ("more" if added else "conf")
+    for group in ("tracking", "data"):
+        (files / group).mkdir(parents=True, exist_ok=True)
+    (files / "tracking/mine.yaml").write_text(f"kind: server\nuri: {ADDRESS}\n")
+    (files / "data/mine.yaml").write_text(f"_target_: manyfit.sources.iris\nargs: [{ADDRESS}]\n")
     work.mkdir()
-    done = _command(work, *arguments, run=home / "run.py")
+    done = _command(work, *arguments, *([f"--config-dir={files}"] if added else []), run=home / "run.py")
     assert done.returncode == 1
     assert b"must hold no password" in done.stderr
     assert not _leaks(work, done)
@@ -136,6 +140,14 @@ def test_a_password_in_the_environment(tmp_path: Path) -> None:
     for done in ends:
         assert b"held back" in done.stdout, done.stderr
         assert not _leaks(tmp_path, done)
+
+
+def test_a_name_that_the_environment_gives(tmp_path: Path) -> None:
+    """It is shown, and stored as the experiment's, without the password in it."""
+    done = _command(tmp_path, *SMALL, "name=${oc.env:MY_NAME}", MY_NAME=ADDRESS)
+    assert done.returncode == 0, done.stderr
+    assert b"postgresql://***@127.0.0.1:1/db" in done.stdout
+    assert not _leaks(tmp_path, done)
 
 
 @pytest.mark.slow

@@ -272,8 +272,8 @@ def test_confirmation_in_words() -> None:
         return confirmation.Confirmation(8, "loss/val", compared, place, found, test, "accuracy/test", *lost).words()
 
     assert words(0.031, 0.012, 0.05) == (
-        "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and 1.2 [0.4, 2.0] points of test accuracy, "
-        "over 8 fresh seeds"
+        "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and differs by 1.2 [0.4, 2.0] points of test "
+        "accuracy, over 8 fresh seeds"
     )
     assert words(-0.031, -0.05, -0.012).startswith("refuted: default beats best by 0.031 [0.012, 0.05] in loss/val")
     assert words(0.01, -0.1, 0.12).startswith("not confirmed")
@@ -283,6 +283,9 @@ def test_confirmation_in_words() -> None:
     assert three.endswith("over 8 fresh seeds; 3 settings were compared: intervals of 98.3%")
     assert words(0.03, 0.01, 0.05, lost=(2, 0)) == (
         "refuted: best failed or diverged on 2 of 8 fresh seeds, default on 0."
+    )
+    assert words(-0.03, -0.05, -0.01, lost=(0, 1)) == (
+        "confirmed: default failed or diverged on 1 of 8 fresh seeds, best on 0."
     )
 
 
@@ -302,7 +305,7 @@ def test_the_best_of_three_is_chosen_on_the_fresh_seeds(composed: Compose) -> No
     )  # fmt: skip
     assert (found.place, found.wins, found.lost) == (1, True, 0)
     assert found.gain == effect([0.45 - 0.3] * 8, 1 - 0.05 / 3)
-    assert [child.config.optimizer.lr for child in found.default] == [0.5] * 8
+    assert [child.config.optimizer.lr for child in found.runs] == [1e-2] * 8
 
 
 def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str], composed: Compose) -> None:
@@ -400,7 +403,7 @@ def test_a_best_run_of_an_earlier_session(composed: Compose) -> None:
         rows = [replace(one, config=config if known else None) for one, config in zip(rows, configs, strict=True)]
         reports.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: (1e-3, 1)})
         assert ("best.yaml" in sweep.parent.files) == known
-        assert [len(call) for call in sweep.calls] == ([6, 1] if known else [])  # confirmed; again, for its picture
+        assert [len(call) for call in sweep.calls] == ([6] if known else [])  # its picture is that of a run of these
 
 
 MIXTURES = {

@@ -52,7 +52,7 @@ def test_mistyped(tmp_path: Path, command: str, answer: str) -> None:
     """One line says which key or option was meant; nothing is imported for it that takes seconds."""
     arguments = [sys.executable, "-c", QUIET, *command.split()]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert re.fullmatch(f"error: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
+    assert re.fullmatch(f" +manyfit  starting\nerror: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
     assert done.returncode == 1
     assert done.stdout == ""
 

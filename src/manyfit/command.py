@@ -7,15 +7,20 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from manyfit import checking, claims, experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse
+from manyfit.credentials import mask
 from manyfit.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker
+
+if TYPE_CHECKING:
+    from manyfit.jobs import Result
 
 
 def run(config: Config, number: int = 0) -> float:
@@ -56,8 +61,9 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
         with screen.stage("importing Lightning"):
             from manyfit import recording, terminal, training
 
-        ids, tags = ([earlier.run_id], [{"resumed": "; ".join(earlier.changes)}]) if earlier else (None, None)
-        recorder = recording.Recorder(tracker, [config], tags=tags, run_ids=ids)
+        changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
+        ids = [earlier.run_id] if earlier else None
+        recorder = recording.Recorder(tracker, [config], tags=[changed], run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
@@ -68,17 +74,26 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
                 )
         except BaseException as error:
             if not isinstance(error, Exception):
-                error.add_note("the run is KILLED and keeps its epochs")
+                off = isinstance(tracker, NoTracker)
+                error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
             if folder.exists():
                 print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
             raise
         screen.say(terminal.summary(result))
         with screen.stage("delivering to the store"):
             tracker.close()
-    screen.say(where(tracker, recorder.runs[0], f"epochs={2 * config.epochs}" if keep else ""))
+    screen.say(where(tracker, recorder.runs[0], _further(result) if keep else ""))
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return value_of(result)
+
+
+def _further(result: "Result") -> str:
+    """What a command says behind `resume=<id>` to go on with a run."""
+    config = result.config
+    patience = ["trainer.patience=null"] if result.reason == "stopped early" else []
+    trusted = [f"trusted=[{','.join(config.trusted)}]"] if config.trusted else []
+    return " ".join([f"epochs={2 * config.epochs}", *patience, *trusted])
 
 
 def train_jobs(
@@ -169,9 +184,11 @@ def grid(
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
-        sys.exit(f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {reason}")
+        sys.exit(
+            f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
+        )
     if broken:
-        sys.exit(f"error: the claim could not be judged: {broken}")
+        sys.exit(f"error: the claim could not be judged: {mask(broken)}")
 
 
 def _accepted(

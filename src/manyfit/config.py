@@ -140,10 +140,10 @@ class Config(Node):
 
     @property
     def experiment(self) -> str:
-        """Name of the MLflow experiment."""
+        """Name of the MLflow experiment; an address in it, such as an interpolation may bring, without its password."""
         if self.name is None and self.choices.get("data") == "csv" and not self.choices.get("experiment"):
             return Path(str(self.data.arguments["path"])).name.split(".")[0]
-        return self.name or self.choices.get("experiment") or self.choices.get("data") or self.data.target
+        return mask(self.name or self.choices.get("experiment") or self.choices.get("data") or self.data.target)
 
     def flat(self) -> dict[str, Any]:
         """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""

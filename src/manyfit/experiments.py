@@ -74,9 +74,13 @@ class Experiment:
                 "tune_by must be a metric, but none of the test set, or one with a target as in 'loss/train <= 0.1', "
                 f"but got {cfg.tune_by!r}."
             )
+        if cfg.tune_beside and not cfg.tune:
+            raise ConfigError(
+                "tune_beside must be empty where tune is, but got grids. Name what is tuned, or leave it out."
+            )
         name = cfg.hydra.runtime.choices.get("experiment") or str(cfg.claim)
         seeds = 2 if cfg.quick else REPORT_SEEDS
-        return cls(name, claims.find(str(cfg.claim), tuple(cfg.trusted)), tuple(cfg.tune), cfg.tune_by, seeds)
+        return cls(name, claims.find(str(cfg.claim), tuple(cfg.trusted or ())), tuple(cfg.tune), cfg.tune_by, seeds)
 
     def accept(self, configs: Sequence[Config]) -> None:
         """Raise ConfigError where the claim cannot judge runs of these configs."""

@@ -34,7 +34,7 @@ def grouped(
         jobs: By job number.
         max_members: Largest population; None: chosen from the memory that a step touches.
         workers: Processes to be kept busy.
-        together: So many jobs, one after the other, are not to be separated where a population can hold them.
+        together: So many jobs, one after the other, are not to be separated where a population may be so large.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
@@ -45,9 +45,10 @@ def grouped(
         if reason := len(numbers) > 1 and why_alone(first):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
-        count = max(-(-len(numbers) // (max_members or members(first))), min(workers, len(numbers)))
-        size = -(-len(numbers) // count)
-        size = max(size - size % together, 1) if size > together else size
+        most = max_members or members(first)
+        size = -(-len(numbers) // max(-(-len(numbers) // most), min(workers, len(numbers))))
+        if together <= most:
+            size = max(together, size - size % together)
         groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return groups
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from manyfit.config import Config, ConfigError, TrainingError
+from manyfit.credentials import mask
 from manyfit.distributed import sigterm_exits
 from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
@@ -102,6 +103,8 @@ class Sweep:
     def _kept(self) -> str:
         """What an interrupt leaves."""
         done = sum(child.result is not None for child in self.children.values())
+        if isinstance(self.tracker, NoTracker):
+            return f"{done} of {self.total} runs were done; nothing of them is kept: tracking=off. {self.again}"
         training = "those in training are KILLED and keep their epochs"
         return f"{done} of {self.total} runs are done and kept, {training}. {self.again}"
 
@@ -216,7 +219,10 @@ class Sweep:
             if len(numbers) == 1:
                 self.children[numbers[0]] = Child(numbers[0], configs[numbers[0]], recorder.runs[0], error=error)
                 return
-            print(f"{len(numbers)} runs failed together ({error}); each half is trained by itself", file=sys.stderr)
+            print(
+                f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
+                file=sys.stderr,
+            )
             for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
                 part = {numbers[i]: configs[numbers[i]] for i in half}
                 self._population(part, recorder.part(half), place)
@@ -305,7 +311,8 @@ def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str = "") -> st
         return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it")
     experiment, artifacts = run.place
     short = run.run_id[:8]
-    lines = [line("id", f"{short}  (python run.py resume={short} {resume} goes on with it)" if resume else short)]
+    again = f"  ({tracker.elsewhere}python run.py resume={short} {resume} goes on with it)" if resume else ""
+    lines = [line("id", f"{short}{again}")]
     lines += [line("page", tracker.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
     folder = Path(artifacts.removeprefix("file://"))
     if pictures := sorted(path.name for path in folder.glob("*.png")):

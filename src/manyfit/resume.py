@@ -68,7 +68,10 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     try:
         state = checkpoints.load(folder)
     except ValueError as error:
-        raise ConfigError(f"resume must name a run that left its state: {error}") from None
+        raise ConfigError(
+            f"resume must name a run that left its state: {error} Only a run by itself keeps one; a sweep or search is "
+            "gone on with by its own command."
+        ) from None
     ((stored),) = json.loads(state["configs"])
     config = _changed(stored, cfg, list(given))
     if config.epochs <= state["epoch"]:
@@ -76,7 +79,11 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
             f"epochs must be > {state['epoch']}, which the run has, but got {config.epochs}. Ask for more: epochs="
             f"{2 * state['epoch']}."
         )
-    return Earlier(config, run_id, folder, state["epoch"], _changes(_changed(stored, cfg, []), config, state))
+    try:
+        changes = _changes(_changed(stored, cfg, []), config, state)
+    except ValueError as error:  # the data are others now
+        raise ConfigError(str(error)) from error
+    return Earlier(config, run_id, folder, state["epoch"], changes)
 
 
 def _stored(uri: str | None, prefix: str) -> tuple[str, str]:

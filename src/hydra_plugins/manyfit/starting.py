@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,17 +40,29 @@ def start(task: TaskFunction, conf: Path) -> None:
     options = get_args_parser().parse_args()
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
-    if not flags & {"config_dir", "config_name", "config_path", "experimental_rerun"}:
-        with hydra.initialize_config_dir(str(conf), job_name="run", version_base="1.3"):
-            app = GlobalHydra.instance().hydra
-            assert app is not None
-            with in_our_words(app.config_loader, given):
-                mode = _mode(app.config_loader, given, options.multirun)
-                if not flags:
-                    go = app.multirun if mode == RunMode.MULTIRUN else app.run
-                    go("config", task, [*given, f"hydra.mode={mode.name}"])
-                    return
+    if not flags & {"config_name", "config_path", "experimental_rerun"}:
+        with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
+            mode = _mode(app.config_loader, given, options.multirun)
+            if not flags - {"config_dir"}:
+                go = app.multirun if mode == RunMode.MULTIRUN else app.run
+                go("config", task, [*given, f"hydra.mode={mode.name}"])
+                return
     hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()  # --help, --cfg and the like
+
+
+@contextlib.contextmanager
+def _hydra(conf: Path, more: str | None) -> Iterator[Hydra]:
+    """Hydra on a folder, and on that of --config-dir, as `hydra.main` sets it up."""
+    version.setbase("1.3")
+    path = create_config_search_path(str(conf))
+    if more is not None:
+        if not Path(more).is_dir():
+            raise ConfigError(f"--config-dir must be a folder, but got {more}.")
+        path.prepend("command-line", f"file://{Path(more).absolute()}", "schema")
+    try:
+        yield Hydra.create_main_hydra2("run", path)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 @contextlib.contextmanager

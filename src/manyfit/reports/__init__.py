@@ -25,7 +25,7 @@ from manyfit.reports.findings import Setting, Space, text
 from manyfit.reports.grids import Child, row_of
 from manyfit.reports.grids import rows_of as rows_of
 from manyfit.screen import Screen
-from manyfit.statistics import limits_of
+from manyfit.statistics import Effect, limits_of
 from manyfit.tracking import TrackedRun
 
 LISTED = 50  # settings in table.md; table.csv has all
@@ -50,7 +50,8 @@ class Report:
     """What a sweep found, before it is put into words.
 
     `best` is the setting that is recommended, if any run has a value: what won the confirmation, where there was one,
-    which may be the default. `settings` are in the order of the sweep.
+    which may be the default; its runs are then those on the fresh seeds. `fresh` has what was compared there, and its
+    objective. `settings` are in the order of the sweep.
     """
 
     rows: Sequence[Row]
@@ -62,6 +63,7 @@ class Report:
     best: Setting | None = None
     default_won: bool = False
     confirmed: str | None = None
+    fresh: Sequence[tuple[str, Effect]] = ()
     verdict: Verdict | None = None
     warnings: Sequence[str] = field(default_factory=list)
 
@@ -112,7 +114,9 @@ def conclude(
     report = replace(
         report,
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
-        warnings=[] if verdict else copies * (given > len(rows)) + findings.warnings(rows, settings, space),
+        warnings=[]
+        if verdict
+        else copies * (given > len(rows)) + findings.warnings(rows, settings, space, confirmed=bool(report.fresh)),
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":
@@ -122,14 +126,17 @@ def conclude(
 
 
 def value_of(result: Result, objective: str, direction: str = "minimize") -> float:
-    """A result's objective by its name, `<best or last> <metric>`."""
+    """A result's objective by its name, `<best or last> <metric>`, of the measured epochs; NaN when none was."""
     reducer, _, name = objective.partition(" ")
-    if (reducer, name) == ("best", "loss/val"):
-        return result.summary.best_loss_val
+    if (reducer, name, direction) == ("best", "loss/val", "minimize"):
+        return result.summary.best_loss_val  # of the epoch whose weights are kept
     curve = result.metrics[name]
-    if reducer == "last" or not np.isfinite(curve).any():
-        return float(curve[-1])
-    return float((np.nanmin if direction == "minimize" else np.nanmax)(np.where(np.isfinite(curve), curve, np.nan)))
+    finite = curve[np.isfinite(curve)]
+    if not len(finite):
+        return math.nan
+    if reducer == "last":
+        return float(finite[-1])
+    return float(finite.min() if direction == "minimize" else finite.max())
 
 
 def summary(report: Report) -> str:
@@ -162,6 +169,8 @@ def note(report: Report) -> str:
         parts[0] += f" **{_named(report)}** won: {sure}. {sensitivity(report)}".rstrip()
     else:
         parts[0] += " No run came to a value."
+    if report.fresh:
+        parts.append(_confirmation_table(report))
     if report.confirmed:
         head, _, rest = report.confirmed.partition(":")
         parts.append(f"**{head[:1].upper()}{head[1:]}:**{rest}" if rest else report.confirmed)
@@ -188,12 +197,13 @@ def sensitivity(report: Report) -> str:
     if LR not in findings.varying(report.settings) or near is None:
         return ""
     low, high = near
+    best = "the search's best" if report.confirmed else "the best"
     if low == high:
-        return f"Of the rates tried only {low:.3g} comes within {findings.NEAR:.0%} of the best."
+        return f"Of the rates tried only {low:.3g} comes within {findings.NEAR:.0%} of {best}."
     count, decades = len(findings.close(report.settings)), math.log10(high / low)
     return (
         f"{count} settings with rates from {low:.2g} to {high:.2g} ({decades:.1f} decades) come "
-        f"within {findings.NEAR:.0%} of the best."
+        f"within {findings.NEAR:.0%} of {best}."
     )
 
 
@@ -210,6 +220,12 @@ def table(settings: Sequence[Setting], objective: str) -> str:
         body.append([*(text(s.params.get(key)) for key in keys), str(len(s.counted)), value, limits, epoch, states])
     more = f"\n\n{len(settings) - LISTED} more in table.csv" if len(settings) > LISTED else ""
     return markdown([head, *body]) + more + "\n"
+
+
+def _confirmation_table(report: Report) -> str:
+    """What was compared on fresh seeds, as a markdown table."""
+    body = [[name, str(found.n), f"{found:.4g}"] for name, found in report.fresh]
+    return markdown([["on fresh seeds", "n", f"{report.objective} [95% CI]"], *body])
 
 
 def table_csv(settings: Sequence[Setting]) -> str:
@@ -239,6 +255,8 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
         with parent.storing(f"{name}.png"):
             if (figure := drawn()) is not None:
                 parent.file(f"{name}.png", png(figure))
+    if report.fresh:
+        parent.file("confirmation.md", _confirmation_table(report).encode())
     parent.file("table.md", table(settings, report.objective).encode())
     parent.file("table.csv", table_csv(settings).encode())
     if report.config:
@@ -294,21 +312,31 @@ def _confirmed(sweep: Sweep, report: Report, default: Config, seeds: int) -> Rep
     configs = [config for _, config in rivals]
     with sweep.screen.stage(f"confirming on {seeds} fresh seeds"), _to_the_end(sweep):
         found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
-    best = rivals[found.place][0] if found.wins else _setting_of(found.default, default, report)
-    return replace(report, best=best, default_won=not found.wins, confirmed=found.words())
+    winner = rivals[found.place][0].params if found.wins else _params_of(default, report)
+    return replace(
+        report,
+        best=_setting_of(found.runs, winner, report) or report.best,
+        default_won=not found.wins,
+        confirmed=found.words(),
+        fresh=list(zip([*(setting.name for setting, _ in rivals), "the default"], found.means, strict=True)),
+    )
 
 
-def _setting_of(children: Sequence[Child], config: Config, report: Report) -> Setting:
-    """The default as a setting of its own, of its runs on fresh seeds."""
+def _params_of(config: Config, report: Report) -> dict[str, Any]:
+    """What varied in a sweep, as a config has it."""
     flat = config.flat()
-    params = {key: flat.get(key) for key in report.settings[0].params}
+    return {key: flat.get(key) for key in report.settings[0].params}
+
+
+def _setting_of(children: Sequence[Child], params: Mapping[str, Any], report: Report) -> Setting | None:
+    """A setting of its runs on fresh seeds alone, which it was not chosen by; None where none came to a value."""
     rows = [
         replace(row_of(child, params), value=value_of(child.result, report.objective, report.direction))
         for child in children
         if child.result
     ]
-    (setting,) = findings.ranked(rows, report.direction, limits_of(report.objective))
-    return setting
+    settings = findings.ranked(rows, report.direction, limits_of(report.objective))
+    return settings[0] if settings and settings[0].counted else None
 
 
 @contextlib.contextmanager

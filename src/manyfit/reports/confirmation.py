@@ -1,7 +1,7 @@
 """Is what a search found better than the default? Its best few against it, on seeds that the search never saw."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from manyfit.config import Config
 from manyfit.config import with_seed as with_seed
 from manyfit.jobs import Result
 from manyfit.reports.grids import Child
-from manyfit.statistics import LEVEL, Effect, effect
+from manyfit.statistics import LEVEL, Effect, effect, limits_of
 
 SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""
@@ -32,7 +32,8 @@ class Confirmation:
         score: Which that is.
         lost: Runs of the candidate that came to no value.
         default_lost: Runs of the default that did not.
-        default: The default's runs.
+        runs: Those of the better choice.
+        means: Of the objective on the fresh seeds, of each candidate and last of the default.
     """
 
     seeds: int
@@ -44,7 +45,8 @@ class Confirmation:
     score: str
     lost: int = 0
     default_lost: int = 0
-    default: Sequence[Child] = ()
+    runs: Sequence[Child] = ()
+    means: Sequence[Effect] = ()
 
     @property
     def wins(self) -> bool:
@@ -56,16 +58,21 @@ class Confirmation:
     def words(self) -> str:
         """In a sentence."""
         which = PLACES[self.place]
-        if not self.gain.n:
+        if not self.gain.n and self.lost == self.default_lost:
             return f"not confirmed: {which} or default failed on each of {self.seeds} fresh seeds."
         if self.lost > self.default_lost:
             return (
                 f"refuted: {which} failed or diverged on {self.lost} of {self.seeds} fresh seeds, "
                 f"default on {self.default_lost}."
             )
+        if self.lost < self.default_lost:
+            return (
+                f"confirmed: default failed or diverged on {self.default_lost} of {self.seeds} fresh seeds, "
+                f"{which} on {self.lost}."
+            )
         turned = self.gain.high < 0
         gain, test = (-self.gain, -self.test) if turned else (self.gain, self.test)
-        tested = f" and {_tested(test, self.score)}" if test.n else ""
+        tested = f" and differs by {_tested(test, self.score)}" if test.n else ""
         failed = f" ({self.seeds - gain.n} more failed or diverged)" if gain.n < self.seeds else ""
         several = f"; {self.compared} settings were compared: intervals of {level_of(self.compared):.1%}"
         return (
@@ -125,7 +132,7 @@ def confirm(
     lost = np.isnan(values).sum(1)
     place = min(range(len(candidates)), key=lambda i: (lost[i], -np.nan_to_num(effect(values[i]).mean, nan=-np.inf)))
     level = level_of(len(candidates))
-    return Confirmation(
+    found = Confirmation(
         seeds=len(seeds),
         name=name,
         compared=len(candidates),
@@ -135,8 +142,10 @@ def confirm(
         score=score,
         lost=int(lost[place]),
         default_lost=int(lost[-1]),
-        default=children[-len(seeds) :],
+        means=[effect(sign * its, limits=limits_of(name)) for its in values],
     )
+    first_run = (place if found.wins else len(candidates)) * len(seeds)
+    return replace(found, runs=children[first_run : first_run + len(seeds)])
 
 
 def _value(child: Child, measure: Callable[[Result], float]) -> float:

@@ -192,9 +192,11 @@ def importances(settings: Sequence[Setting]) -> dict[str, float]:
     return {keys[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
 
 
-def warnings(rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None) -> list[str]:
-    """What a reader must know before believing the result, one sentence each."""
-    found = [*_edges(settings, space), *_seeds(settings, searched=space is not None)]
+def warnings(
+    rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None, confirmed: bool = False
+) -> list[str]:
+    """What a reader must know before believing the result, one sentence each; `confirmed`: on fresh seeds."""
+    found = _edges(settings, space) + ([] if confirmed else _seeds(settings, searched=space is not None))
     bad = [row for row in rows if row.state in ("failed", "diverged")]
     if len(bad) >= BAD * max(len(rows), 1) and bad:
         kinds = Counter(row.state for row in bad)

@@ -16,6 +16,7 @@ from optuna.trial import Trial, TrialState
 from manyfit import config as configuration
 from manyfit import parent
 from manyfit.config import Config, ConfigError, with_seed
+from manyfit.credentials import mask
 from manyfit.jobs import prepare
 from manyfit.losses import CLASSIFICATION
 from manyfit.screen import Screen, line
@@ -105,12 +106,16 @@ class Session:
     jobs: dict[int, range] = field(default_factory=dict)  # by trial number
     failed: dict[int, str] = field(default_factory=dict)  # reasons, by trial number
     seen: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))  # by job number and epoch
+    stopped: set[int] = field(default_factory=set)  # trial numbers
 
     def go(self) -> None:
         """Rounds, until there is nothing to claim."""
         total, wanted, ledger = self.search.ledger.total, self.search.settings.n_trials, self.search.ledger
         if total < wanted:
             said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
+            self.sweep.screen.say(line("note", said))
+        if "seed" in self.search.space:
+            said = "seed is searched, and each trial draws one: sweep.seeds=4 would train several in every trial"
             self.sweep.screen.say(line("note", said))
         judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
         self.sweep.together = len(self.search.seeds)
@@ -163,11 +168,10 @@ class Session:
     ) -> list[int]:
         """The jobs whose trials are to stop, judged by the mean over seeds; asked once all of these came so far.
 
-        A seed that left its population before keeps the value it had.
+        A seed that left its population before keeps the value it had; one that trains apart stops when next seen.
         """
         for job, values in going.items():
             self.seen[job][epoch] = values[self.search.settings.objective.metric]
-        stopped: list[int] = []
         for number in dict.fromkeys(self.trials[job].number for job in going):
             jobs = self.jobs[number]
             for job in jobs:
@@ -175,8 +179,8 @@ class Session:
                     self.seen[job].setdefault(epoch, self.seen[job][max(self.seen[job])])
             known = [self.seen[job][epoch] for job in jobs if epoch in self.seen[job]]
             if len(known) == len(jobs) and judge.stops(number, epoch, sum(known) / len(known)):
-                stopped += [job for job in jobs if job in going]
-        return stopped
+                self.stopped.add(number)
+        return [job for job in going if self.trials[job].number in self.stopped]
 
     def _tell(self, trial: Trial, found: Outcome) -> None:
         if found.error is not None:
@@ -195,7 +199,9 @@ class Session:
         """Raise SystemExit if trials failed; a diverged one is an answer, not a failure."""
         if self.failed:
             number, reason = next(iter(self.failed.items()))
-            sys.exit(f"error: {len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {reason}")
+            sys.exit(
+                f"error: {len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
+            )
 
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
@@ -203,19 +209,20 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
     from manyfit import reports
 
     trials = [trial for trial in search.ledger.trials() if not lost(trial)]
-    if running := sum(not trial.state.is_finished() for trial in trials):
+    if running := sum(trial.state == TrialState.RUNNING for trial in trials):
         sweep.screen.say(
             f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study."
         )
         return
     children = {child.run.id: child for child in sweep.children.values()}
     ids, seed = search.run_ids(), search.default.seed
-    found = [reports.Row(**row) for trial in trials for row in rows(trial, children, ids, seed, config_of)]
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    found = [reports.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
     try:
         reports.conclude(
             sweep,
             found,
-            objective=f"{search.settings.objective.reducer} {search.settings.objective.metric}",
+            objective=str(search.settings.objective),
             direction=search.settings.direction,
             default=search.default,
             space=spaces.extent(search.space),

@@ -112,6 +112,9 @@ class Ledger:
                 self._enqueue_points(known, max(0, self.total - len(known)))
             self.study.sampler, seed = self.sampler(len(trials))
             left = min(max(self.total, len(known)), spaces.size(self.space) or math.inf) - len(tried)
+            for trial in (t for t in trials if t.state == TrialState.WAITING):
+                if left <= 0 or self._point(trial) in tried:  # it would wait for ever
+                    self._set_aside(trial)
             return [self._untried(seed, tried) for _ in range(int(min(size, left)))]
 
     def tell(
@@ -158,9 +161,9 @@ class Ledger:
                 return values
 
     def _point(self, trial: FrozenTrial) -> tuple[float, ...]:
-        """Where a trial lies; one without all values, such as a user may enqueue, at a point of its own."""
+        """Where a trial lies; one without all values, or with others, as a user may enqueue: at a point of its own."""
         values = values_of(trial)
-        return spaces.point(self.space, values) if values.keys() == self.space.keys() else (-1.0 - trial.number,)
+        return spaces.point(self.space, values) if spaces.holds(self.space, values) else (-1.0 - trial.number,)
 
     def _ask(self, seed: int) -> Trial:
         with warnings.catch_warnings():
@@ -201,9 +204,8 @@ class Ledger:
 
     def _set_aside(self, trial: FrozenTrial | Trial) -> None:
         """Fail a trial that another stands for."""
-        storage = self.study._storage  # the public Trial of another process cannot be had
-        storage.set_trial_user_attr(trial._trial_id, "lost", True)
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        self.storage.set_trial_user_attr(trial._trial_id, "lost", True)
+        self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # study.tell takes none that waits
         self.open.pop(trial.number, None)
 
     def _enqueue_points(self, known: set[tuple[float, ...]], count: int) -> None:
@@ -226,7 +228,7 @@ def lost(trial: FrozenTrial) -> bool:
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
     """A trial's values, also while it waits."""
-    return dict(trial.system_attrs.get("fixed_params") or trial.params)
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def derived_seed(seed: int, trials: int) -> int:

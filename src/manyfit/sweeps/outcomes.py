@@ -9,10 +9,11 @@ from optuna.trial import FrozenTrial
 
 from manyfit.config import Config
 from manyfit.parent import Child
+from manyfit.reports import value_of
 from manyfit.sweeps.settings import Settings
 
 if TYPE_CHECKING:
-    from manyfit.jobs import Result
+    pass
 
 Ended = Literal["finished", "pruned", "diverged", "failed"]
 LOSS = "loss/val"
@@ -47,19 +48,11 @@ def outcome(children: Sequence[Child], settings: Settings) -> Outcome:
         error = next(str(child.error) for child in children if not child.result)
         return Outcome("failed", float("nan"), np.array([]), runs, error)
     curve = _mean([result.metrics[settings.objective.metric] for result in results])
-    value = float(np.mean([value_of(result, settings) for result in results]))
+    value = float(np.mean([value_of(result, str(settings.objective), settings.direction) for result in results]))
     reasons = {result.reason for result in results}
     if DIVERGED in reasons or np.isnan(value):
         return Outcome(DIVERGED, float("inf" if settings.direction == "minimize" else "-inf"), curve, runs)
     return Outcome("pruned" if "pruned" in reasons else "finished", value, curve, runs)
-
-
-def value_of(result: "Result", settings: Settings) -> float:
-    """The objective of one run; of the validation loss that of the weights that are kept."""
-    objective = settings.objective
-    if (objective.reducer, objective.metric, settings.direction) == ("best", LOSS, "minimize"):
-        return result.summary.best_loss_val
-    return objective.value(result.metrics[objective.metric], settings.direction)
 
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
@@ -132,7 +125,7 @@ def _kept(child: Child, settings: Settings, alone: bool) -> dict[str, Any]:
     known: dict[str, Any] = {"manyfit_run": child.run.id, "mlflow_run_id": child.run.run_id, "seed": child.config.seed}
     if child.result is None:
         return {**known, "ended": "failed", "error": str(child.error)[:2000]}
-    result, value = child.result, value_of(child.result, settings)
+    result, value = child.result, value_of(child.result, str(settings.objective), settings.direction)
     known |= {"ended": result.reason if np.isfinite(value) else DIVERGED, "test": dict(result.test)}
     known["value"] = value if np.isfinite(value) else None
     if not alone or settings.objective.metric != LOSS:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
@@ -17,14 +16,9 @@ class Objective(Node):
     metric: str = "loss/val"
     reducer: Literal["best", "last"] = "best"
 
-    def value(self, curve: np.ndarray, direction: str) -> float:
-        """The best or the last of the measured epochs; NaN when none was."""
-        finite = curve[np.isfinite(curve)]
-        if not len(finite):
-            return float("nan")
-        if self.reducer == "last":
-            return float(finite[-1])
-        return float(finite.min() if direction == "minimize" else finite.max())
+    def __str__(self) -> str:
+        """`best loss/val`."""
+        return f"{self.reducer} {self.metric}"
 
 
 class Settings(Node):

@@ -73,6 +73,16 @@ def size(space: Space) -> int | None:
     return None if None in counts else math.prod(count for count in counts if count)
 
 
+def holds(space: Space, values: Mapping[str, Any]) -> bool:
+    """Whether these are values of the space, all of them."""
+    return values.keys() == space.keys() and all(
+        values[key] in d.choices
+        if isinstance(d, CategoricalDistribution)
+        else isinstance(values[key], int | float) and d._contains(values[key])
+        for key, d in space.items()
+    )
+
+
 def point(space: Space, values: Mapping[str, Any]) -> tuple[float, ...]:
     """Where values lie; equal for two that train the same, whatever the rounding of a step."""
     place = []

@@ -112,10 +112,12 @@ class Tracker:
         """How a page of MLflow's UI is opened, in words; without credentials."""
         if self.uri.startswith("http"):
             return f"{mask(self.uri)}/{path}"
-        found = self.uri == resolve_uri(None, self.root)  # by `manyfit ui` itself
-        return (
-            f"{'' if found else f'MLFLOW_TRACKING_URI={mask(self.uri)} '}manyfit ui, then http://127.0.0.1:5000/{path}"
-        )
+        return f"{self.elsewhere}manyfit ui, then http://127.0.0.1:5000/{path}"
+
+    @property
+    def elsewhere(self) -> str:
+        """What a command must begin with to find this store, without credentials; nothing where it does by itself."""
+        return "" if self.uri == resolve_uri(None, self.root) else f"MLFLOW_TRACKING_URI={mask(self.uri)} "
 
     @property
     def last_error(self) -> str | None:
