@@ -36,7 +36,7 @@ from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
 from manyfit.sweeps.pruning import Judge
 
-SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off"]
+SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off", "sweep.seeds=1"]
 LR = FloatDistribution(1e-5, 1e-1, log=True)
 
 
@@ -583,7 +583,13 @@ def test_an_interrupt_in_training_leaves_no_trial_running(
 # the command
 
 COMMAND = [sys.executable, str(ROOT / "run.py"), "-m", "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
-COMMAND += ["sweep.n_trials=12", "sweep.study=shared", "sweep.confirm_seeds=0", "batch_size=choice(16,32,64)"]
+COMMAND += [
+    "sweep.seeds=1",
+    "sweep.n_trials=12",
+    "sweep.study=shared",
+    "sweep.confirm_seeds=0",
+    "batch_size=choice(16,32,64)",
+]
 
 
 def done(folder: Path) -> int:

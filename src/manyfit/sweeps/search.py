@@ -49,7 +49,9 @@ class Search:
                 "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
             )
         if settings.seeds > 1 and "seed" in space:
-            raise ConfigError(f"sweep.seeds must be 1 where seed is searched, but got {settings.seeds}.")
+            raise ConfigError(
+                f"sweep.seeds must be 1 where seed is searched, but got {settings.seeds}. Add sweep.seeds=1."
+            )
         described = spaces.described(space)
         option = default.choices.get("sweep", "none")
         name = settings.study or "-".join(

@@ -25,13 +25,13 @@ class Settings(Node):
     """The group `sweep`."""
 
     space: Mapping[str, str] = Field(default_factory=dict)
-    n_trials: Count = 64
+    n_trials: Count = 32
     objective: Objective = Objective()
     direction: Literal["minimize", "maximize"] = "minimize"
     study: str | None = None
     storage: str = "sqlite:///mlruns/optuna.db"
     round: Count | None = None
-    seeds: Count = 1
+    seeds: Count = 4
     confirm_seeds: int = Field(8, ge=0)
 
 
