@@ -114,9 +114,6 @@ class Session:
         if total < wanted:
             said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
             self.sweep.screen.say(line("note", said))
-        if "seed" in self.search.space:
-            said = "seed is searched, and each trial draws one: sweep.seeds=4 would train several in every trial"
-            self.sweep.screen.say(line("note", said))
         judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
         self.sweep.together = len(self.search.seeds)
         self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
