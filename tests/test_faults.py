@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from conftest import ROOT
+from conftest import ROOT, epochs_stored
 from manyfit import checkpoints
 
 RUN = str(ROOT / "run.py")
@@ -42,14 +42,16 @@ class Faulty(nn.Module):
 def training(
     folder: Path, *overrides: str, launcher: Sequence[str] = ()
 ) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
-    """The command and its two ranks, once they have finished some epochs; in a group of their own."""
+    """The command and its two ranks, once some epochs are finished, and stored; in a group of their own."""
     command = [sys.executable, *launcher, RUN, *LONG, *overrides]
     with subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not list(folder.glob("mlruns/checkpoints/*/epoch-*")) and time.monotonic() < deadline:
+            deadline = time.monotonic() + 120  # a new store takes longest, and torchrun does not wait for it
+            while time.monotonic() < deadline:
+                if list(folder.glob("mlruns/checkpoints/*/epoch-*")) and epochs_stored(folder):
+                    break
                 assert process.poll() is None, process.communicate()[1]
                 time.sleep(0.1)
             time.sleep(0.5)
