@@ -84,8 +84,9 @@ def test_a_worker_that_dies_is_replaced_once(
     """Killed while it trains one member, it is trained by another worker; killed again, that member fails alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "deadly_source.py").write_text(killing(tmp_path / "mark", deaths))
-    common = ("data=iris", "data._target_=deadly_source.deadly", "epochs=3", "tracking=off")
+    module = f"deadly_{deaths}"  # a name of its own: an import is remembered, with its folder
+    (tmp_path / f"{module}.py").write_text(killing(tmp_path / "mark", deaths))
+    common = ("data=iris", f"data._target_={module}.deadly", "epochs=3", "tracking=off")
     configs = {0: composed(*common, "+data.lives=1"), 1: composed(*common), 2: composed(*common, "+data.lives=1")}
     with Sweep("deadly", configs[0], workers=2) as sweep:
         children = sweep.train(configs)
