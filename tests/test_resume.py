@@ -1,5 +1,6 @@
 """resume=: the real command goes on with an earlier run, and says what is not as it would have gone on."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,27 @@ def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> No
         assert said[0].startswith("epochs: 8 instead of 4")
     (result,) = fit([long], resume=tmp_path / "constant")
     assert result.metrics["lr"][4] == result.metrics["lr"][5]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "refusal"),
+    [
+        (["epochs=4"], ["epochs=4"], "epochs must be > 4, which the run has, but got 4. Ask for more: epochs=8."),
+        (["epochs=9", "optimizer.lr=1e9", "optimizer=sgd"], ["epochs=20"], "can go on, but this one diverged in epoch"),
+        (["epochs=40", "optimizer.lr=1e-30", "trainer.patience=3"], ["epochs=60"], "trainer.patience must be > 3, the"),
+        (["epochs=40", "optimizer.lr=1e-30", "trainer.patience=3"], ["epochs=60", "trainer.patience=4"], None),
+    ],
+)
+def test_what_has_nothing_left_to_train_is_refused(
+    composed: Compose, tmp_path: Path, first: list[str], then: list[str], refusal: str | None
+) -> None:
+    """It would end at once and look as if it had been trained; what is let through does train."""
+    fit([composed(*SMALL, *first)], keep=tmp_path)
+    state, config = checkpoints.load(tmp_path), composed(*SMALL, *first, *then)
+    with pytest.raises(ConfigError, match=refusal) if refusal else contextlib.nullcontext():
+        resume._require_more(config, state)
+    if not refusal:
+        assert len(fit([config], resume=tmp_path)[0].metrics["loss/val"]) > state["epoch"] + 1
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ with screen.Screen("grid of 8 runs") as shown:
         with shown.stage(f"stage {i}"):
             time.sleep(1e-4)
 """
+EPOCH = "training: 0 of 8 runs, epoch 5 of 10, best loss/val 0.25"
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -98,9 +99,9 @@ def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", COUNTED], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert lines[:2] == ["    manyfit  starting", "    manyfit  grid of 8 runs"]
-    assert re.fullmatch(r" +\d+ s  importing torch", lines[2])
-    assert re.fullmatch(r" +\d+ s  training: 0 of 8 runs, 4 training, best loss/val 0.25", lines[3])
-    assert re.fullmatch(r" +\d+ s  training: checking jobs", lines[4])
+    told = [match[1] for line in lines if (match := re.fullmatch(r" +\d+ s  (.*)", line))]
+    places = [told.index(one) for one in ("importing torch", EPOCH, "training: checking jobs")]
+    assert places == sorted(places)
     assert len(lines) < 200
     assert done.stdout == "a result " + "x" * 200 + "\na stray word\n"
 
@@ -111,7 +112,7 @@ def test_at_a_terminal_there_is_one_live_line(tmp_path: Path) -> None:
     plain = CONTROLS.sub("", said)
     for words in (
         "importing torch",
-        "━ training: 0 of 8 runs, 4 training, best loss/val 0.25",
+        f"━ {EPOCH}",
         "━ training: checking jobs",
     ):
         assert words in plain
@@ -142,6 +143,7 @@ def test_stages_are_nested(capsys: pytest.CaptureFixture[str]) -> None:
             assert shown._now() == ("confirming on 2 seeds: 4 of 4 runs", 1.0)
         assert shown._now() == ("confirming on 2 seeds", None)
     with shown.stage("training"), shown.population(1, 20) as report:
+        assert shown._now() == ("training: starting", 0.0)  # its processes may be
         report(5, np.zeros(1), {f"loss/{name}": np.full(1, 0.5) for name in ("train", "val", "gap")})
         assert shown._now() == ("training: epoch 5 of 20, train 0.5, val 0.5, gap 0.5", 0.25)
     assert capsys.readouterr() == ("", "")  # of a screen that was not entered

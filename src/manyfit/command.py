@@ -17,7 +17,7 @@ from manyfit.credentials import mask
 from manyfit.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
 from manyfit.screen import Screen, line
-from manyfit.tracking import NoTracker
+from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from manyfit.jobs import Result
@@ -73,19 +73,24 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
                     [config], recorder, screen=screen, keep=keep, resume=folder if earlier else None
                 )
         except BaseException as error:
+            recorder.fail(error)
             if not isinstance(error, Exception):
                 off = isinstance(tracker, NoTracker)
                 error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
-            if folder.exists():
-                print(f"its state is kept; go on with: python run.py resume={folder.name[:8]}", file=sys.stderr)
+            _deliver(tracker, recorder.runs[0], screen, "" if folder.exists() else None)
             raise
         screen.say(terminal.summary(result))
-        with screen.stage("delivering to the store"):
-            tracker.close()
-    screen.say(where(tracker, recorder.runs[0], _further(result) if keep else ""))
+        _deliver(tracker, recorder.runs[0], screen, _further(result) if keep else None)
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return value_of(result)
+
+
+def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resume: str | None) -> None:
+    """Wait for the store, and say where the run is; `resume` as for `where`."""
+    with screen.stage("delivering to the store"):
+        tracker.close()
+    screen.say(where(tracker, run, resume))
 
 
 def _further(result: "Result") -> str:

@@ -294,24 +294,25 @@ def tracker_of(config: Config) -> Tracker | NoTracker:
     return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
 
 
-def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str = "") -> str:
+def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str | None = None) -> str:
     """The last lines of a command: the id of its run, and where its page and its pictures are.
 
     Args:
         tracker: Closed.
         run: The run; of a sweep, the parent.
-        resume: What is to be said behind `resume=<id>`; nothing where the run cannot be gone on with.
+        resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
     """
     if isinstance(tracker, NoTracker):
         return line("look", "nowhere: tracking=off stores nothing")
     if tracker.lost:
         return line("look", "manyfit ui, for what reached the disk")
+    short = (run.run_id or run.id)[:8]
+    command = " ".join(filter(None, [f"{tracker.elsewhere}python run.py resume={short}", resume]))
+    again = "" if resume is None else f"  ({command} goes on with it)"
     if tracker.last_error or run.run_id is None or run.place is None:
         why = tracker.last_error or "the store refused the run"
-        return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it")
+        return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
     experiment, artifacts = run.place
-    short = run.run_id[:8]
-    again = f"  ({tracker.elsewhere}python run.py resume={short} {resume} goes on with it)" if resume else ""
     lines = [line("id", f"{short}{again}")]
     lines += [line("page", tracker.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
     folder = Path(artifacts.removeprefix("file://"))

@@ -74,16 +74,29 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
         ) from None
     ((stored),) = json.loads(state["configs"])
     config = _changed(stored, cfg, list(given))
-    if config.epochs <= state["epoch"]:
-        raise ConfigError(
-            f"epochs must be > {state['epoch']}, which the run has, but got {config.epochs}. Ask for more: epochs="
-            f"{2 * state['epoch']}."
-        )
+    _require_more(config, state)
     try:
         changes = _changes(_changed(stored, cfg, []), config, state)
     except ValueError as error:  # the data are others now
         raise ConfigError(str(error)) from error
     return Earlier(config, run_id, folder, state["epoch"], changes)
+
+
+def _require_more(config: Config, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError if there is nothing left to train."""
+    epoch = state["epoch"]
+    if not all(math.isfinite(state["history"][f"loss/{split}"][0, epoch]) for split in ("train", "val")):
+        raise ConfigError(f"resume must name a run that can go on, but this one diverged in epoch {epoch}.")
+    if config.epochs <= epoch:
+        raise ConfigError(
+            f"epochs must be > {epoch}, which the run has, but got {config.epochs}. Ask for more: epochs={2 * epoch}."
+        )
+    idle = epoch - 1 - int(state["best"]["epoch"][0])  # epochs without a better one
+    if config.trainer.patience is not None and idle >= config.trainer.patience:
+        raise ConfigError(
+            f"trainer.patience must be > {idle}, the epochs that the run has been without a better one, or null, but "
+            f"got {config.trainer.patience}: it would stop at once. Add trainer.patience=null."
+        )
 
 
 def _stored(uri: str | None, prefix: str) -> tuple[str, str]:

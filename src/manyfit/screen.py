@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from manyfit.credentials import mask
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.live import Live
@@ -27,7 +29,9 @@ REDRAWS = 6  # a second, of the live line; nothing is formatted in between
 LOOK = 1.0  # seconds between looks at what there is to say without a terminal
 RARER = 10.0  # a plain line at most every tenth of the time that has passed
 AT_LEAST = 30.0  # seconds
-BAR = 24  # characters
+SURE = 3.0  # seconds of a stage from which its speed is taken for what it will be
+BAR = 16  # characters, where there is so much space
+ROOM = 10  # for the clock and a space
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 ERASE = "\r\x1b[2K"
 
@@ -58,8 +62,8 @@ def last_words(stop: KeyboardInterrupt | SystemExit) -> int:
 
 
 def _put(text: str, end: str = "\n") -> None:
-    """On stderr, in the place of what stands in the line."""
-    print(f"{ERASE if _is_terminal() else ''}{text}", end=end, file=sys.stderr, flush=True)
+    """On stderr, in the place of what stands in the line, without passwords."""
+    print(f"{ERASE if _is_terminal() else ''}{mask(text)}", end=end, file=sys.stderr, flush=True)
 
 
 def _is_terminal() -> bool:
@@ -74,12 +78,22 @@ class _Population:
     epochs: int
     present: int
     stage: "_Stage"
-    epoch: int = 0
+    epoch: int | None = None  # the last that was told; before it their processes may be starting
+
+    @property
+    def share(self) -> float:
+        """Of the epochs, that are done."""
+        return (self.epoch or 0) / self.epochs
 
     @property
     def done(self) -> float:
         """In runs."""
-        return self.members - self.present + self.present * self.epoch / self.epochs
+        return self.members - self.present + self.present * self.share
+
+    @property
+    def words(self) -> str:
+        """Where they are."""
+        return "starting" if self.epoch is None else f"epoch {self.epoch} of {self.epochs}"
 
 
 @dataclass
@@ -96,9 +110,9 @@ class _Stage:
         """How much time is left, from the speed so far; nothing where that is not known."""
         self.first = share if self.first is None else self.first
         passed = time.monotonic() - self.began
-        if share <= self.first or passed < 1:
+        if share <= self.first or passed < SURE:
             return []
-        return [_clock(passed * (1 - share) / (share - self.first)) + " left"]
+        return [f"about {_clock(passed * (1 - share) / (share - self.first))} left"]
 
 
 class Screen:
@@ -204,17 +218,18 @@ class Screen:
             return f"{counted.words}: {words if stage is counted else stage.words}", share
         if training:
             (population,) = training
-            share = population.epoch / population.epochs
-            said = [f"epoch {population.epoch} of {population.epochs}"]
+            said = [population.words]
             said += [f"{k} {self.measured[f'loss/{k}'][0]:.4g}" for k in ("train", "val", "gap") if self.measured]
-            return f"{stage.words}: {', '.join([*said, *stage.left(share)])}", share
+            return f"{stage.words}: {', '.join([*said, *stage.left(population.share)])}", population.share
         return stage.words, None
 
     def _counted(self, stage: _Stage, training: Sequence[_Population]) -> tuple[str, float]:
         assert stage.runs is not None
         share = (stage.done + sum(population.done for population in training)) / max(stage.runs, 1)
         said = [f"{stage.done} of {stage.runs} runs"]
-        said += [f"{sum(population.present for population in training)} training"] if training else []
+        if training:
+            present = f"{sum(population.present for population in training)} training"
+            said.append(training[0].words if len(training) == 1 else present)
         said += [f"best loss/val {self.best:.4g}"] if self.best < math.inf else []
         return ", ".join([*said, *stage.left(share)]), share
 
@@ -224,7 +239,8 @@ class Screen:
 
         (words, share), passed = self._now(), time.monotonic() - self.start
         drawn = Text(f"{SPINNER[int(passed * REDRAWS) % len(SPINNER)]:>11}  ", no_wrap=True, overflow="ellipsis")
-        if share is not None:
+        width = self._live.console.width if self._live else 0
+        if share is not None and len(drawn) + BAR + len(words) + ROOM <= width:
             full = min(BAR, int(share * BAR))
             drawn.append("━" * full, "green").append("━" * (BAR - full) + " ", "dim")
         return drawn.append(words).append(f"  {_clock(passed)}", "dim")
