@@ -50,9 +50,11 @@ def test_two_errors_at_once(composed: Compose) -> None:
 
 
 def test_missing_value(composed: Compose) -> None:
-    """A value that only the user can know is asked for by its key."""
-    with pytest.raises(ConfigError, match="data.path must be given"):
+    """Values that only the user can know are asked for by their keys, all at once."""
+    with pytest.raises(ConfigError, match="^data.path must be given, such as data.path=...$"):
         composed("data=csv", "data.target=y")
+    with pytest.raises(ConfigError, match="^data.path and data.target must be given, such as"):
+        composed("data=csv")
 
 
 def test_target_is_checked_by_type(composed: Compose) -> None:

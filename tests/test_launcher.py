@@ -187,10 +187,14 @@ def test_grids_become_jobs() -> None:
             jobs_of(cfg, [wrong], [], [])
 
 
-@pytest.mark.parametrize("how", [["optimizer.lr=1e-3,3e-2"], ["sweep=lr", "sweep.n_trials=2"]], ids=["grid", "search"])
+@pytest.mark.parametrize(
+    "how",
+    [["-m", "optimizer.lr=1e-3,3e-2"], ["sweep=lr"], [], ["-m", "hydra/sweeper=basic", "seed=1,2"]],
+    ids=["grid", "search", "run", "Hydra's sweeper"],
+)
 def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str]) -> None:
     """A launcher whose jobs are processes of their own leaves orphans: refused before there is a run or a study."""
-    done = command(tmp_path, "-m", *how, "data=iris", "epochs=2", "hydra/launcher=joblib")
+    done = command(tmp_path, *how, "data=iris", "epochs=2", "hydra/launcher=joblib")
     assert done.returncode == 1
     assert "hydra/launcher must be fused or basic, but got joblib" in done.stderr
     assert "Traceback" not in done.stderr

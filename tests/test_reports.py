@@ -256,6 +256,13 @@ def test_the_command_composes_the_config(composed: Compose, overrides: tuple[str
     assert again == config
 
 
+def test_the_command_of_a_table_of_ones_own_is_short(composed: Compose) -> None:
+    """What only the user can give is named, and of the rest what differs."""
+    config = composed("data=csv", "data.path='my file.csv'", "data.target=y", "epochs=7")
+    said = {"data=csv", "optimizer=adam", "data.path='my file.csv'", "data.target=y", "epochs=7"}
+    assert set(shlex.split(rerun.command(config))[2:]) == said | {"optimizer.lr=0.001", "batch_size=32", "seed=0"}
+
+
 def test_fresh_seeds_are_fresh() -> None:
     """Not one of those searched with, all different."""
     used = [0, 1, 1000, 1003]

@@ -57,6 +57,16 @@ def test_mistyped(tmp_path: Path, command: str, answer: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("option", ["--config-name=mine", "--config-path=conf", "--experimental-rerun=job.pickle"])
+def test_options_of_hydra_that_lead_past_the_checks_are_refused(tmp_path: Path, option: str) -> None:
+    """What would be composed from elsewhere, or run from a pickle, would be written before it is looked at."""
+    arguments = [sys.executable, "-c", QUIET, option, "data=iris"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {option.partition('=')[0]} must be left out: .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plus_adds_an_argument(tmp_path: Path) -> None:
     """What the schema leaves to the optimizer may be added, and what Hydra shows is still Hydra's."""
     arguments = [sys.executable, "-c", QUIET, "--cfg", "job", "+optimizer.maximize=false"]

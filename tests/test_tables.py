@@ -15,6 +15,9 @@ MIXED = "age,city,member,score,bought\n" + "".join(
 )
 
 
+REGRESSION = "data.task=regression predicts them as numbers"
+
+
 def written(tmp_path, text: str, name: str = "my.csv") -> str:
     (tmp_path / name).write_text(text, encoding="utf-8")
     return str(tmp_path / name)
@@ -104,6 +107,8 @@ def test_the_task_follows_from_the_target(tmp_path, values, task, expected, clas
     rows = "".join(f"{i / 3},{values[i % len(values)]}\n" for i in range(63))
     table = csv(written(tmp_path, "x,y\n" + rows), "y", task=task)
     assert (table.task, table.classes) == (expected, classes)
+    guessed = task == "auto" and len(classes) > 2 and classes[0].isdigit()
+    assert table.note == (guessed * f"the {len(classes)} numbers in y are taken for classes; {REGRESSION}")
     if classes:
         assert [table.classes[code] for code in table.target[: len(classes)]] == [
             value.removesuffix(".0") for value in values

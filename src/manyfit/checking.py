@@ -19,11 +19,13 @@ class Checked:
         configs: By their overrides; equal ones are one.
         repeats: How many jobs were equal to another.
         capped: What an experiment asked for as data.train_size, by how many examples there are to train on.
+        notes: What the data's tables took for granted.
     """
 
     configs: dict[tuple[str, ...], Config] = field(default_factory=dict)
     repeats: int = 0
     capped: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    notes: dict[str, None] = field(default_factory=dict)
 
     def told(self) -> list[str]:
         """What is not as it was asked for, in lines."""
@@ -32,7 +34,9 @@ class Checked:
             for rows, wishes in self.capped.items()
         ]
         total = len(self.configs) + self.repeats
-        return lines + ([f"{self.repeats} of {total} jobs repeat another: each is run once"] if self.repeats else [])
+        return [*self.notes, *lines] + (
+            [f"{self.repeats} of {total} jobs repeat another: each is run once"] if self.repeats else []
+        )
 
 
 def check(jobs: Sequence[Overrides], compose: Callable[[Overrides], Config], wish: bool = False) -> Checked:
@@ -60,7 +64,8 @@ def check(jobs: Sequence[Overrides], compose: Callable[[Overrides], Config], wis
                 job = [*(override for override in job if not override.startswith(f"{SIZE}=")), f"{SIZE}={rows}"]
                 config = compose(job)
             if (alike := identity(config.model_copy(update={"seed": 0}))) not in tried:
-                prepare(config)
+                note = prepare(config).data.note
+                found.notes |= {note: None} if note else {}
                 tried.add(alike)
         except ValueError as error:
             refused[str(error)].append(job)

@@ -53,10 +53,12 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
         from manyfit.jobs import prepare
     try:
         with screen.stage("loading data"):
-            prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
+            job = prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
         tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if job.data.note:
+        screen.say(line("note", job.data.note))
     with tracker:
         with screen.stage("importing Lightning"):
             from manyfit import recording, terminal, training

@@ -190,6 +190,8 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
     """
     tree = cfg if isinstance(cfg, dict) else _container(cfg)
     refuse_passwords({key: node for key, node in tree.items() if key != "hydra"})
+    if asked := missing(tree):
+        raise ConfigError(f"{' and '.join(asked)} must be given, such as {asked[0]}=...")
     if cfg.get("resume") is not None:
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
     try:
@@ -205,6 +207,12 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
         raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
     _check_together(parsed)
     return parsed
+
+
+def missing(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
+    """The keys that only the user can give: they stand in conf/ as ???."""
+    tree = _container(cfg) if isinstance(cfg, DictConfig) else cfg
+    return [key for key, value in _flatten({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
 
 
 def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

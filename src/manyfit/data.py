@@ -46,6 +46,8 @@ class Dataset:
     y_std: float
     digest: str
     """32 hex digits over the table's content and the options of `prepare`."""
+    note: str = ""
+    """The table's."""
 
 
 def prepare(
@@ -106,6 +108,7 @@ def prepare(
         y_mean=y_mean,
         y_std=y_std,
         digest=_digest(table, (split_seed, val_fraction, test_fraction, train_size, standardise)),
+        note=table.note,
     )
 
 

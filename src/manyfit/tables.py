@@ -37,6 +37,8 @@ class Table:
     """Names of the numeric columns, all d of them."""
     categorical: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """Column name -> (n,) text; encoded one-hot by `prepare`."""
+    note: str = ""
+    """What was taken for granted and need not be right, in words."""
 
     def __post_init__(self) -> None:
         for holds, must, got in self._rules():
@@ -163,7 +165,7 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
 
     inputs = {c: _column(frame, i, c) for i, c in enumerate(columns) if c != target}
     numeric = {c: values for c, values in inputs.items() if values.dtype == np.float64}
-    codes, classes = _target(frame, columns.index(target), target, task)
+    codes, classes, note = _target(frame, columns.index(target), target, task)
     return Table(
         name=name,
         numeric=np.column_stack([*numeric.values()]) if numeric else np.empty((len(codes), 0)),
@@ -172,6 +174,7 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         classes=classes,
         features=tuple(numeric),
         categorical={c: _few_categories(frame, c, values) for c, values in inputs.items() if c not in numeric},
+        note=note,
     )
 
 
@@ -258,8 +261,8 @@ def _few_categories(frame: Frame, name: str, values: NDArray[np.str_]) -> NDArra
     return values
 
 
-def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Class codes and class names, or real targets and (), by the rule in `to_table`."""
+def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...], str]:
+    """Class codes and class names, or real targets and (), by the rule in `to_table`; and what it took for granted."""
     want = {"classification": "text", "regression": "numbers", "auto": "auto"}[task]
     values = _column(frame, position, name, want)
     distinct, codes = np.unique(values, return_inverse=True)
@@ -269,11 +272,15 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
             f"{frame.label}, column {name!r}. Choose another target, or add rows."
         )
     if values.dtype != np.float64:
-        return _numbered(distinct, codes)
+        return *_numbered(distinct, codes), ""
     whole = bool((distinct == np.round(distinct)).all())
     if task == "regression" or (task == "auto" and not (whole and len(distinct) <= MAX_CLASSES)):
-        return values, ()
-    return codes.astype(np.int64), tuple(f"{value:.0f}" if whole else f"{value:.17g}" for value in distinct)
+        return values, (), ""
+    taken = (
+        f"the {len(distinct)} numbers in {name} are taken for classes; data.task=regression predicts them as numbers"
+    )
+    classes = tuple(f"{value:.0f}" if whole else f"{value:.17g}" for value in distinct)
+    return codes.astype(np.int64), classes, taken if task == "auto" and len(distinct) > 2 else ""
 
 
 def _numbered(distinct: NDArray[np.str_], codes: NDArray[np.intp]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

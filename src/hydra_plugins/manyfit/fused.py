@@ -1,11 +1,9 @@
 """The launcher `fused`: Hydra's jobs, trained together where they fit together."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -67,16 +65,6 @@ class FusedLauncher(Launcher):
 
         outcomes = command.train_jobs(configs, names, self.max_members, self.workers)
         return [_returned(job, outcomes[job.number]) for job in jobs]
-
-
-def refuse_foreign(launcher: Launcher | None, config: DictConfig) -> None:
-    """Ours and Hydra's basic one train in this process, where the sweep is; what others start knows of no sweep."""
-    if not isinstance(launcher, FusedLauncher | BasicLauncher):
-        choice = config.hydra.runtime.choices["hydra/launcher"]
-        sys.exit(
-            f"error: hydra/launcher must be fused or basic, but got {choice}: its jobs would be runs without a sweep. "
-            "Leave it out; hydra.launcher.workers=auto spreads a sweep over the GPUs of a machine."
-        )
 
 
 def _returned(job: Composed, outcome: float | Exception) -> JobReturn:

@@ -15,9 +15,8 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
-from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit.checking import SIZE
-from manyfit.config import Config, DataConfig
+from manyfit.config import Config, ConfigError, DataConfig
 
 OF_ALL_DATA = {f"data.{key}" for key in DataConfig.model_fields} - {"data.target"}
 
@@ -40,7 +39,6 @@ class GridSweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        refuse_foreign(self.launcher, config)
         self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -64,6 +62,8 @@ class GridSweeper(BasicSweeper):
                     self.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=cfg)
                     try:
                         returns += self._sweep(cfg, given, sum(len(r) for r in returns))
+                    except ConfigError as error:
+                        failed[name] = str(error)
                     except SystemExit as error:
                         if error.code in (130, 143):  # the user's wish
                             raise
@@ -136,7 +136,6 @@ def _drawn(intervals: list[Override], draws: Any) -> list[tuple[str, ...]]:
     """Points of these intervals as overrides; of none, one point."""
     if not intervals and draws is None:
         return [()]
-    from manyfit.config import ConfigError
     from manyfit.sweeps.space import overrides, quasi_random, space
 
     if not intervals or not isinstance(draws, int) or draws < 1:

@@ -14,7 +14,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.manyfit.fused import refuse_foreign
 from manyfit import config as configuration
 from manyfit.config import ConfigError
 from manyfit.screen import Screen
@@ -40,7 +39,6 @@ class OptunaStudy(Sweeper):
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        refuse_foreign(self.launcher, config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search the space of `sweep.space` and of the command line, which wins."""

@@ -23,6 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 from manyfit.config import ASIDE, Config, ConfigError, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
+REFUSED = {  # of Hydra's options, and what to do instead
+    "config_path": "--config-dir adds a folder of your own to conf/, and its files come first",
+    "config_name": "an option of your own, such as conf/experiment/mine.yaml, is chosen by experiment=mine",
+    "experimental_rerun": "a run's config.yaml says what it was, and resume= goes on with it",
+}
+LAUNCHERS = (  # in this process, where the sweep is: what others start knows of no sweep
+    "hydra_plugins.manyfit.fused.FusedLauncher",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+)
 SYNONYMS = {"learning_rate": "lr", "l2": "weight_decay", "layers": "hidden", "gpus": "devices"}  # not alike in letters
 
 
@@ -40,13 +49,14 @@ def start(task: TaskFunction, conf: Path) -> None:
     options = get_args_parser().parse_args()
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
-    if not flags & {"config_name", "config_path", "experimental_rerun"}:
-        with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
-            mode = _mode(app.config_loader, given, options.multirun)
-            if not flags - {"config_dir"}:
-                go = app.multirun if mode == RunMode.MULTIRUN else app.run
-                go("config", task, [*given, f"hydra.mode={mode.name}"])
-                return
+    for flag in flags & REFUSED.keys():
+        raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
+    with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
+        mode = _mode(app.config_loader, given, options.multirun)
+        if not flags - {"config_dir"}:
+            go = app.multirun if mode == RunMode.MULTIRUN else app.run
+            go("config", task, [*given, f"hydra.mode={mode.name}"])
+            return
     hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()  # --help, --cfg and the like
 
 
@@ -96,6 +106,12 @@ def _mode(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode
     refuse_passwords({str(key): node for key, node in tree.items()})
     for unknown in (str(key) for key in tree if key not in KEYS):  # +lr=0.1
         raise ConfigError(_other_key(unknown, loader, overrides))
+    if cfg.hydra.launcher._target_ not in LAUNCHERS:
+        raise ConfigError(
+            f"hydra/launcher must be fused or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its jobs "
+            "would be runs without a sweep. Leave it out; hydra.launcher.workers=auto spreads a sweep over the GPUs of "
+            "a machine."
+        )
     mode: RunMode = RunMode.MULTIRUN if multirun else cfg.hydra.mode or RunMode.RUN
     swept = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     swept = [override for override in swept if override.is_sweep_override()]

@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from manyfit import config as configuration
@@ -39,7 +40,9 @@ def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
         for group, option in sorted(config.choices.items())
         if group not in SEARCHING and (group in named or usual.get(group) != option)
     ]
-    base = composed(groups)
+    asked = [key for key in _missing(groups) if key in wanted]
+    named |= set(asked)
+    base = composed([*groups, *(f"{key}={written(wanted[key])}" for key in asked)])
     got = {} if base is None else base.flat()
     keys = [key for key, value in wanted.items() if key in named or key not in got or got[key] != value]
     dropped = [f"~{key}" for key in got if key not in wanted and not any(k.startswith(f"{key}.") for k in wanted)]
@@ -48,19 +51,28 @@ def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
 
 
 def composed(overrides: list[str]) -> Config | None:
-    """The config that overrides compose, by the Hydra that is running or else from the repository's conf/; or None."""
+    """The config that overrides compose; or None."""
     try:
-        if GlobalHydra.instance().is_initialized():
-            return _parsed(overrides)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return _parsed(overrides)
+        cfg = _composed(overrides)
+        return configuration.parse(cfg, cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException, ConfigError):
         return None  # then every key is named
 
 
-def _parsed(overrides: list[str]) -> Config:
-    cfg = compose("config", overrides, return_hydra_config=True)
-    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+def _missing(overrides: list[str]) -> list[str]:
+    """The keys that only the user can give."""
+    try:
+        return configuration.missing(_composed(overrides))
+    except (HydraException, OmegaConfBaseException):
+        return []
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """By the Hydra that is running, or else from the repository's conf/."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides, return_hydra_config=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides, return_hydra_config=True)
 
 
 def written(value: Any) -> str:

@@ -55,6 +55,8 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
         _check_metric(settings(cfg).objective.metric, default)
         space = spaces.space(swept)
         _check_batch_sizes(space, default)
+    if note := prepare(default).data.note:
+        screen.say(line("note", note))
     with screen.stage("opening the study"):
         search = Search.of(cfg, settings(cfg), default, space)
     composed = functools.cache(functools.partial(_config, compose))
