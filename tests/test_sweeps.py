@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -35,6 +36,7 @@ from manyfit.screen import Screen
 from manyfit.sweeps import ledger, space
 from manyfit.sweeps.ledger import Ledger, lost, values_of
 from manyfit.sweeps.pruning import Judge
+from test_cli import runs
 
 SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off", "sweep.seeds=1"]
 LR = FloatDistribution(1e-5, 1e-1, log=True)
@@ -607,7 +609,10 @@ def shared(folder: Path) -> list[FrozenTrial]:
 
 @pytest.mark.slow
 def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> None:
-    """After kill -9, the same command again: the total is met, nothing is doubled, each trial has its run."""
+    """After kill -9, the same command again: the total is met, nothing is doubled, each trial has its run.
+
+    A third time it only says where the report is.
+    """
     process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while done(tmp_path) < 4 and time.monotonic() < deadline:
@@ -618,6 +623,12 @@ def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> Non
     subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
     check(shared(tmp_path), 12)
     assert all(len(trial.intermediate_values) == 21 for trial in shared(tmp_path) if not lost(trial))
+    stored = {run.info.run_id for run in runs(tmp_path)}
+    third = subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, capture_output=True, text=True)
+    told = re.search(r"shared has its 12 trials; run (\w{8}) reports on them", third.stdout)
+    assert told
+    assert {run.info.run_id for run in runs(tmp_path)} == stored
+    assert any(run_id.startswith(told[1]) for run_id in stored)
 
 
 @pytest.mark.slow

@@ -59,6 +59,14 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
         screen.say(line("note", note))
     with screen.stage("opening the study"):
         search = Search.of(cfg, settings(cfg), default, space)
+    if run_id := search.reported():
+        screen.say(
+            line("study", f"{search.name} has its {search.ledger.total} trials; run {run_id[:8]} reports on them")
+        )
+        screen.say(
+            line("further", f"sweep.n_trials={2 * search.settings.n_trials} goes on, sweep.study=NAME begins anew")
+        )
+        return
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
     with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
@@ -134,7 +142,7 @@ class Session:
     def _progress(self, number: int) -> tuple[str, int, int]:
         """A round's name, the runs of the study in all, and of them those that are done, by whomever."""
         total, done, seeds = self.search.ledger.total, self.search.ledger.done(), len(self.search.seeds)
-        rounds = number - 1 + math.ceil((total - done) / self.search.round)
+        rounds = max(1, number - 1 + math.ceil((total - done) / self.search.round))
         return f"round {min(number, rounds)} of {rounds}", total * seeds, done * seeds
 
     def _round(self, claimed: Sequence[Trial]) -> None:
@@ -234,6 +242,7 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
             file=sys.stderr,
         )
         raise
+    search.note_report(sweep.parent)
 
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:

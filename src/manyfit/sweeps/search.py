@@ -20,6 +20,7 @@ from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import Ledger, derived_seed
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.settings import Settings
+from manyfit.tracking import TrackedRun
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
 
@@ -100,6 +101,23 @@ class Search:
             new = {c.run.id: c.run.run_id for c in children if c.run.run_id and c.run.id not in known}
             if new:
                 self.ledger.study.set_user_attr("mlflow_run_ids", late | new)
+
+    def reported(self) -> str | None:
+        """MLflow's id of the parent run that reports on just these trials, if the study has them all."""
+        known = self.ledger.study.user_attrs.get("report", {})
+        done = self.ledger.done()
+        same = known.get("trials") == done and known.get("confirm_seeds") == self.settings.confirm_seeds
+        return known["run_id"] if same and done >= self.ledger.total else None
+
+    def note_report(self, parent: TrackedRun) -> None:
+        """This parent run reports on all trials that there are."""
+        if parent.run_id is not None:
+            known = {
+                "trials": self.ledger.done(),
+                "confirm_seeds": self.settings.confirm_seeds,
+                "run_id": parent.run_id,
+            }
+            self.ledger.study.set_user_attr("report", known)
 
 
 def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
