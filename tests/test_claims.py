@@ -36,6 +36,12 @@ def test_lost_seeds_decide_nothing() -> None:
     assert verdict.decide(effect([1.0, 1.1] * 4 + [np.inf])) == "undecided"
 
 
+def test_what_nothing_was_left_to_measure_is_unknown() -> None:
+    """No figure and no sentence says nan; words that hold these letters stay."""
+    said = f"It costs {np.nan:.0%} of loss, {np.nan:+.1%} of accuracy, {np.nan:.2f} for Nancy and nanodegrees."
+    assert verdict.known(said) == "It costs unknown of loss, unknown of accuracy, unknown for Nancy and nanodegrees."
+
+
 @pytest.mark.parametrize(
     ("values", "answer"),
     [([1.0, 1.1] * 4, "holds"), ([-1.0, -1.1] * 4, "fails"), ([1.0, -1.1] * 4, "undecided"), ([1.0] * 3, "undecided")],

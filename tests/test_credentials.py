@@ -28,6 +28,7 @@ SMALL = ["data=iris", "epochs=2", "model.hidden=[4]"]
         ("none of that name in /tmp/https:/me:secret@host", "none of that name in /tmp/https:/***@host"),
         ("cannot parse 'me:secret@host/db'", "cannot parse '***@host/db'"),
         ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("failed: token=abc pw=x", "failed: token=*** pw=***"),
         ("me@example.org, sqlite:////tmp/a@b", "me@example.org, sqlite:////tmp/a@b"),
         ("postgresql://me@host:5432/db, http://host:5000/x", "postgresql://me@host:5432/db, http://host:5000/x"),
         ("adam lr=0.003 at 12:30, a@b", "adam lr=0.003 at 12:30, a@b"),
@@ -38,11 +39,16 @@ def test_mask(text: str, masked: str) -> None:
     assert mask(text) == masked
 
 
+CALLED = ["pw", "pass", "data.token", "data.access_key", "data.auth_token"]
+
+
 @pytest.mark.parametrize(
     ("tree", "keys"),
     [
         ({"a": {"b": ["x", {"c": "x://u:p@h"}]}, "d": "postgresql://h/d?password=p"}, ["a.b.c", "d"]),
         ({"db_password": "p", "a": {"password": None}}, ["db_password"]),
+        ({"pw": "p", "pass": "p", "data": {"token": "t", "access_key": "k", "auth_token": "t"}}, CALLED),
+        ({"tokens": 3, "compass": 1, "data": {"bypass": "x", "key": "y"}, "passes": 2}, []),
         ({"a": "${oc.env:STORE}", "b": "postgresql://u:${oc.env:PW}@h/d"}, []),
         ({"a": "${oc.env:STORE,postgresql://u:p@h/d}"}, ["a"]),
         ({"a": "sqlite:///mlruns/optuna.db", "b": "http://localhost:5000", "c": "postgresql://me@host/db"}, []),

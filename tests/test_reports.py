@@ -180,7 +180,7 @@ def test_edges(best: float, given: Any, side: str | None) -> None:
 def test_edge_warning_names_the_key() -> None:
     """And what to try."""
     settings = ranked([row(i, float(i), optimizer__lr=lr) for i, lr in enumerate((0.1, 0.01))])
-    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in findings._edges(settings, None))
+    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in findings.warnings([], settings))
 
 
 def test_seed_warnings() -> None:
@@ -276,7 +276,8 @@ def test_confirmation_in_words() -> None:
 
     def words(*interval: float, compared: int = 1, place: int = 0, lost: tuple[int, int] = (0, 0)) -> str:
         found, test = Effect(*interval, n=8), Effect(1.2, 0.4, 2, 8)  # type: ignore[misc]
-        return confirmation.Confirmation(8, "loss/val", compared, place, found, test, "accuracy/test", *lost).words()
+        its = (compared, place, place, found, test, "accuracy/test", *lost)
+        return confirmation.Confirmation(8, "loss/val", *its).words()
 
     assert words(0.031, 0.012, 0.05) == (
         "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and differs by 1.2 [0.4, 2.0] points of test "
@@ -305,12 +306,12 @@ def test_the_best_of_three_is_chosen_on_the_fresh_seeds(composed: Compose) -> No
         lost = config.optimizer.lr == 1.5 * default.optimizer.lr and config.seed == 1003
         return math.nan if lost else ends.get(config.optimizer.lr, 0.45) + 0.02 * math.sin(config.seed)
 
-    rivals = [at(default, lr, 0) for lr in (1e-1, 1e-2, default.optimizer.lr * 1.5)]
+    rivals = {rank: at(default, lr, 0) for rank, lr in ((0, 1e-1), (2, 1e-2), (3, default.optimizer.lr * 1.5))}
     found = confirmation.confirm(
         FakeSweep(default, ended).train, rivals, at(default, 0.5, 0), 0, range(1000, 1008),
         lambda result: result.summary.best_loss_val, "loss/val",
     )  # fmt: skip
-    assert (found.place, found.wins, found.lost) == (1, True, 0)
+    assert (found.place, found.rank, found.wins, found.lost) == (1, 2, True, 0)  # the search's second was the default
     assert found.gain == effect([0.45 - 0.3] * 8, 1 - 0.05 / 3)
     assert [child.config.optimizer.lr for child in found.runs] == [1e-2] * 8
 

@@ -10,7 +10,7 @@ PASSWORD = re.compile(
     r"|\w:/{1,2}(?=[^/\s@:]*:[^\s@])"  # scheme://user:password@host, also as a path, with one /
     r"|(?:^|(?<=[\s=\"']))(?=[\w.+-]+:[^\s/@]+@\S)"  # user:password@host
     r")\S*(?=@)"
-    r"|((?:password|passwd|secret|api_?key|[?&](?:token|key))=)[^&\s]+",
+    r"|((?:password|passwd|secret|(?:api|access)_?key|(?:^|[^a-z])(?:pass|pwd|pw|token)|[?&]key)=)[^&\s]+",
     re.IGNORECASE,
 )
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")

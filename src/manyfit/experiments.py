@@ -100,6 +100,7 @@ class Experiment:
     def conclude(self, sweep: Sweep) -> "Verdict":
         """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
         from manyfit.claims import charts
+        from manyfit.claims.verdict import known
         from manyfit.figures import png
         from manyfit.jobs import prepare
 
@@ -114,7 +115,8 @@ class Experiment:
             raise ValueError("no run was trained")
         with sweep.screen.stage("judging"):
             verdict = self.claim(runs)
-        verdict = replace(verdict, sentence=" ".join([verdict.sentence, *warnings]))
+        sentence = " ".join([known(verdict.sentence), *warnings])
+        verdict = replace(verdict, sentence=sentence, headline=known(verdict.headline))
         verdicts.append((self.name, verdict))
         effect = verdict.effect
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]

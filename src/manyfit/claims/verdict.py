@@ -1,5 +1,6 @@
 """What a claim comes to: an answer with an effect and its interval, and the chart that shows it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -112,6 +113,11 @@ def with_networks(claim: Judge) -> Judge:
 def told(found: Effect, above: str, below: str) -> str:
     """A difference in words, by its sign: `0.12 [0.1, 0.14] lower`."""
     return f"{-found} {below}" if found.mean < 0 else f"{found} {above}"
+
+
+def known(words: str) -> str:
+    """Of a mean over nothing, as where all runs diverged, a claim's own words would say `nan%`: it is unknown."""
+    return re.sub(r"[+-]?\bnan\b%?", "unknown", words)
 
 
 def decide(found: Effect, above: float = 0.0) -> Answer:

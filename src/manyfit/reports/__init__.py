@@ -298,27 +298,27 @@ def _confirmed(sweep: Sweep, report: Report, default: Config, seeds: int) -> Rep
     if confirmation.same(report.config, default):
         return replace(report, confirmed="nothing to confirm: the best config is the default.")
     rivals = [
-        (setting, row.config)
-        for setting in report.settings
+        (rank, setting, row.config)
+        for rank, setting in enumerate(report.settings)
         if setting.counted
         and (row := findings.best_of(setting, report.direction)).config
         and not confirmation.same(row.config, default)
-    ][: len(confirmation.PLACES)]
+    ][: confirmation.RIVALS]
     fresh = confirmation.fresh_seeds([default.seed, *(row.seed for row in report.rows)], seeds)
     first = 1 + max([*sweep.children, *(row.number for row in report.rows)])
     sweep.tags.update({first + i: dict(confirmation.TAGS) for i in range((len(rivals) + 1) * seeds)})
     name = report.objective.partition(" ")[2]
     value = functools.partial(value_of, objective=report.objective, direction=report.direction)
-    configs = [config for _, config in rivals]
+    configs = {rank: config for rank, _, config in rivals}
     with sweep.screen.stage(f"confirming on {seeds} fresh seeds"), _to_the_end(sweep):
         found = confirmation.confirm(sweep.train, configs, default, first, fresh, value, name, report.direction)
-    winner = rivals[found.place][0].params if found.wins else _params_of(default, report)
+    winner = rivals[found.place][1].params if found.wins else _params_of(default, report)
     return replace(
         report,
         best=_setting_of(found.runs, winner, report) or report.best,
         default_won=not found.wins,
         confirmed=found.words(),
-        fresh=list(zip([*(setting.name for setting, _ in rivals), "the default"], found.means, strict=True)),
+        fresh=list(zip([*(setting.name for _, setting, _ in rivals), "the default"], found.means, strict=True)),
     )
 
 

@@ -15,7 +15,8 @@ SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""
 
 TAGS = {"manyfit.role": "confirmation"}
-PLACES = ("best", "second best", "third best")  # of the search: so many are compared with the default
+PLACES = ("best", "second best", "third best", "fourth best")  # of the search
+RIVALS = 3  # of them are compared with the default, which may be one
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Confirmation:
         seeds: How many fresh ones.
         name: Of the objective.
         compared: How many candidates there were.
-        place: Which of them did best on the fresh seeds, 0 being the search's best.
+        place: Which of them did best on the fresh seeds.
+        rank: Its place in the search, 0 being the best.
         gain: Of that one over the default, paired by seed, with an interval that holds for all candidates at once.
         test: The same in the test score.
         score: Which that is.
@@ -40,6 +42,7 @@ class Confirmation:
     name: str
     compared: int
     place: int
+    rank: int
     gain: Effect
     test: Effect
     score: str
@@ -57,7 +60,7 @@ class Confirmation:
 
     def words(self) -> str:
         """In a sentence."""
-        which = PLACES[self.place]
+        which = PLACES[self.rank]
         if not self.gain.n and self.lost == self.default_lost:
             return f"not confirmed: {which} or default failed on each of {self.seeds} fresh seeds."
         if self.lost > self.default_lost:
@@ -101,7 +104,7 @@ def level_of(comparisons: int) -> float:
 
 def confirm(
     train: Callable[[Mapping[int, Config]], Sequence[Child]],
-    candidates: Sequence[Config],
+    candidates: Mapping[int, Config],
     default: Config,
     first: int,
     seeds: Sequence[int],
@@ -113,7 +116,7 @@ def confirm(
 
     Args:
         train: Trains configs by number.
-        candidates: What did best in the search, in its order.
+        candidates: What did best in the search, by its rank, 0 being the best.
         default: The config they must beat.
         first: Number of the first of these runs.
         seeds: Fresh ones.
@@ -121,7 +124,7 @@ def confirm(
         name: What the objective is called.
         direction: Of the objective.
     """
-    configs = [with_seed(config, seed) for config in (*candidates, default) for seed in seeds]
+    configs = [with_seed(config, seed) for config in (*candidates.values(), default) for seed in seeds]
     children = train({first + i: config for i, config in enumerate(configs)})
     sign = -1.0 if direction == "minimize" else 1.0
     shape = len(candidates) + 1, len(seeds)
@@ -137,6 +140,7 @@ def confirm(
         name=name,
         compared=len(candidates),
         place=place,
+        rank=list(candidates)[place],
         gain=effect(values[place] - values[-1], level),
         test=effect(tests[place] - tests[-1], level),
         score=score,

@@ -196,7 +196,9 @@ def warnings(
     rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None, confirmed: bool = False
 ) -> list[str]:
     """What a reader must know before believing the result, one sentence each; `confirmed`: on fresh seeds."""
-    found = _edges(settings, space) + ([] if confirmed else _seeds(settings, searched=space is not None))
+    found = _edges(settings, space, "search's best" if confirmed else "best") + (
+        [] if confirmed else _seeds(settings, searched=space is not None)
+    )
     bad = [row for row in rows if row.state in ("failed", "diverged")]
     if len(bad) >= BAD * max(len(rows), 1) and bad:
         kinds = Counter(row.state for row in bad)
@@ -208,7 +210,7 @@ def warnings(
     return found
 
 
-def _edges(settings: Sequence[Setting], space: Space | None) -> list[str]:
+def _edges(settings: Sequence[Setting], space: Space | None, which: str) -> list[str]:
     if not settings or math.isnan(settings[0].mean):
         return []
     found = []
@@ -221,7 +223,7 @@ def _edges(settings: Sequence[Setting], space: Space | None) -> list[str]:
         side = _side(float(best), given)
         if side:
             word = "searched" if space and key in space else "tried"
-            found.append(f"the best {key}, {text(best)}, is the {side} {word}: {_beyond(side)} may be better.")
+            found.append(f"the {which} {key}, {text(best)}, is the {side} {word}: {_beyond(side)} may be better.")
     return found
 
 
