@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyfit.figures import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
-from manyfit.reports.findings import Row, Setting, is_number, text, tolerance, varying
+from manyfit.reports.findings import NEAR, Row, Setting, is_number, text, tolerance, varying
 from manyfit.statistics import POSITIVE, interval
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def _headline(settings: Sequence[Setting]) -> str:
     if near is None:
         return "No run has a value"
     if near[1] == near[0]:
-        return f"Best at lr {near[0]:.3g}, alone"
-    return f"Best from lr {near[0]:.2g} to {near[1]:.2g}"
+        return f"Best at lr {near[0]:.3g}; no other comes within {NEAR:.0%}"
+    return f"Within {NEAR:.0%} of the best from lr {near[0]:.2g} to {near[1]:.2g}"
 
 
 def _sensitivity(axes: "Axes", settings: Sequence[Setting], colour: str, joined: bool) -> None:
