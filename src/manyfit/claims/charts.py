@@ -91,7 +91,8 @@ def _chart(axes: "Axes", chart: Chart) -> None:
         height, right = (axes.transData + axes.transAxes.inverted()).transform, axes.get_xlim()[1]
         ends = [height((right, series.y[-1]))[1] for series in chart.series if len(series.y)]
         crowded = any(0 <= end - height((right, value))[1] < 0.1 for end in ends)  # where the name would stand
-        axes.annotate(name, (0.02 if crowded else 1, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8,
+        place = (0.02 if crowded else 1, value)
+        axes.annotate(name, place, xycoords=("axes fraction", "data"), va="bottom", fontsize=8,
                       ha="left" if crowded else "right", color=GREY, **FONT)  # fmt: skip
     axes.set_xlabel(chart.x, fontsize=9, **FONT)
     axes.set_title(chart.y, fontsize=10, fontweight="bold", loc="left", **FONT)
