@@ -9,6 +9,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -141,9 +142,14 @@ class Config(Node):
     @property
     def experiment(self) -> str:
         """Name of the MLflow experiment; an address in it, such as an interpolation may bring, without its password."""
-        if self.name is None and self.choices.get("data") == "csv" and not self.choices.get("experiment"):
-            return Path(str(self.data.arguments["path"])).name.split(".")[0]
-        return mask(self.name or self.choices.get("experiment") or self.choices.get("data") or self.data.target)
+        return mask(self.name or self.choices.get("experiment") or "") or self.dataset
+
+    @property
+    def dataset(self) -> str:
+        """What people call the data; your own table by its file."""
+        choice = self.choices.get("data")
+        file = Path(str(self.data.arguments["path"])).name.split(".")[0] if choice == "csv" else ""
+        return mask(file or choice or self.data.target)
 
     def flat(self) -> dict[str, Any]:
         """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
@@ -161,12 +167,12 @@ class Config(Node):
         if self.choices.get("model", "mlp") != "mlp":
             parts.append(self.choices["model"])
         hidden, usual = model.get("hidden"), {"mlp": [64, 64], "perceptron": []}
-        if hidden not in (None, usual.get(self.choices.get("model", "mlp"))):
-            parts.append("x".join(map(str, hidden or ())) or "linear")
+        if isinstance(hidden, list | tuple) and hidden != usual.get(self.choices.get("model", "mlp")):
+            parts.append("x".join(map(str, hidden)) or "linear")
         if model.get("activation", "relu") != "relu":
             parts.append(str(model["activation"]))
-        if model.get("dropout"):
-            parts.append(f"p={model['dropout']:g}")
+        if isinstance(p := model.get("dropout"), int | float) and p:
+            parts.append(f"p={p:g}")
         if self.optimizer.weight_decay:
             parts.append(f"wd={self.optimizer.weight_decay:g}")
         if self.choices.get("schedule", "constant") != "constant":
@@ -215,12 +221,21 @@ def missing(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
     return [key for key, value in _flatten({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
 
 
+def flat_of(cfg: DictConfig) -> dict[str, Any]:
+    """What Hydra composed as `Config.flat` would have it, whether or not it is a config that can be used."""
+    return dict(_flatten(_container(_of_the_run(cfg)), ""))
+
+
+def _of_the_run(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ASIDE])
+
+
 def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the run is made of, with its interpolations resolved, and as written."""
     if isinstance(cfg, dict):
         tree = {key: value for key, value in cfg.items() if key not in ASIDE}
         return tree, tree
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ASIDE])
+    cfg = _of_the_run(cfg)
     return _container(cfg, resolve=True), _container(cfg)
 
 
@@ -305,22 +320,28 @@ def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
     """
     if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
         return
+    known = f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}"
+    if not _spec(path.partition(".")[0]):
+        raise ConfigError(f"{known}, and there is no module of that name.")
     raise ConfigError(
-        f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}, whose module would be "
-        f"run. If you trust it: trusted=[{path.rpartition('.')[0] or path}]."
+        f"{known}, whose module would be run. If you trust it: trusted=[{path.rpartition('.')[0] or path}]."
     )
 
 
 def _is_beside(top: str) -> bool:
     """Whether a top-level module is a file or folder of the command's, or of the working directory; runs nothing."""
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # no name, or no file: __main__
-        return False
+    spec = _spec(top)
     places = list(spec.submodule_search_locations or ()) if spec else []
     if spec and spec.has_location:  # else its origin is no file: built-in, frozen
         places.append(str(spec.origin))
     return any(Path(place).parent.resolve() in (Path(sys.path[0]).resolve(), Path.cwd()) for place in places)
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # no name, or no file: __main__
+        return None
 
 
 def _check_together(config: Config) -> None:

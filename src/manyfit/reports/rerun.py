@@ -1,5 +1,6 @@
 """A config -> the command that runs it again."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -9,11 +10,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from manyfit import config as configuration
-from manyfit.config import Config, ConfigError
+from manyfit.config import Config
 
 CONF = Path(__file__).parents[3] / "conf"
 SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
@@ -33,46 +32,29 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
 
 def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
     """What must be said to compose exactly this config, and the named groups and keys in any case."""
-    wanted, default, named = config.flat(), composed([]), set(named)
-    usual = {} if default is None else default.choices
+    wanted, (_, usual), named = config.flat(), composed([]), set(named)
     groups = [
         f"{group}={option}"
         for group, option in sorted(config.choices.items())
         if group not in SEARCHING and (group in named or usual.get(group) != option)
     ]
-    asked = [key for key in _missing(groups) if key in wanted]
-    named |= set(asked)
-    base = composed([*groups, *(f"{key}={written(wanted[key])}" for key in asked)])
-    got = {} if base is None else base.flat()
+    got, _ = composed(groups)
     keys = [key for key, value in wanted.items() if key in named or key not in got or got[key] != value]
     dropped = [f"~{key}" for key in got if key not in wanted and not any(k.startswith(f"{key}.") for k in wanted)]
     added = ["+" if got and key not in got else "" for key in keys]
     return [*groups, *dropped, *(f"{sign}{key}={written(wanted[key])}" for sign, key in zip(added, keys, strict=True))]
 
 
-def composed(overrides: list[str]) -> Config | None:
-    """The config that overrides compose; or None."""
+def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys that overrides compose, and the chosen options; by the Hydra that is running, or else from conf/."""
     try:
-        cfg = _composed(overrides)
-        return configuration.parse(cfg, cfg.hydra.runtime.choices)
-    except (HydraException, OmegaConfBaseException, ConfigError):
-        return None  # then every key is named
-
-
-def _missing(overrides: list[str]) -> list[str]:
-    """The keys that only the user can give."""
-    try:
-        return configuration.missing(_composed(overrides))
-    except (HydraException, OmegaConfBaseException):
-        return []
-
-
-def _composed(overrides: list[str]) -> DictConfig:
-    """By the Hydra that is running, or else from the repository's conf/."""
-    if GlobalHydra.instance().is_initialized():
-        return compose("config", overrides, return_hydra_config=True)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=True)
+        with contextlib.ExitStack() as closing:
+            if not GlobalHydra.instance().is_initialized():
+                closing.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+            cfg = compose("config", overrides, return_hydra_config=True)
+            return configuration.flat_of(cfg), dict(cfg.hydra.runtime.choices)
+    except HydraException:
+        return {}, {}  # then every key is named
 
 
 def written(value: Any) -> str:
