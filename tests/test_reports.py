@@ -280,11 +280,13 @@ def test_confirmation_in_words() -> None:
         return confirmation.Confirmation(8, "loss/val", *its).words()
 
     assert words(0.031, 0.012, 0.05) == (
-        "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val and differs by 1.2 [0.4, 2.0] points of test "
-        "accuracy, over 8 fresh seeds"
+        "confirmed: best beats default by 0.031 [0.012, 0.05] in loss/val, with test accuracy 1.2 [0.4, 2.0] points "
+        "higher, over 8 fresh seeds"
     )
     assert words(-0.031, -0.05, -0.012).startswith("refuted: default beats best by 0.031 [0.012, 0.05] in loss/val")
     assert words(0.01, -0.1, 0.12).startswith("not confirmed")
+    for gain, said in ((0.222, "RMSE 0.222 [0.1, 0.3] lower"), (-0.222, "RMSE 0.222 [-0.3, -0.1] higher")):
+        assert confirmation._tested(Effect(gain, 0.1, 0.3, 8), "rmse/test") == said
     assert "interval unknown" in words(0.01, math.nan, math.nan)
     three = words(0.031, 0.012, 0.05, compared=3, place=2)
     assert three.startswith("confirmed: third best beats default by 0.031")
@@ -390,7 +392,7 @@ def test_what_won_the_confirmation_is_recommended(composed: Compose, capsys: pyt
         assert named in out
         name = f"{'' if wins == 0.02 else 'the default, '}optimizer.lr={wins}"
         assert f"**{name}** won" in note
-        assert f" best  {name} (run" in out
+        assert f" best  {name} (its best run: " in out
 
 
 def test_the_default_need_not_be_confirmed(swept: FakeSweep) -> None:

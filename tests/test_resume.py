@@ -50,6 +50,16 @@ def test_what_has_nothing_left_to_train_is_refused(
         assert len(fit([config], resume=tmp_path)[0].metrics["loss/val"]) > state["epoch"] + 1
 
 
+def test_other_data_are_refused(composed: Compose, tmp_path: Path) -> None:
+    """What was trained on might be validated on; a state of before does not know its data, and goes on."""
+    fit([composed(*SMALL)], keep=tmp_path)
+    state, now = checkpoints.load(tmp_path), composed(*SMALL, "epochs=9")
+    resume._require_same_data(now, state)
+    resume._require_same_data(now, {key: value for key, value in state.items() if key != "data"})
+    with pytest.raises(ConfigError, match="data must be those that the run has been trained on, but wine has changed"):
+        resume._require_same_data(composed("data=wine"), state)
+
+
 @pytest.mark.slow
 def test_the_page_says_what_changed(tmp_path: Path) -> None:
     """Terminal and tags: the new epochs, since the param cannot change, and where lr goes."""

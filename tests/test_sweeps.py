@@ -27,7 +27,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, ROOT, Compose, made, options
-from manyfit import command, parent, reports, sweeps
+from manyfit import command, jobs, parent, reports, sweeps
 from manyfit import config as configuration
 from manyfit.config import ConfigError, with_seed
 from manyfit.grouping import grouped
@@ -393,6 +393,7 @@ def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, repo
     """For every sampler; the report calls it diverged, and the best trial is a real one."""
     swept = ["optimizer.lr=range(0.0005,0.0020,0.0005)", "model.dropout=range(0,0.2,0.1)"]
     given = [f"sampler={sampler}", "sweep.n_trials=6", "sweep.round=3", f"sweep.direction={direction}"]
+    given += ["sweep.objective.metric=accuracy/val"] if direction == "maximize" else []
     search(swept, *given, launch=answered(cliff))
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     worst = np.inf if direction == "minimize" else -np.inf
@@ -549,6 +550,45 @@ def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported:
     with pytest.raises(SystemExit, match="error: 1 of 2 trials failed; the first is 1: data.train_size must be in"):
         search(["data.train_size=choice(50,1000)"], "sampler=grid")
     assert [row.state for row in reported] == ["finished", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        (["data=iris,wine"], "data must not be searched: losses on different data cannot be compared"),
+        (["data.split_seed=choice(1,2)", "optimizer.lr=choice(0.1,0.2)"], "data.split_seed must not be searched"),
+        (
+            ["optimizer.lr=choice(0.1,0.2)", "sweep.objective.metric=accuracy/val"],
+            "sweep.direction must be maximize with",
+        ),
+        (["optimizer.lr=choice(0.1,0.2)", "sweep.direction=maximize"], "sweep.direction must be minimize with"),
+        (["sweep=lr", "optimizer.lr=0.1"], r"sweep.space must have a key, but all of it \(optimizer.lr\) is fixed"),
+    ],
+)
+def test_a_search_that_would_find_the_wrong_thing_is_refused(
+    reported: list[SimpleNamespace], given: list[str], refusal: str
+) -> None:
+    """Before a study exists."""
+    swept = [override for override in given if "choice" in override or "," in override]
+    with pytest.raises(ConfigError, match=refusal):
+        search(swept, *(override for override in given if override not in swept))
+    assert not reported
+    assert not Path("mlruns/optuna.db").exists()
+
+
+def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
+    """A table that has changed is another study's; one of before knows no data, and goes on."""
+    own = ["data=csv", "data.path=own.csv", "data.target=y", "sweep.study=own", "epochs=2"]
+    swept = ["optimizer.lr=choice(0.1,0.2)", "model.dropout=choice(0.1)"]
+    rows = "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(60))
+    Path("own.csv").write_text("x,y\n" + rows)
+    search(swept, *own, launch=answered(cliff))
+    Path("own.csv").write_text("x,y\n" + rows.replace("a", "c"))
+    jobs._dataset.cache_clear()  # another process's would not know the table as it was
+    jobs._prepared.clear()
+    with pytest.raises(ConfigError, match="data, by their digest, must be ........ as in study own, but got"):
+        search(swept, *own, launch=answered(cliff))
+    assert len(reported) == 2
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_before_a_study_exists(reported: list[SimpleNamespace]) -> None:

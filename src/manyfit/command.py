@@ -39,7 +39,8 @@ def run(config: Config, number: int = 0) -> float:
 
 def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     """Go on with an earlier run; otherwise like `run`."""
-    with Screen(f"going on with run {cfg.resume}") as screen:
+    given = next(override.partition("=")[2] for override in overrides if override.startswith("resume="))
+    with Screen(f"going on with run {given}") as screen:
         with screen.stage("looking for it in the store, which takes torch and MLflow"):
             earlier = find(cfg, overrides)
         screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
@@ -82,7 +83,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
             _deliver(tracker, recorder.runs[0], screen, "" if folder.exists() else None)
             raise
         screen.say(terminal.summary(result))
-        _deliver(tracker, recorder.runs[0], screen, _further(result) if keep else None)
+        goes_on = keep and result.status == "FINISHED"
+        _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return value_of(result)
@@ -173,7 +175,9 @@ def grid(
         SystemExit: Some jobs cannot be run, and nothing was; or some failed: says how many, and why the first did.
     """
     try:
-        config = parse(first, first.hydra.runtime.choices)
+        # where the data are swept over, what is left is other data, or none
+        alike = not any(override.startswith("data") for override in set(jobs[0]) - set(arguments))
+        config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
     except ConfigError as error:
         sys.exit(f"error: {error}")
     name = config.choices.get("experiment")

@@ -303,7 +303,7 @@ def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str | None = No
         resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
     """
     if isinstance(tracker, NoTracker):
-        return line("look", "nowhere: tracking=off stores nothing")
+        return line("look", "nowhere: tracking=off stores no run")
     if tracker.lost:
         return line("look", "manyfit ui, for what reached the disk")
     short = (run.run_id or run.id)[:8]

@@ -76,6 +76,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     config = _changed(stored, cfg, list(given))
     _require_more(config, state)
     try:
+        _require_same_data(config, state)
         changes = _changes(_changed(stored, cfg, []), config, state)
     except ValueError as error:  # the data are others now
         raise ConfigError(str(error)) from error
@@ -96,6 +97,16 @@ def _require_more(config: Config, state: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"trainer.patience must be > {idle}, the epochs that the run has been without a better one, or null, but "
             f"got {config.trainer.patience}: it would stop at once. Add trainer.patience=null."
+        )
+
+
+def _require_same_data(config: Config, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError if they are others now: examples that were trained on might be validated on."""
+    from manyfit.jobs import prepare  # torch: seconds
+
+    if state.get("data", now := prepare(config).data.digest) != now:
+        raise ConfigError(
+            f"data must be those that the run has been trained on, but {config.dataset} has changed since."
         )
 
 

@@ -137,7 +137,7 @@ def train(
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # the steps before it
         if keep and first:
             writer = checkpoints.Writer(keep, COPIES_KEPT * module.population.weights.nbytes)
-            module.keep = functools.partial(_keep, closing.enter_context(writer), configs)
+            module.keep = functools.partial(_keep, closing.enter_context(writer), jobs)
         with _exits(trainer):
             _run(trainer, module)
             test = module.evaluate(module.best.weights, module.best.buffers, ["test"])
@@ -151,13 +151,11 @@ def train(
     )
 
 
-def _keep(
-    writer: checkpoints.Writer, configs: Sequence[Config], epoch: int, state: Callable[[], Mapping[str, Any]]
-) -> None:
+def _keep(writer: checkpoints.Writer, jobs: Sequence[Job], epoch: int, state: Callable[[], Mapping[str, Any]]) -> None:
     """Put a state away, with what was being trained; the last in any case."""
-    if writer.wants or epoch == configs[0].epochs:
-        given = [{"source": dict(config.source), "choices": dict(config.choices)} for config in configs]
-        writer.put(epoch, {"configs": json.dumps(given), **state()})
+    if writer.wants or epoch == jobs[0].config.epochs:
+        given = [{"source": dict(job.config.source), "choices": dict(job.config.choices)} for job in jobs]
+        writer.put(epoch, {"configs": json.dumps(given), "data": jobs[0].data.digest, **state()})
 
 
 def _name(device: torch.device) -> str:

@@ -107,7 +107,8 @@ def conclude(
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
     shares = importance if importance is not None else _importances(settings, rows)
-    best = settings[0] if settings and settings[0].counted else None
+    alike = not any(findings.is_of_the_data(key) for key in findings.varying(settings))
+    best = settings[0] if alike and settings and settings[0].counted else None
     report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings), best=best)
     if default is not None and best is not None and confirm_seeds:
         report = _confirmed(sweep, report, default, confirm_seeds)
@@ -116,7 +117,8 @@ def conclude(
         command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
         warnings=[]
         if verdict
-        else copies * (given > len(rows)) + findings.warnings(rows, settings, space, confirmed=bool(report.fresh)),
+        else copies * (given > len(rows))
+        + findings.warnings(rows, settings if alike else [], space, confirmed=bool(report.fresh)),
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":
@@ -147,11 +149,11 @@ def summary(report: Report) -> str:
         lines += [("effect", report.verdict.measured)]
         return "\n".join(f"{name:>11}  {words}" for name, words in lines)
     if report.best and report.row:
-        lines += [("best", f"{_named(report)} (run {report.row.number}, seed {report.row.seed})")]
+        lines += [("best", f"{_named(report)} (its best run: {_id(report.row)}, seed {report.row.seed})")]
         lines += [("value", f"{report.objective} {spread(report.best)}")]
         lines += [("lr", words)] if (words := sensitivity(report)) else []
     else:
-        lines += [("best", "none: no run came to a value")]
+        lines += [("best", f"none: {_why_none(report)}")]
     lines += [("verdict", report.confirmed)] if report.confirmed else []
     lines += [("warning", warning) for warning in report.warnings]
     lines += [("again", report.command)] if report.command else []
@@ -168,7 +170,7 @@ def note(report: Report) -> str:
         sure = f"{report.objective} {spread(report.best)}"
         parts[0] += f" **{_named(report)}** won: {sure}. {sensitivity(report)}".rstrip()
     else:
-        parts[0] += " No run came to a value."
+        parts[0] += f" None is the best: {_why_none(report)}."
     if report.fresh:
         parts.append(_confirmation_table(report))
     if report.confirmed:
@@ -177,6 +179,17 @@ def note(report: Report) -> str:
     parts += ["\n".join(f"- Warning: {warning}" for warning in report.warnings)] if report.warnings else []
     parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command and not report.verdict else []
     return "\n\n".join(parts)
+
+
+def _why_none(report: Report) -> str:
+    compared = any(setting.counted for setting in report.settings)
+    return "losses on different data cannot be compared; table.md has all" if compared else "no run came to a value"
+
+
+def _id(row: Row) -> str:
+    """How a run is found in the store, if it is there; else the number of its job."""
+    known = row.run_id or (row.run.run_id if row.run else None)
+    return known[:8] if known else f"number {row.number}"
 
 
 def _named(report: Report) -> str:
@@ -197,13 +210,13 @@ def sensitivity(report: Report) -> str:
     if LR not in findings.varying(report.settings) or near is None:
         return ""
     low, high = near
-    best = "the search's best" if report.confirmed else "the best"
+    where = "In the search" if report.confirmed else "Of the rates tried"
     if low == high:
-        return f"Of the rates tried only {low:.3g} comes within {findings.NEAR:.0%} of {best}."
+        return f"{where} only {low:.3g} comes within {findings.NEAR:.0%} of the best."
     count, decades = len(findings.close(report.settings)), math.log10(high / low)
     return (
-        f"{count} settings with rates from {low:.2g} to {high:.2g} ({decades:.1f} decades) come "
-        f"within {findings.NEAR:.0%} of {best}."
+        f"{where} {count} settings with rates from {low:.2g} to {high:.2g} ({decades:.1f} decades) come within "
+        f"{findings.NEAR:.0%} of the best."
     )
 
 
@@ -354,10 +367,12 @@ def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) ->
     keys = ", ".join(findings.varying(settings)) or "seeds only"
     states = Counter(row.state for row in rows)
     ends = ", ".join(f"{count} {state}" for state, count in states.most_common())
-    seeds = len({row.seed for row in rows})
+    seeds = sorted({len({row.seed for row in setting.rows}) for setting in settings}) or [0]
+    each = _count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    data = ", ".join(dict.fromkeys(row.config.dataset for row in rows if row.config)) or sweep.config.dataset
     return (
-        f"{keys} on {sweep.config.experiment}: {_count(len(rows), 'run')} of {_count(len(settings), 'setting')} with "
-        f"{_count(seeds, 'seed')} ({ends or 'none'}; {hardware()})."
+        f"{keys} on {data}: {_count(len(rows), 'run')} of {_count(len(settings), 'setting')} with {each}"
+        f"{' each' * (len(settings) > 1)} ({ends or 'none'}; {hardware()})."
     )
 
 

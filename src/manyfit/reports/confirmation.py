@@ -75,7 +75,7 @@ class Confirmation:
             )
         turned = self.gain.high < 0
         gain, test = (-self.gain, -self.test) if turned else (self.gain, self.test)
-        tested = f" and differs by {_tested(test, self.score)}" if test.n else ""
+        tested = f", with test {_tested(test, self.score)}" if test.n else ""
         failed = f" ({self.seeds - gain.n} more failed or diverged)" if gain.n < self.seeds else ""
         several = f"; {self.compared} settings were compared: intervals of {level_of(self.compared):.1%}"
         return (
@@ -165,8 +165,12 @@ def _verdict(gain: Effect, which: str) -> str:
         return f"confirmed: {which} beats default by"
     if gain.high < 0:
         return f"refuted: default beats {which} by"
-    return f"not confirmed: {which} and default cannot be told apart, the gain is"
+    return f"not confirmed: {which} and default cannot be told apart, it gains"
 
 
 def _tested(test: Effect, score: str) -> str:
-    return f"{test:.1f} points of test accuracy" if score == "accuracy/test" else f"{test:.3g} in test RMSE"
+    """How much better, as a mean that is not negative: `accuracy 1.2 [0.4, 2.0] points higher`."""
+    size, better = (test, True) if test.mean >= 0 else (-test, False)
+    if score == "accuracy/test":
+        return f"accuracy {size:.1f} points {'higher' if better else 'lower'}"
+    return f"RMSE {size:.3g} {'lower' if better else 'higher'}"

@@ -25,6 +25,9 @@ RIM = 0.02
 ENOUGH = 8
 """Finished runs from which importances are worth a picture."""
 
+OF_TRAINING = {"data.train_size", "data.label_noise", "data.standardise"}
+"""Settings of the data that leave the validation examples alone."""
+
 BAD = 0.1
 """Share of failed and diverged runs from which the report warns."""
 
@@ -268,6 +271,11 @@ def _column(values: Sequence[Value]) -> np.ndarray:
         return np.array([order.index(str(value)) for value in values], float)
     numbers = np.array(values, float)
     return np.log10(numbers) if numbers.min() > 0 and numbers.max() / numbers.min() >= 10 else numbers
+
+
+def is_of_the_data(key: str) -> bool:
+    """Whether runs that differ in it are validated on different examples, so that their losses cannot be compared."""
+    return key.split(".")[0] == "data" and key not in OF_TRAINING
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

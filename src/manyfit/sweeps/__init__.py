@@ -52,7 +52,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
     with screen.stage("loading data"):
-        _check_metric(settings(cfg).objective.metric, default)
+        _check_objective(settings(cfg), default)
         space = spaces.space(swept)
         _check_batch_sizes(space, default)
     if note := prepare(default).data.note:
@@ -60,12 +60,9 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     with screen.stage("opening the study"):
         search = Search.of(cfg, settings(cfg), default, space)
     if run_id := search.reported():
-        screen.say(
-            line("study", f"{search.name} has its {search.ledger.total} trials; run {run_id[:8]} reports on them")
-        )
-        screen.say(
-            line("further", f"sweep.n_trials={2 * search.settings.n_trials} goes on, sweep.study=NAME begins anew")
-        )
+        done = search.ledger.done()
+        screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
+        screen.say(line("further", f"sweep.n_trials={2 * done} goes on, sweep.study=NAME begins anew"))
         return
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
@@ -82,8 +79,9 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     session.complain()
 
 
-def _check_metric(metric: str, default: Config) -> None:
-    """Before a study exists: the data can be used, and the objective is a curve of a run on them."""
+def _check_objective(sought: Settings, default: Config) -> None:
+    """Before a study exists: the data can be used, and the objective is a curve of a run on them, to be had best."""
+    metric = sought.objective.metric
     try:
         task = prepare(default).data.task
     except ValueError as error:
@@ -93,6 +91,12 @@ def _check_metric(metric: str, default: Config) -> None:
     names += ["loss/gap", "loss/train_running"]
     if metric not in names:
         raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
+    better = "maximize" if metric.split("/")[0] in ("accuracy", "r2") else "minimize"
+    if sought.direction != better:
+        raise ConfigError(
+            f"sweep.direction must be {better} with sweep.objective.metric={metric}, but got {sought.direction}: the "
+            f"worst would win. Add sweep.direction={better}."
+        )
 
 
 def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:

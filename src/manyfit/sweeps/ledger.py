@@ -30,6 +30,7 @@ from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
 EARLIER = {"sweep.seeds": 1}  # of studies that are older than the key
+DATA = "data, by their digest,"  # which older studies do not know
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
 
@@ -271,7 +272,7 @@ def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
     if before is None:
         study.set_user_attr("fingerprint", now)
         return
-    before = {key: value for key, value in EARLIER.items() if key in now} | before
+    before = {key: EARLIER.get(key, value) for key, value in now.items() if key in (*EARLIER, DATA)} | before
     changed = [
         f"{key} must be {before.get(key, 'left out')} as in study {study.study_name}, but got {now.get(key, 'none')}."
         for key in sorted({*before, *now})

@@ -15,9 +15,11 @@ from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
 from manyfit import config as configuration
 from manyfit.config import Component, Config, ConfigError
+from manyfit.jobs import prepare
 from manyfit.parent import Child
+from manyfit.reports.findings import is_of_the_data
 from manyfit.sweeps import space as spaces
-from manyfit.sweeps.ledger import Ledger, derived_seed
+from manyfit.sweeps.ledger import DATA, Ledger, derived_seed
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.settings import Settings
 from manyfit.tracking import TrackedRun
@@ -45,9 +47,15 @@ class Search:
             ConfigError: Something cannot be used.
         """
         if not space:
+            fixed = f"all of it ({', '.join(settings.space)}) is fixed by the command" if settings.space else "got none"
             raise ConfigError(
-                "sweep.space must have a key, but got none. "
+                f"sweep.space must have a key, but {fixed}. "
                 "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
+            )
+        if compared := sorted(key for key in space if is_of_the_data(key)):
+            raise ConfigError(
+                f"{' and '.join(compared)} must not be searched: losses on different data cannot be compared. "
+                "Search on each by itself."
             )
         if settings.seeds > 1 and "seed" in space:
             raise ConfigError(
@@ -107,7 +115,7 @@ class Search:
         known = self.ledger.study.user_attrs.get("report", {})
         done = self.ledger.done()
         same = known.get("trials") == done and known.get("confirm_seeds") == self.settings.confirm_seeds
-        return known["run_id"] if same and done >= self.ledger.total else None
+        return str(known["run_id"]) if same and done >= self.ledger.total else None
 
     def note_report(self, parent: TrackedRun) -> None:
         """This parent run reports on all trials that there are."""
@@ -127,6 +135,7 @@ def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) 
     sought = {"objective": settings.objective.model_dump(), "direction": settings.direction, "seeds": settings.seeds}
     return {
         **kept,
+        DATA: prepare(default).data.digest[:8],
         **{f"sweep.{key}": value for key, value in sought.items()},
         **{f"sweep.space.{key}": text for key, text in space.items()},
     }
