@@ -129,6 +129,20 @@ def test_results_go_to_stdout_wherever_that_is(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "a result " + "x" * 200 + "\na stray word\n"
 
 
+def test_who_has_read_enough_breaks_nothing(tmp_path: Path) -> None:
+    """As head does."""
+    code = COUNTED + "\nfor i in range(9): shown.say('x' * 99999)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        done.stdout.read(10)
+        done.stdout.close()
+        assert b"Traceback" not in done.stderr.read()
+    assert done.returncode == 0
+
+
 def test_stages_are_nested(capsys: pytest.CaptureFixture[str]) -> None:
     """An inner stage hides the outer one while it lasts; runs that come to a bad end alone are counted as well."""
     shown = Screen("")

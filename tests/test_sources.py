@@ -73,7 +73,8 @@ def test_a_source_has_a_config_with_its_own_defaults(name):
     source = getattr(sources, name)
     assert config.pop("_target_") == f"manyfit.sources.{name}"
     parameters = inspect.signature(source).parameters.values()
-    assert config == {p.name: "???" if p.default is p.empty else p.default for p in parameters}
+    plain = {p.name: [*p.default] if isinstance(p.default, tuple) else p.default for p in parameters}
+    assert config == {name: "???" if default is inspect.Parameter.empty else default for name, default in plain.items()}
     assert inspect.get_annotations(source, eval_str=True)["return"] is Table
 
 

@@ -30,8 +30,16 @@ QUIET = (
             "optimizer.learning_rate=1",
             "optimizer.learning_rate must be a key .* Did you mean optimizer.lr? optimizer=adam has lr, .*eps.*",
         ),
-        ("optimizer.momentum=0.9", "optimizer.momentum must be a key .* no such key. optimizer=adam has lr, .*eps.*"),
+        ("optimizer.momentum=0.9", "optimizer.momentum must be .*momentum, .* have it. optimizer=adam has lr, .*eps.*"),
         ("optimizer=sgd modle.dropout=0.1", "modle.dropout must be a key .* Did you mean model.dropout?"),
+        (
+            "data.path=my.csv",
+            "data.path must be a key .*, but there is no such key. data=csv has it. data=digits has .*",
+        ),
+        ("schedule=step schedule.step_size=1", "schedule.step_size must be a key .* no such key. schedule=step has .*"),
+        ("model.hidden={a:1}", "model.hidden must be a value of its kind, but got {a:1}. --help shows .*"),
+        ("-m data=iris --cfg job", "Only one of .*"),
+        ("sweep=lr -m lr=1,2", "lr must be a key .* Did you mean optimizer.lr?"),
         ("optmizer=adam", "optmizer must be a key .* Did you mean optimizer?"),
         (
             "-m optimizer=momentum,nesterov optimizer.momentum=0.8",
@@ -52,7 +60,8 @@ def test_mistyped(tmp_path: Path, command: str, answer: str) -> None:
     """One line says which key or option was meant; nothing is imported for it that takes seconds."""
     arguments = [sys.executable, "-c", QUIET, *command.split()]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert re.fullmatch(f" +manyfit  starting\nerror: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
+    first = "" if "--cfg" in command else " +manyfit  starting\n"
+    assert re.fullmatch(f"{first}error: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
     assert done.returncode == 1
     assert done.stdout == ""
 
@@ -65,6 +74,15 @@ def test_options_of_hydra_that_lead_past_the_checks_are_refused(tmp_path: Path, 
     assert done.returncode == 1
     assert re.fullmatch(f"error: {option.partition('=')[0]} must be left out: .*\n", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    """Its name and place, in one line."""
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "bad.yaml").write_text("_target_: torch.nn.Linear\n  width: 1\n")
+    arguments = [sys.executable, "-c", QUIET, "--config-dir", "mine", "model=bad"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert re.fullmatch(r"error: a file of conf/ must be YAML, but .*bad.yaml.*line 2.*\n", done.stderr), done.stderr
 
 
 def test_plus_adds_an_argument(tmp_path: Path) -> None:

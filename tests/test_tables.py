@@ -144,7 +144,7 @@ ROWS = "1,2,0\n3,4,1\n" * 4
         ("a,b,y\n" + ROWS + "1,-inf,0\n", r"finite number .* but got '-inf' in .*, line 10, column 'b'"),
         ("a,b,y\np,2,0\n  ,2,1\n", r"empty cell or NaN in .*, line 3, column 'a'"),
         ("a,b,z\n" + ROWS, r"data.target must name a column of '.*my.csv', one of a, b, z, but got 'y'"),
-        ("a;b;y\n1;2;0\n", r"one of a;b;y, but got 'y'\. Choose one of these, or set data.separator"),
+        ("a;b;y\n1;2;0\n", r"one of a;b;y, but got 'y'\. Choose one of these, or say .data.separator=';'., where"),
         ("a,a,y\n" + ROWS, r"data.path must name each column once, but got 'a' for columns 1 and 2 of '.*my.csv'"),
         (",b,y\n" + ROWS, r"data.path must name every column, but got no name for column 1 of"),
         ("y\n0\n1\n", r"data.path must have input columns besides the target, but got only 'y'"),
@@ -233,3 +233,16 @@ def test_a_source_that_makes_another_table(changes: dict, words: str) -> None:
     good = {"numeric": np.zeros((10, 1)), "target": np.array([0, 1] * 5), "task": "classification"}
     with pytest.raises(ValueError, match=f"{words} in table 'mine'. Correct the source that made it."):
         Table(name="mine", classes=("no", "yes"), features=("x",), **{**good, **changes})
+
+
+def test_columns_are_left_out(tmp_path):
+    """An identifier, which becomes an input for each row, is told; data.drop leaves it out."""
+    path = written(tmp_path, "id,x,y\n" + "".join(f"k{i},{i / 3},{i % 2}\n" for i in range(30)))
+    said = csv(path, "y").note
+    assert said == (
+        "of id nearly every text is another, and each becomes an input of its own; data.drop=[id] leaves it out"
+    )
+    table = csv(path, "y", drop=["id"])
+    assert (table.features, table.categorical, table.note) == (("x",), {}, "")
+    with pytest.raises(ValueError, match="data.drop must name columns of .*, some of id, x, y, but got z"):
+        csv(path, "y", drop=["z"])

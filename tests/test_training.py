@@ -295,6 +295,14 @@ class Frozen(Drawing):
         self.layer.bias.requires_grad_(False)
 
 
+class Broken(Drawing):
+    """A user's module with a mistake."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Raises."""
+        raise IndexError("a mistake of the user's")
+
+
 def users(composed: Compose, name: str, *overrides: str):  # a Config
     gone = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
     return composed("data=iris", "epochs=3", f"model._target_={name}", *gone, *overrides)
@@ -316,6 +324,11 @@ def test_models_that_cannot_train_are_refused(composed: Compose) -> None:
     """Frozen parameters, and batch statistics over a last batch of one row, are found before a run."""
     with pytest.raises(ConfigError, match="model must leave all parameters trainable"):
         prepare(users(composed, "test_training.Frozen"))
+    place = r"\(test_training.py:\d+, raise IndexError\("
+    with pytest.raises(
+        ConfigError, match=f"model must map rows of 4 features, .* says: a mistake of the user's {place}"
+    ):
+        prepare(users(composed, "test_training.Broken"))
     with pytest.raises(ConfigError, match="also the 1 of an epoch's last batch"):
         prepare(users(composed, "conftest.Normed", "batch_size=105"))
 

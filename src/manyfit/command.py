@@ -3,16 +3,14 @@
 import contextlib
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from manyfit import checking, claims, experiments
-from manyfit.config import Config, ConfigError, TrainingError, parse
+from manyfit.config import Config, ConfigError, TrainingError, parse, place_of
 from manyfit.credentials import mask
 from manyfit.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
 from manyfit.resume import Earlier, find, folder_of
@@ -239,18 +237,11 @@ def _concluded(sweep: Sweep, experiment: experiments.Experiment | None) -> str:
         try:
             verdict = experiment.conclude(sweep) if experiment else None
         except Exception as error:  # of a claim, perhaps the user's own: the runs and their report stay
-            broken = _described(error)
+            broken = f"{type(error).__name__}: {error}{place_of(error)}"
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
         reports.conclude(sweep, reports.rows_of(sweep.children), verdict=verdict)
     return broken
-
-
-def _described(error: Exception) -> str:
-    """An exception with the place that raised it: the user's own, if any is."""
-    frames, ours = traceback.extract_tb(error.__traceback__), str(Path(__file__).parent)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(ours)), frames[-1])
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}, {last.line})"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ import os
 import pkgutil
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -410,7 +412,16 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
     except Exception as error:
         if str(error).startswith((f"{key}.", f"{key} must")):
             raise ConfigError(str(error)) from error
-        raise ConfigError(f"{key} must be accepted by {component.target}, but it says: {error}.") from error
+        raise ConfigError(
+            f"{key} must be accepted by {component.target}, but it says: {error}{place_of(error)}."
+        ) from error
+
+
+def place_of(error: Exception) -> str:
+    """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
+    homes = str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
 
 
 def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:

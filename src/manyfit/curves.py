@@ -174,11 +174,11 @@ def _diverged(s: Summary) -> str:
 
 
 def _good(s: Summary) -> str:
-    where = f"{s.best_loss_val:.3g} at epoch {s.best_epoch}"
+    where = f"at epoch {s.best_epoch} ({s.best_loss_val:.3g})"
     unsteady = s.loss_train > _best_loss_train(s) + NEGLIGIBLE * s.baseline and s.gap + s.loss_train > s.best_loss_val
     if unsteady and s.severity > RISEN:
-        return f"Good fit at its best, validation loss {where}, but unsteady: at the end both losses were higher again."
-    return f"Good fit: validation loss was lowest, {where}, and did not clearly rise again."
+        return f"Good fit at its best, {where}, but unsteady: at the end both losses were higher again."
+    return f"Good fit: validation loss, lightly smoothed, was lowest {where} and did not clearly rise again."
 
 
 def _best_loss_train(s: Summary) -> float:

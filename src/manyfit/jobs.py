@@ -229,7 +229,8 @@ def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: in
             copy.deepcopy(network).train()(dataset.x_train[:last])
     except Exception as error:
         raise ConfigError(
-            f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}."
+            f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}"
+            f"{configuration.place_of(error)}."
         ) from error
     if got != (len(dataset.x_train[:2]), width):
         raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")

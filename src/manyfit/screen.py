@@ -205,8 +205,11 @@ class Screen:
         """A result, on stdout, above the live line."""
         if self._live and sys.stdout.isatty():
             self._live.console.print(text)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # whoever read it has enough, as head: that is no failure of the run
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _now(self) -> tuple[str, float | None]:
         """What is being done, in words, and the share of it that is done, where it can be counted."""

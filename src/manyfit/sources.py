@@ -12,7 +12,7 @@ import random
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,14 @@ def xor(n: int = 500, noise: float = 0.1, seed: int = 0) -> Table:
 # ------------------------------------------------------------------------------------------------------ users' data
 
 
-def csv(path: str, target: str | int, task: str = "auto", header: bool = True, separator: str = ",") -> Table:
+def csv(
+    path: str,
+    target: str | int,
+    task: str = "auto",
+    header: bool = True,
+    separator: str = ",",
+    drop: Sequence[str | int] = (),
+) -> Table:
     """The user's own table: delimited UTF-8 text (.csv, or gzipped .csv.gz) or .parquet.
 
     Args:
@@ -172,6 +179,7 @@ def csv(path: str, target: str | int, task: str = "auto", header: bool = True, s
             numbers is a classification, any other is a regression.
         header: whether the first line names the columns; else they are called 0, 1, 2, ... (text files only).
         separator: the character between cells (text files only).
+        drop: names of columns to leave out.
 
     Raises:
         ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
@@ -197,7 +205,7 @@ def csv(path: str, target: str | int, task: str = "auto", header: bool = True, s
         raise ValueError(
             f"data.path must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
         ) from error
-    return to_table(frame, Path(file.name.removesuffix(".gz")).stem, str(target), task)
+    return to_table(frame.without([*map(str, drop)]), Path(file.name.removesuffix(".gz")).stem, str(target), task)
 
 
 def openml(name_or_id: str | int, target: str | None = None, task: str = "auto") -> Table:

@@ -3,7 +3,7 @@
 import csv
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd  # 1 s to import: at run time only inside the functions that need it
 
 TASKS = ("classification", "regression")
+
+SEPARATED = """, or say "data.separator=';'", where the cells are separated by ;"""
 
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
 MAX_CATEGORIES = 1000  # a text column becomes one input per category; beyond this it is an identifier, not a category
@@ -79,6 +81,16 @@ class Frame:
     lines: Sequence[int] | None = None
     """Line number of each row, for text files; otherwise rows count from 1."""
 
+    def without(self, columns: Sequence[str]) -> "Frame":
+        """The same without these columns."""
+        names = [str(name) for name in self.data.columns]
+        if unknown := [column for column in columns if column not in names]:
+            raise ValueError(
+                f"data.drop must name columns of {self.label}, some of {', '.join(names[:40])}, but got "
+                f"{', '.join(unknown)}."
+            )
+        return replace(self, data=self.data.loc[:, [name not in columns for name in names]])
+
     def cell(self, row: int, column: str) -> str:
         """Where a cell is, in words."""
         place = f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
@@ -104,7 +116,7 @@ def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
             if len(row) != len(names):
                 raise ValueError(
                     f"data.path must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
-                    f"in {label}, line {line}. Correct the row, or set data.separator."
+                    f"in {label}, line {line}. Correct the row{SEPARATED}."
                 )
             lines.append(line)
     if not lines:
@@ -153,12 +165,12 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         listed = ", ".join(columns[:40]) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
         raise ValueError(
             f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. "
-            "Choose one of these, or set data.separator if they look wrong."
+            f"Choose one of these{SEPARATED}."
         )
     if len(columns) == 1:
         raise ValueError(
             f"{frame.key} must have input columns besides the target, but got only {target!r} in {frame.label}. "
-            "Add columns to predict it from, or set data.separator."
+            f"Add columns to predict it from{SEPARATED}."
         )
     if frame.data.empty:
         raise ValueError(f"{frame.key} must have rows of data, but got none in {frame.label}. Check the file.")
@@ -174,8 +186,16 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         classes=classes,
         features=tuple(numeric),
         categorical={c: _few_categories(frame, c, values) for c, values in inputs.items() if c not in numeric},
-        note=note,
+        note="; ".join(filter(None, [note, _identifiers(inputs)])),
     )
+
+
+def _identifiers(inputs: Mapping[str, NDArray[Any]]) -> str:
+    """Of columns of text that differ in most rows: each text becomes an input of its own, which no other row has."""
+    distinct = {c: len(np.unique(values)) for c, values in inputs.items() if values.dtype != np.float64}
+    found = [c for c, count in distinct.items() if count > len(inputs[c]) / 2]
+    alone = f"of {' and '.join(found)} nearly every text is another, and each becomes an input of its own; "
+    return f"{alone}data.drop=[{','.join(found)}] leaves {'it' if len(found) == 1 else 'them'} out" if found else ""
 
 
 def _open(path: Path) -> TextIO:

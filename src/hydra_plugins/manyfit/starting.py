@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -32,6 +33,7 @@ LAUNCHERS = (  # in this process, where the sweep is: what others start knows of
     "hydra_plugins.manyfit.fused.FusedLauncher",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 )
+ALIKE = 0.75  # of a key from anywhere else
 SYNONYMS = {"learning_rate": "lr", "l2": "weight_decay", "layers": "hidden", "gpus": "devices"}  # not alike in letters
 
 
@@ -46,7 +48,7 @@ def start(task: TaskFunction, conf: Path) -> None:
         ConfigError: Something on the command line, or in a file that it chooses, cannot be used.
     """
     refuse_passwords(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))  # before argparse repeats it
-    options = get_args_parser().parse_args()
+    options = get_args_parser().parse_intermixed_args()  # -m may stand anywhere
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
     for flag in flags & REFUSED.keys():
@@ -57,7 +59,12 @@ def start(task: TaskFunction, conf: Path) -> None:
             go = app.multirun if mode == RunMode.MULTIRUN else app.run
             go("config", task, [*given, f"hydra.mode={mode.name}"])
             return
-    hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()  # --help, --cfg and the like
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(
+            task
+        )()  # --help, --cfg and the like
+    except ValueError as error:  # two of them that exclude each other
+        raise ConfigError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -88,6 +95,8 @@ def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[Non
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = _other_option(group, option, error.options) if error.options else str(error).splitlines()[0]
         raise ConfigError(known) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a file of conf/ must be YAML, but {' '.join(str(error).split())}") from None
     except HydraException as error:
         cause = error.__cause__
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -144,6 +153,12 @@ def _other_option(group: str, option: str, options: Sequence[str]) -> str:
     return f"{group} must be one of {', '.join(options)}, but got {option}.{_meant(option, options)}"
 
 
+def _wrong_kind(key: str, parsed: Sequence[Override]) -> str:
+    """Of a key that there is, whose value cannot take the place of what it has."""
+    given = next((str(o.input_line).partition("=")[2] for o in parsed if o.key_or_group == key), "that")
+    return f"{key} must be a value of its kind, but got {given}. --help shows what it has by default."
+
+
 def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     """Which key was meant, and what stands beside it; Hydra names the first part of it that is not there."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -154,9 +169,11 @@ def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     chosen = [str(o.input_line) for o in groups.values() if not o.is_sweep_override()]
     cfg = loader.load_configuration("config", chosen, RunMode.MULTIRUN)
     keys = _keys(OmegaConf.to_container(cfg), hydras=key.startswith("hydra"))
+    if key in keys:
+        return _wrong_kind(key, parsed)
     beside = [one for one in keys if head and one.rpartition(".")[0] == head]
     sentences = [f"{key} must be a key of the config, but there is no such key."]
-    sentences.append(_meant(last, beside) or _meant(last, keys))
+    sentences.append(_meant(last, beside) or _which_has(head, last, loader) or _meant(last, keys, ALIKE))
     if beside:
         option = cfg.hydra.runtime.choices.get(head)
         own = ", ".join(one.rpartition(".")[2] for one in beside)
@@ -166,10 +183,20 @@ def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     return "".join(sentences)
 
 
-def _meant(word: str, choices: Sequence[str]) -> str:
+def _which_has(group: str, key: str, loader: ConfigLoader) -> str:
+    """The options of the group that have this key."""
+    if group not in loader.list_groups(""):
+        return ""
+    repository = loader.repository  # type: ignore[attr-defined]  # of Hydra's one loader
+    files = {option: repository.load_config(f"{group}/{option}") for option in loader.get_group_options(group)}
+    has = [f"{group}={option}" for option, file in files.items() if file and key in list(file.config)]
+    return f" {', '.join(has)} {'has' if len(has) == 1 else 'have'} it." if has else ""
+
+
+def _meant(word: str, choices: Sequence[str], alike: float = 0.6) -> str:
     """The choice whose last part is most like the word, as a question."""
     lasts = {choice.rpartition(".")[2]: choice for choice in reversed(choices)}
-    like = difflib.get_close_matches(SYNONYMS.get(word, word), lasts, n=1)
+    like = difflib.get_close_matches(SYNONYMS.get(word, word), lasts, n=1, cutoff=alike)
     return f" Did you mean {lasts[like[0]]}?" if like else ""
 
 

@@ -29,7 +29,7 @@ from manyfit.sweeps import space as spaces
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
-EARLIER = {"sweep.seeds": 1}  # of studies that are older than the key
+EARLIER: dict[str, Any] = {"sweep.seeds": 1, "data.drop": []}  # of studies that are older than the key
 DATA = "data, by their digest,"  # which older studies do not know
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]

@@ -292,10 +292,16 @@ def runs_named(uri: str | None, root: Path, prefix: str) -> "list[Named]":
     Raises:
         ValueError: The store cannot be asked.
     """
-    from manyfit.tracking import reading
+    from manyfit.tracking import courier, reading
 
     root = Path(root).absolute()
-    return reading.named(spool.resolve_uri(uri, root), root, prefix)
+    uri = spool.resolve_uri(uri, root)
+    try:
+        return reading.named(uri, root, prefix)
+    except Exception as error:  # MLflow's, and those of what it goes through
+        raise ValueError(
+            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {courier.explain(error)}"
+        ) from None
 
 
 def doctor(root: Path, uri: str | None = None) -> list[str]:

@@ -59,7 +59,7 @@ def courier(folder: Path, owner: int) -> bool:
         except Exception as error:  # an outage of whatever kind: all stays in the spool
             arrived, wait = False, min(2 * wait, LONGEST_WAIT)
             log.warning("held back: %s", mask(repr(error)))
-            spool.note(folder / spool.ACKS, {"error": _explain(error)})
+            spool.note(folder / spool.ACKS, {"error": explain(error)})
         if last:
             break
         due = time.monotonic() + wait
@@ -92,7 +92,7 @@ def _last_word(folder: Path) -> tuple[int, str]:
     return size, found[1].decode() if found else ""
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """An obstacle in one line, without credentials."""
     return mask((str(error).strip() or repr(error)).splitlines()[0])[:500]
 
@@ -138,7 +138,7 @@ def sync(root: Path, uri: str | None = None) -> SyncReport:
             stores[target] = stores.get(target) or Store(target, root)
             done.append(_replay(stores[target], folder))
         except Exception as error:
-            held.append(f"{folder.name}: {_explain(error)}")
+            held.append(f"{folder.name}: {explain(error)}")
     living = len(spool.sessions(root)) - len(held)
     return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), tuple(held), living)
 
@@ -150,7 +150,7 @@ def prepare(uri: str, root: Path) -> None:
         Store(uri, root)
     except Exception as error:
         raise ValueError(
-            f"tracking.uri must be a store that opens, but {mask(uri)} does not: {_explain(error)}"
+            f"tracking.uri must be a store that opens, but {mask(uri)} does not: {explain(error)}"
         ) from None
 
 
@@ -166,7 +166,7 @@ def doctor(root: Path, uri: str | None = None) -> list[str]:
     try:
         store = Store(target, root)
     except Exception as error:
-        return [*findings, f"problem: store {mask(target)} does not answer: {_explain(error)}"]
+        return [*findings, f"problem: store {mask(target)} does not answer: {explain(error)}"]
     findings.append(f"ok: store {mask(target)} answers{_size(target)}")
     report = sync(root, uri)
     if report.sessions:
