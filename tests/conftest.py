@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from sklearn.utils import Bunch
 from torch import nn
 
-from manyfit import config as configuration
+from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
 from manyfit.config import Config
 from manyfit.jobs import Result
@@ -70,12 +72,13 @@ def epochs_stored(folder: Path, of: str = "*") -> int:
 
 @pytest.fixture(scope="session")
 def composed() -> Compose:
-    """A function from overrides, as on the command line, to the checked Config."""
+    """A function from overrides, as on the command line, to the checked Config; composed as the jobs of a sweep are."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+    composer = Composer(loader, loader.load_configuration("config", [], RunMode.MULTIRUN))
 
     def build(*overrides: str) -> Config:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", list(overrides), return_hydra_config=True)
-        return configuration.parse(cfg, cfg.hydra.runtime.choices)
+        return composer.load(overrides, 0).config()
 
     return build
 
