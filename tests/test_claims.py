@@ -37,7 +37,7 @@ def test_lost_seeds_decide_nothing() -> None:
 
 
 def test_what_nothing_was_left_to_measure_is_unknown() -> None:
-    """No figure and no sentence says nan; words that hold these letters stay."""
+    """In a claim's own words nan is unknown; words that hold these letters stay."""
     said = f"It costs {np.nan:.0%} of loss, {np.nan:+.1%} of accuracy, {np.nan:.2f} for Nancy and nanodegrees."
     assert verdict.known(said) == "It costs unknown of loss, unknown of accuracy, unknown for Nancy and nanodegrees."
 
@@ -209,7 +209,7 @@ def test_a_claim_that_raises_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "the claim could not be judged: KeyError: \"the runs have no setting 'model.hiden'\"" in done.stderr
     assert 'by(runs, "model.hiden")' in done.stderr  # the line of the claim itself
-    assert "16 runs of 2 settings with 8 seeds (16 finished" in done.stdout
+    assert "16 runs of 2 settings with 8 seeds each (16 finished" in done.stdout
     found = stored_runs(tmp_path)
     (parent,) = [run for run in found if run.data.tags.get("manyfit.kind") == "sweep"]
     assert [run.info.status for run in found if run is not parent] == ["FINISHED"] * 16

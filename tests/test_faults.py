@@ -99,7 +99,7 @@ def test_the_truth_is_told_and_nothing_is_left(tmp_path: Path, fault: str) -> No
         patch.setenv("TMPDIR", str(tmp_path / "tmp"))
         with training(tmp_path) as (process, ranks):
             happen(process, ranks)
-            _, errors = process.communicate(timeout=60)
+            said, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(ranks, timeout=15)
@@ -108,7 +108,7 @@ def test_the_truth_is_told_and_nothing_is_left(tmp_path: Path, fault: str) -> No
     assert run.info.status == status
     assert cause in run.data.tags["error"]
     (folder,) = (tmp_path / "mlruns" / "checkpoints").iterdir()
-    assert f"python run.py resume={folder.name[:8]}" in errors
+    assert f"python run.py resume={run.info.run_id[:8]}" in said
     stored = run.data.metrics["progress/steps"] / 40  # steps an epoch; the last may not have been told any more
     kept = checkpoints.load(folder)["epoch"]
     assert 0 < kept <= stored + 1

@@ -285,8 +285,8 @@ def test_confirmation_in_words() -> None:
     )
     assert words(-0.031, -0.05, -0.012).startswith("refuted: default beats best by 0.031 [0.012, 0.05] in loss/val")
     assert words(0.01, -0.1, 0.12).startswith("not confirmed")
-    for gain, said in ((0.222, "RMSE 0.222 [0.1, 0.3] lower"), (-0.222, "RMSE 0.222 [-0.3, -0.1] higher")):
-        assert confirmation._tested(Effect(gain, 0.1, 0.3, 8), "rmse/test") == said
+    for gain, said in ((0.2, "RMSE 0.2 [0.1, 0.3] lower"), (-0.2, "RMSE 0.2 [0.1, 0.3] higher")):
+        assert confirmation._tested(Effect(gain, gain - 0.1, gain + 0.1, 8), "rmse/test") == said
     assert "interval unknown" in words(0.01, math.nan, math.nan)
     three = words(0.031, 0.012, 0.05, compared=3, place=2)
     assert three.startswith("confirmed: third best beats default by 0.031")
@@ -438,6 +438,42 @@ def test_any_mixture_of_runs_is_reported(composed: Compose, name: str, direction
     reports.conclude(sweep, MIXTURES[name], default=default, direction=direction, confirm_seeds=2)
     assert "mlflow.note.content" in sweep.parent.tagged
     assert "table.md" in sweep.parent.files
+
+
+@pytest.mark.parametrize(
+    ("keys", "objective", "classification", "apart"),
+    [
+        (["data", "optimizer"], "best loss/val", True, ["data"]),
+        (["data.path", "data.label_noise"], "best accuracy/val", True, ["data.path"]),
+        (["loss", "loss.delta"], "best loss/val", False, ["loss", "loss.delta"]),
+        (["loss"], "best accuracy/val", True, []),
+        (["data.train_size"], "best loss/val", True, []),
+        (["data.train_size"], "best loss/val", False, ["data.train_size"]),
+        (["data.train_size"], "best rmse/val", False, []),
+    ],
+)
+def test_what_cannot_be_compared(keys: list[str], objective: str, classification: bool, apart: list[str]) -> None:
+    """Other validation examples, another scale of the loss, another unit of it."""
+    assert findings.incomparable(keys, objective, classification) == apart
+
+
+def test_runs_on_different_data_are_not_ranked(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    """None is the best; all that was run is named, and listed in the order of the jobs."""
+    sweep = FakeSweep(composed("data=wine"), lambda config: 0.5 if config.choices["data"] == "wine" else 0.1)
+    sweep.train(
+        {
+            i: composed(f"data={name}", f"seed={seed}")
+            for i, (name, seed) in enumerate((name, seed) for name in ("wine", "iris") for seed in (0, 1))
+        }
+    )
+    reports.conclude(sweep, reports.rows_of(sweep.children))
+    out = capsys.readouterr().out
+    assert "data on wine, iris: 4 runs of 2 settings with 2 seeds each" in out
+    assert "best  none: runs that differ in data cannot be compared by best loss/val" in out
+    assert {"table.md", "table.csv"} == set(sweep.parent.files)
+    wine, iris = (sweep.parent.files["table.csv"].decode().index(name) for name in ("wine", "iris"))
+    assert wine < iris
+    assert "best.run_id" not in sweep.parent.tagged
 
 
 def test_tracking_off_prints_and_stores_nothing(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ QUIET = (
             "data.path must be a key .*, but there is no such key. data=csv has it. data=digits has .*",
         ),
         ("schedule=step schedule.step_size=1", "schedule.step_size must be a key .* no such key. schedule=step has .*"),
-        ("model.hidden={a:1}", "model.hidden must be a value of its kind, but got {a:1}. --help shows .*"),
+        ("model.hidden={a:1}", "model.hidden must be of the kind of its default, \\[64, 64\\], but got {a:1}."),
         ("-m data=iris --cfg job", "Only one of .*"),
         ("sweep=lr -m lr=1,2", "lr must be a key .* Did you mean optimizer.lr?"),
         ("optmizer=adam", "optmizer must be a key .* Did you mean optimizer?"),

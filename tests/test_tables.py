@@ -240,7 +240,7 @@ def test_columns_are_left_out(tmp_path):
     path = written(tmp_path, "id,x,y\n" + "".join(f"k{i},{i / 3},{i % 2}\n" for i in range(30)))
     said = csv(path, "y").note
     assert said == (
-        "of id nearly every text is another, and each becomes an input of its own; data.drop=[id] leaves it out"
+        "most texts in id are there once, and each becomes an input of its own; data.drop=[id] leaves it out"
     )
     table = csv(path, "y", drop=["id"])
     assert (table.features, table.categorical, table.note) == (("x",), {}, "")

@@ -13,7 +13,7 @@ from manyfit import checking, claims, experiments
 from manyfit.config import Config, ConfigError, TrainingError, parse, place_of
 from manyfit.credentials import mask
 from manyfit.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
-from manyfit.resume import Earlier, find, folder_of
+from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.screen import Screen, line
 from manyfit.tracking import NoTracker, TrackedRun, Tracker
 
@@ -37,8 +37,7 @@ def run(config: Config, number: int = 0) -> float:
 
 def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     """Go on with an earlier run; otherwise like `run`."""
-    given = next(override.partition("=")[2] for override in overrides if override.startswith("resume="))
-    with Screen(f"going on with run {given}") as screen:
+    with Screen(f"going on with run {given(overrides)['resume']}") as screen:
         with screen.stage("looking for it in the store, which takes torch and MLflow"):
             earlier = find(cfg, overrides)
         screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
@@ -78,7 +77,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
             if not isinstance(error, Exception):
                 off = isinstance(tracker, NoTracker)
                 error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
-            _deliver(tracker, recorder.runs[0], screen, "" if folder.exists() else None)
+            _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
             raise
         screen.say(terminal.summary(result))
         goes_on = keep and result.status == "FINISHED"
@@ -95,12 +94,20 @@ def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resu
     screen.say(where(tracker, run, resume))
 
 
+def _after_all(config: Config, earlier: Earlier | None) -> str:
+    """What a command says behind `resume=<id>` to go on with a run that was stopped."""
+    return " ".join([*([f"epochs={config.epochs}"] if earlier else []), *_trusting(config)])
+
+
+def _trusting(config: Config) -> list[str]:
+    return [f"trusted=[{','.join(config.trusted)}]"] if config.trusted else []
+
+
 def _further(result: "Result") -> str:
     """What a command says behind `resume=<id>` to go on with a run."""
     config = result.config
     patience = ["trainer.patience=null"] if result.reason == "stopped early" else []
-    trusted = [f"trusted=[{','.join(config.trusted)}]"] if config.trusted else []
-    return " ".join([f"epochs={2 * config.epochs}", *patience, *trusted])
+    return " ".join([f"epochs={2 * config.epochs}", *patience, *_trusting(config)])
 
 
 def train_jobs(
@@ -172,14 +179,17 @@ def grid(
     Raises:
         SystemExit: Some jobs cannot be run, and nothing was; or some failed: says how many, and why the first did.
     """
-    try:
-        # where the data are swept over, what is left is other data, or none
-        alike = not any(override.startswith("data") for override in set(jobs[0]) - set(arguments))
+    if not jobs:
+        sys.exit("error: a grid must have a job, but a key has no value.")
+    swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
+    alike = not any(override.startswith(("data=", "data.")) for override in swept)
+    try:  # where the data are swept over, what all jobs share names other data, or none
         config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
     except ConfigError as error:
         sys.exit(f"error: {error}")
     name = config.choices.get("experiment")
-    about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {config.experiment}"
+    on = config.experiment if alike else "several data"
+    about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
     with Screen(about) as screen:
         experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
         with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:

@@ -217,9 +217,8 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
     return parsed
 
 
-def missing(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
+def missing(tree: Mapping[str, Any]) -> list[str]:
     """The keys that only the user can give: they stand in conf/ as ???."""
-    tree = _container(cfg) if isinstance(cfg, DictConfig) else cfg
     return [key for key, value in _flatten({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
 
 
@@ -419,7 +418,7 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
 
 def place_of(error: Exception) -> str:
     """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
-    homes = str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+    homes = str(Path(__file__).parent), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
 

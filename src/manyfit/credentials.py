@@ -10,7 +10,8 @@ PASSWORD = re.compile(
     r"|\w:/{1,2}(?=[^/\s@:]*:[^\s@])"  # scheme://user:password@host, also as a path, with one /
     r"|(?:^|(?<=[\s=\"']))(?=[\w.+-]+:[^\s/@]+@\S)"  # user:password@host
     r")\S*(?=@)"
-    r"|((?:password|passwd|secret|(?:api|access)_?key|(?:^|[^a-z])(?:pass|pwd|pw|token)|[?&]key)=)[^&\s]+",
+    r"|((?:password|passwd|secret|(?:api|access)_?key|(?:^|[^a-z])(?:pass|pwd|pw|token)(?!=(?:true|false|"
+    r"null|none|[-+.\de]+)(?:$|[&\s]))|[?&]key)=)[^&\s]+",  # a switch or number such as cls_token=true is none
     re.IGNORECASE,
 )
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")

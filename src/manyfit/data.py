@@ -168,8 +168,8 @@ def _check(table: Table, split_seed: int, val_fraction: float, test_fraction: fl
         if count < 3:
             raise ValueError(
                 f"every class must have >= 3 rows, one for each of train, val and test, but got {count} of class "
-                f"{name!r} in {table.name!r}. Merge or drop rare classes, or write plain numbers if these "
-                "are meant to be numbers."
+                f"{name!r} in {table.name!r}. Merge or drop rare classes, or, if numbers are meant, write "
+                "them as such and set data.task=regression."
             )
 
 

@@ -43,6 +43,14 @@ def folder_of(run: str) -> Path:
     return Path("mlruns", "checkpoints", run)
 
 
+def given(overrides: Sequence[str]) -> dict[str, str]:
+    """What the command says, by key; the id of `resume` is not taken from a config, where 3e45 is a number."""
+    found = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
+    if "resume" not in found:
+        raise ConfigError("resume must be given on the command line, as resume=<id>, since it is of one run.")
+    return found | {"resume": found["resume"].strip("'\"")}
+
+
 def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     """The run that `resume=` names, by the beginning of MLflow's id or of ours (the tag `manyfit.id`).
 
@@ -53,9 +61,9 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     Raises:
         ConfigError: There is no such run, or no state of it, or something else is to change than may.
     """
-    given = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
-    prefix = given.pop("resume").strip("'\"")  # not from cfg, where 3e45 is a number
-    for key in given:
+    changed = given(overrides)
+    prefix = changed.pop("resume")
+    for key in changed:
         if key.split(".")[0] not in MAY_CHANGE:
             raise ConfigError(
                 f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint, "
@@ -73,12 +81,12 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
             "gone on with by its own command."
         ) from None
     ((stored),) = json.loads(state["configs"])
-    config = _changed(stored, cfg, list(given))
+    config = _changed(stored, cfg, list(changed))
     _require_more(config, state)
     try:
         _require_same_data(config, state)
         changes = _changes(_changed(stored, cfg, []), config, state)
-    except ValueError as error:  # the data are others now
+    except ValueError as error:  # what the config names is not as it was
         raise ConfigError(str(error)) from error
     return Earlier(config, run_id, folder, state["epoch"], changes)
 
@@ -87,7 +95,10 @@ def _require_more(config: Config, state: Mapping[str, Any]) -> None:
     """Raise ConfigError if there is nothing left to train."""
     epoch = state["epoch"]
     if not all(math.isfinite(state["history"][f"loss/{split}"][0, epoch]) for split in ("train", "val")):
-        raise ConfigError(f"resume must name a run that can go on, but this one diverged in epoch {epoch}.")
+        raise ConfigError(
+            f"resume must name a run that can go on, but this one diverged in epoch {epoch}. Train another, with a "
+            "lower optimizer.lr."
+        )
     if config.epochs <= epoch:
         raise ConfigError(
             f"epochs must be > {epoch}, which the run has, but got {config.epochs}. Ask for more: epochs={2 * epoch}."
@@ -106,7 +117,8 @@ def _require_same_data(config: Config, state: Mapping[str, Any]) -> None:
 
     if state.get("data", now := prepare(config).data.digest) != now:
         raise ConfigError(
-            f"data must be those that the run has been trained on, but {config.dataset} has changed since."
+            f"data must be those that the run has been trained on, but {config.dataset} has changed since: what it was "
+            "trained on might be validated on. Bring them back, or train a new run."
         )
 
 

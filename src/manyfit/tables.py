@@ -81,8 +81,19 @@ class Frame:
     lines: Sequence[int] | None = None
     """Line number of each row, for text files; otherwise rows count from 1."""
 
+    @property
+    def separating(self) -> str:
+        """What else may be tried where columns look wrong."""
+        return SEPARATED if self.lines is not None else ""
+
+    def dropping(self, columns: Sequence[str]) -> str:
+        """How these columns are left out, where that is an option."""
+        return f"; data.drop=[{','.join(columns)}] leaves it out" if self.key == "data.path" else ""
+
     def without(self, columns: Sequence[str]) -> "Frame":
         """The same without these columns."""
+        if not columns:
+            return self
         names = [str(name) for name in self.data.columns]
         if unknown := [column for column in columns if column not in names]:
             raise ValueError(
@@ -165,18 +176,20 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         listed = ", ".join(columns[:40]) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
         raise ValueError(
             f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. "
-            f"Choose one of these{SEPARATED}."
+            f"Choose one of these{frame.separating}."
         )
     if len(columns) == 1:
         raise ValueError(
             f"{frame.key} must have input columns besides the target, but got only {target!r} in {frame.label}. "
-            f"Add columns to predict it from{SEPARATED}."
+            f"Add columns to predict it from{frame.separating}."
         )
     if frame.data.empty:
         raise ValueError(f"{frame.key} must have rows of data, but got none in {frame.label}. Check the file.")
 
     inputs = {c: _column(frame, i, c) for i, c in enumerate(columns) if c != target}
     numeric = {c: values for c, values in inputs.items() if values.dtype == np.float64}
+    distinct = {c: len(np.unique(values)) for c, values in inputs.items() if c not in numeric}
+    _require_categories(frame, distinct)
     codes, classes, note = _target(frame, columns.index(target), target, task)
     return Table(
         name=name,
@@ -185,17 +198,16 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         task="classification" if classes else "regression",
         classes=classes,
         features=tuple(numeric),
-        categorical={c: _few_categories(frame, c, values) for c, values in inputs.items() if c not in numeric},
-        note="; ".join(filter(None, [note, _identifiers(inputs)])),
+        categorical={c: inputs[c] for c in distinct},
+        note="; ".join(filter(None, [note, _identifiers(frame, distinct)])),
     )
 
 
-def _identifiers(inputs: Mapping[str, NDArray[Any]]) -> str:
+def _identifiers(frame: Frame, distinct: Mapping[str, int]) -> str:
     """Of columns of text that differ in most rows: each text becomes an input of its own, which no other row has."""
-    distinct = {c: len(np.unique(values)) for c, values in inputs.items() if values.dtype != np.float64}
-    found = [c for c, count in distinct.items() if count > len(inputs[c]) / 2]
-    alone = f"of {' and '.join(found)} nearly every text is another, and each becomes an input of its own; "
-    return f"{alone}data.drop=[{','.join(found)}] leaves {'it' if len(found) == 1 else 'them'} out" if found else ""
+    found = [column for column, count in distinct.items() if count > len(frame.data) / 2]
+    alone = f"most texts in {' and '.join(found)} are there once, and each becomes an input of its own"
+    return alone + frame.dropping(found) if found else ""
 
 
 def _open(path: Path) -> TextIO:
@@ -246,7 +258,8 @@ def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArr
     if missing.any():
         raise ValueError(
             f"{frame.key} must have a value in every cell, but got an empty cell or NaN "
-            f"{frame.cell(int(missing.argmax()), name)}. Fill it in, or drop the row or the column."
+            f"{frame.cell(int(missing.argmax()), name)}. Fill it in, or drop the row or the "
+            f"column{frame.dropping([name])}."
         )
     if want != "numbers" and label_type:
         return _text(values)
@@ -271,14 +284,13 @@ def _text(values: "pd.Series[Any]") -> NDArray[np.str_]:
     return values.astype(str).str.strip().to_numpy(dtype=np.str_)
 
 
-def _few_categories(frame: Frame, name: str, values: NDArray[np.str_]) -> NDArray[np.str_]:
-    count = len(np.unique(values))
-    if count > MAX_CATEGORIES:
-        raise ValueError(
-            f"{frame.key} must have at most {MAX_CATEGORIES} different texts in a column, but got {count} "
-            f"in {frame.label}, column {name!r}. Drop the column, or turn it into numbers."
-        )
-    return values
+def _require_categories(frame: Frame, distinct: Mapping[str, int]) -> None:
+    for name, count in distinct.items():
+        if count > MAX_CATEGORIES:
+            raise ValueError(
+                f"{frame.key} must have at most {MAX_CATEGORIES} different texts in a column, but got {count} "
+                f"in {frame.label}, column {name!r}. Turn it into numbers, or drop it{frame.dropping([name])}."
+            )
 
 
 def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...], str]:

@@ -51,18 +51,18 @@ def start(task: TaskFunction, conf: Path) -> None:
     options = get_args_parser().parse_intermixed_args()  # -m may stand anywhere
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
-    for flag in flags & REFUSED.keys():
+    for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
-    with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
-        mode = _mode(app.config_loader, given, options.multirun)
-        if not flags - {"config_dir"}:
-            go = app.multirun if mode == RunMode.MULTIRUN else app.run
-            go("config", task, [*given, f"hydra.mode={mode.name}"])
-            return
+    if not flags & {"shell_completion", "hydra_help", "version"}:  # whose words are no overrides
+        with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
+            mode = _mode(app.config_loader, given, options.multirun)
+            if not flags - {"config_dir"}:
+                go = app.multirun if mode == RunMode.MULTIRUN else app.run
+                go("config", task, [*given, f"hydra.mode={mode.name}"])
+                return
+    asked = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)  # --help, --cfg, ...
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(
-            task
-        )()  # --help, --cfg and the like
+        asked()
     except ValueError as error:  # two of them that exclude each other
         raise ConfigError(str(error)) from None
 
@@ -95,8 +95,6 @@ def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[Non
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = _other_option(group, option, error.options) if error.options else str(error).splitlines()[0]
         raise ConfigError(known) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"a file of conf/ must be YAML, but {' '.join(str(error).split())}") from None
     except HydraException as error:
         cause = error.__cause__
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -110,6 +108,8 @@ def _mode(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode
         cfg = loader.load_configuration("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
     except ValueError as error:  # data=null
         raise ConfigError(str(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a file of conf/ must be YAML, but {' '.join(str(error).split())}") from None
     tree = OmegaConf.to_container(cfg)
     assert isinstance(tree, dict)
     refuse_passwords({str(key): node for key, node in tree.items()})
@@ -153,12 +153,6 @@ def _other_option(group: str, option: str, options: Sequence[str]) -> str:
     return f"{group} must be one of {', '.join(options)}, but got {option}.{_meant(option, options)}"
 
 
-def _wrong_kind(key: str, parsed: Sequence[Override]) -> str:
-    """Of a key that there is, whose value cannot take the place of what it has."""
-    given = next((str(o.input_line).partition("=")[2] for o in parsed if o.key_or_group == key), "that")
-    return f"{key} must be a value of its kind, but got {given}. --help shows what it has by default."
-
-
 def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     """Which key was meant, and what stands beside it; Hydra names the first part of it that is not there."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -169,8 +163,9 @@ def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     chosen = [str(o.input_line) for o in groups.values() if not o.is_sweep_override()]
     cfg = loader.load_configuration("config", chosen, RunMode.MULTIRUN)
     keys = _keys(OmegaConf.to_container(cfg), hydras=key.startswith("hydra"))
-    if key in keys:
-        return _wrong_kind(key, parsed)
+    given = [str(o.input_line).partition("=")[2] for o in parsed if o.key_or_group == key]
+    if key in keys and given:
+        return f"{key} must be of the kind of its default, {OmegaConf.select(cfg, key)}, but got {given[0]}."
     beside = [one for one in keys if head and one.rpartition(".")[0] == head]
     sentences = [f"{key} must be a key of the config, but there is no such key."]
     sentences.append(_meant(last, beside) or _which_has(head, last, loader) or _meant(last, keys, ALIKE))
@@ -188,7 +183,10 @@ def _which_has(group: str, key: str, loader: ConfigLoader) -> str:
     if group not in loader.list_groups(""):
         return ""
     repository = loader.repository  # type: ignore[attr-defined]  # of Hydra's one loader
-    files = {option: repository.load_config(f"{group}/{option}") for option in loader.get_group_options(group)}
+    try:
+        files = {option: repository.load_config(f"{group}/{option}") for option in loader.get_group_options(group)}
+    except (HydraException, yaml.YAMLError):  # of an option that is not meant
+        return ""
     has = [f"{group}={option}" for option, file in files.items() if file and key in list(file.config)]
     return f" {', '.join(has)} {'has' if len(has) == 1 else 'have'} it." if has else ""
 

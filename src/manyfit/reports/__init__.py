@@ -51,7 +51,7 @@ class Report:
 
     `best` is the setting that is recommended, if any run has a value: what won the confirmation, where there was one,
     which may be the default; its runs are then those on the fresh seeds. `fresh` has what was compared there, and its
-    objective. `settings` are in the order of the sweep.
+    objective. `settings` are best first; in the order of their jobs where what varies is `incomparable`.
     """
 
     rows: Sequence[Row]
@@ -66,6 +66,7 @@ class Report:
     fresh: Sequence[tuple[str, Effect]] = ()
     verdict: Verdict | None = None
     warnings: Sequence[str] = field(default_factory=list)
+    incomparable: Sequence[str] = ()
 
     @property
     def config(self) -> Config | None:
@@ -107,9 +108,12 @@ def conclude(
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
     shares = importance if importance is not None else _importances(settings, rows)
-    alike = not any(findings.is_of_the_data(key) for key in findings.varying(settings))
-    best = settings[0] if alike and settings and settings[0].counted else None
-    report = Report(rows, settings, objective, direction, _searched(sweep, rows, settings), best=best)
+    apart = [] if verdict else findings.incomparable(findings.varying(settings), objective, _is_classification(rows))
+    if apart:
+        settings = sorted(settings, key=lambda setting: setting.rows[0].number)
+    best = settings[0] if settings and settings[0].counted and not apart else None
+    searched = _searched(sweep, rows, settings)
+    report = Report(rows, settings, objective, direction, searched, best=best, incomparable=apart)
     if default is not None and best is not None and confirm_seeds:
         report = _confirmed(sweep, report, default, confirm_seeds)
     report = replace(
@@ -118,7 +122,7 @@ def conclude(
         warnings=[]
         if verdict
         else copies * (given > len(rows))
-        + findings.warnings(rows, settings if alike else [], space, confirmed=bool(report.fresh)),
+        + findings.warnings(rows, [] if apart else settings, space, confirmed=bool(report.fresh)),
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":
@@ -183,13 +187,14 @@ def note(report: Report) -> str:
 
 def _why_none(report: Report) -> str:
     compared = any(setting.counted for setting in report.settings)
-    return "losses on different data cannot be compared; table.md has all" if compared else "no run came to a value"
+    if compared and report.incomparable:
+        return f"runs that differ in {' and '.join(report.incomparable)} cannot be compared by {report.objective}"
+    return "no run came to a value"
 
 
 def _id(row: Row) -> str:
     """How a run is found in the store, if it is there; else the number of its job."""
-    known = row.run_id or (row.run.run_id if row.run else None)
-    return known[:8] if known else f"number {row.number}"
+    return row.stored[:8] if row.stored else f"number {row.number}"
 
 
 def _named(report: Report) -> str:
@@ -257,14 +262,14 @@ def table_csv(settings: Sequence[Setting]) -> str:
 def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one: bool) -> None:
     parent, settings, row = sweep.parent, report.settings, report.row
     title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
-    pictures: dict[str, Callable[[], Any]] = {
+    ranking: dict[str, Callable[[], Any]] = {
         "lr_sensitivity": lambda: figures.lr_sensitivity(settings, report.objective, title),
         "curves": lambda: figures.curves(report.rows, settings, title),
         "importance": lambda: figures.importance(shares, title),
     }
     if one_by_one:
-        pictures["history"] = lambda: figures.history(report.rows, report.objective, report.direction, title)
-    for name, drawn in pictures.items():
+        ranking["history"] = lambda: figures.history(report.rows, report.objective, report.direction, title)
+    for name, drawn in ({} if report.incomparable else ranking).items():
         with parent.storing(f"{name}.png"):
             if (figure := drawn()) is not None:
                 parent.file(f"{name}.png", png(figure))
@@ -278,8 +283,8 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
         parent.file("best_command.txt", f"{report.command}\n".encode())
     states = Counter(row.state for row in report.rows)
     tags = {"sweep.runs": str(len(report.rows)), "mlflow.note.content": note(report)}
-    if row and (known := row.run_id or (row.run and row.run.run_id)):
-        tags["best.run_id"] = known
+    if row and row.stored:
+        tags["best.run_id"] = row.stored
     if row and row.run:
         tags["best.manyfit.id"] = row.run.id  # that tag of the run; MLflow's own id may not have come back yet
     parent.tags(tags)
@@ -378,6 +383,11 @@ def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) ->
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _is_classification(rows: Sequence[Row]) -> bool:
+    """As far as is known."""
+    return all(row.result.classes for row in rows if row.result)
 
 
 def _importances(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -24,9 +24,6 @@ RIM = 0.02
 
 ENOUGH = 8
 """Finished runs from which importances are worth a picture."""
-
-OF_TRAINING = {"data.train_size", "data.label_noise", "data.standardise"}
-"""Settings of the data that leave the validation examples alone."""
 
 BAD = 0.1
 """Share of failed and diverged runs from which the report warns."""
@@ -59,6 +56,11 @@ class Row:
     run_id: str | None
     config: Config | None
     result: Result | None
+
+    @property
+    def stored(self) -> str | None:
+        """MLflow's id, as soon as it is known."""
+        return self.run_id or (self.run.run_id if self.run else None)
 
     @property
     def counts(self) -> bool:
@@ -273,9 +275,16 @@ def _column(values: Sequence[Value]) -> np.ndarray:
     return np.log10(numbers) if numbers.min() > 0 and numbers.max() / numbers.min() >= 10 else numbers
 
 
-def is_of_the_data(key: str) -> bool:
-    """Whether runs that differ in it are validated on different examples, so that their losses cannot be compared."""
-    return key.split(".")[0] == "data" and key not in OF_TRAINING
+def incomparable(keys: Iterable[str], objective: str, classification: bool) -> list[str]:
+    """Of the keys that vary those that make objectives incomparable.
+
+    With other data runs are validated on other examples, and another loss has another scale. The unit of a regression's
+    loss, the deviation of the training targets, changes with the training examples.
+    """
+    loss = "loss" in objective
+    alike = {"data.label_noise"} | ({"data.train_size", "data.standardise"} if classification or not loss else set())
+    groups = ("data", "loss") if loss else ("data",)
+    return [key for key in keys if key.split(".")[0] in groups and key not in alike]
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

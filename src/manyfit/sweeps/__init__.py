@@ -62,7 +62,8 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
     if run_id := search.reported():
         done = search.ledger.done()
         screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
-        screen.say(line("further", f"sweep.n_trials={2 * done} goes on, sweep.study=NAME begins anew"))
+        more = "" if spaces.size(space) in range(done + 1) else f"sweep.n_trials={2 * done} goes on, "
+        screen.say(line("further", f"{more}sweep.study=NAME begins anew"))
         return
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
@@ -246,7 +247,8 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
             file=sys.stderr,
         )
         raise
-    search.note_report(sweep.parent)
+    sweep.tracker.wait_for_ids()
+    search.note_report(sweep.parent, len(ended))
 
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:

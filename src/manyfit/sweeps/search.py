@@ -15,14 +15,16 @@ from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
 from manyfit import config as configuration
 from manyfit.config import Component, Config, ConfigError
+from manyfit.credentials import mask
 from manyfit.jobs import prepare
+from manyfit.losses import CLASSIFICATION
 from manyfit.parent import Child
-from manyfit.reports.findings import is_of_the_data
+from manyfit.reports.findings import incomparable
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.ledger import DATA, Ledger, derived_seed
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.settings import Settings
-from manyfit.tracking import TrackedRun
+from manyfit.tracking import TrackedRun, spool
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
 
@@ -47,15 +49,20 @@ class Search:
             ConfigError: Something cannot be used.
         """
         if not space:
-            fixed = f"all of it ({', '.join(settings.space)}) is fixed by the command" if settings.space else "got none"
+            if settings.space:
+                fixed = " and ".join(settings.space)
+                raise ConfigError(
+                    f"{fixed} must be left to the search, but the command says what to take. Leave it out."
+                )
             raise ConfigError(
-                f"sweep.space must have a key, but {fixed}. "
+                "sweep.space must have a key, but got none. "
                 "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
             )
-        if compared := sorted(key for key in space if is_of_the_data(key)):
+        task = prepare(default).data.task
+        if apart := incomparable(space, str(settings.objective), task == CLASSIFICATION):
             raise ConfigError(
-                f"{' and '.join(compared)} must not be searched: losses on different data cannot be compared. "
-                "Search on each by itself."
+                f"{' and '.join(apart)} must not be searched: runs that differ in it cannot be compared by "
+                f"{settings.objective}. Search on each by itself."
             )
         if settings.seeds > 1 and "seed" in space:
             raise ConfigError(
@@ -114,18 +121,19 @@ class Search:
         """MLflow's id of the parent run that reports on just these trials, if the study has them all."""
         known = self.ledger.study.user_attrs.get("report", {})
         done = self.ledger.done()
-        same = known.get("trials") == done and known.get("confirm_seeds") == self.settings.confirm_seeds
-        return str(known["run_id"]) if same and done >= self.ledger.total else None
+        return (
+            str(known["run_id"]) if known.items() >= self._report(done).items() and done >= self.ledger.total else None
+        )
 
-    def note_report(self, parent: TrackedRun) -> None:
-        """This parent run reports on all trials that there are."""
+    def note_report(self, parent: TrackedRun, trials: int) -> None:
+        """This parent run reports on so many trials."""
         if parent.run_id is not None:
-            known = {
-                "trials": self.ledger.done(),
-                "confirm_seeds": self.settings.confirm_seeds,
-                "run_id": parent.run_id,
-            }
-            self.ledger.study.set_user_attr("report", known)
+            self.ledger.study.set_user_attr("report", {**self._report(trials), "run_id": parent.run_id})
+
+    def _report(self, trials: int) -> dict[str, Any]:
+        """What a report is the same with."""
+        store = mask(spool.resolve_uri(self.default.tracking.uri, Path.cwd()))
+        return {"trials": trials, "confirm_seeds": self.settings.confirm_seeds, "store": store}
 
 
 def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
