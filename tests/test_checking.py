@@ -37,6 +37,14 @@ def test_equal_jobs_are_one(composed: Compose) -> None:
     assert found.told() == ["3 of 5 jobs repeat another: each is run once"]
 
 
+def test_what_a_table_takes_for_granted_is_told_once(composed: Compose, tmp_path: Path) -> None:
+    """However many jobs there are on it."""
+    (tmp_path / "own.csv").write_text("x,y\n" + "".join(f"{i / 7},{i % 3}\n" for i in range(60)))
+    own = ("data=csv", f"data.path={tmp_path}/own.csv", "data.target=y")
+    found = check([["seed=0"], ["optimizer.lr=0.1"]], lambda overrides: composed(*own, *overrides))
+    assert found.told() == ["the 3 numbers in y are taken for classes; data.task=regression predicts them as numbers"]
+
+
 def test_the_data_cap_an_experiments_wish(composed: Compose) -> None:
     """Of train_size the run has the real number; jobs that become equal are one; without a wish it is refused."""
     jobs = [[f"data.train_size={size}", "seed=0"] for size in (100, 124, 400, 1000)]

@@ -3,6 +3,8 @@
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 
 from conftest import Compose, assert_same_bits
 from manyfit import reports
-from manyfit.parent import Sweep
+from manyfit.parent import Sweep, where
 from manyfit.schedules import Schedule
 from manyfit.training import fit
 
@@ -58,6 +60,26 @@ def test_an_error_in_a_population_is_one_members_own(
             assert child.result is not None
             (alone,) = fit([configs[number]])
             assert_same_bits(child.result, alone)
+
+
+def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its id in the store; held back with our own; without a command where it cannot go on."""
+    monkeypatch.chdir(tmp_path)
+    tracker: Any = SimpleNamespace(lost=None, last_error=None, elsewhere="", page=lambda path: f"the page {path}")
+    run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))
+    assert where(tracker, run, "epochs=9") == (
+        "         id  store678  (python run.py resume=store678 epochs=9 goes on with it)\n"
+        "       page  the page #/experiments/7/runs/store6789"
+    )
+    assert where(tracker, run, "").splitlines()[0] == (
+        "         id  store678  (python run.py resume=store678 goes on with it)"
+    )
+    assert where(tracker, run).splitlines()[0] == "         id  store678"
+    tracker.last_error, run.run_id = "no server", None
+    assert where(tracker, run, "") == (
+        "       look  held back in mlruns/spool (no server); nothing is lost: manyfit sync delivers it  "
+        "(python run.py resume=own45678 goes on with it)"
+    )
 
 
 def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:

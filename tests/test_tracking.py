@@ -397,6 +397,15 @@ def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
     assert "MLFLOW_TRACKING_URI must be" in held
 
 
+def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> None:
+    """When runs are looked for in it: one sentence, without a password."""
+    uri = f"http://me:secret@127.0.0.1:{port}"
+    with pytest.raises(
+        ValueError, match=rf"tracking.uri must be a store that answers, but http://\*\*\*@127.0.0.1:{port} "
+    ):
+        tracking.runs_named(uri, tmp_path, "ab")
+
+
 @pytest.fixture
 def serve(tmp_path: Path, port: int) -> Iterator[Callable[[], str]]:
     """A function that starts a real MLflow server and returns its address."""
