@@ -106,7 +106,10 @@ def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
     searched = space.get("batch_size")
     sizes = getattr(searched, "choices", None) or [getattr(searched, "high", 0)]
     if (largest := max((size for size in sizes if isinstance(size, int)), default=0)) > n:
-        raise ConfigError(f"batch_size must be <= {n}, the training examples, in all of its space, but got {largest}.")
+        raise ConfigError(
+            f"batch_size must be <= {n}, the training examples, in all of its space, but got {largest}. Search less: "
+            "'batch_size=choice(16,32)'."
+        )
 
 
 @dataclass
