@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Compose, made
 from manyfit import reports
-from manyfit.config import Config
+from manyfit.config import Config, with_seed
 from manyfit.parent import Child, Sweep
 from manyfit.reports import confirmation, findings, rerun
 from manyfit.reports.findings import Row, ranked
@@ -99,7 +99,7 @@ def at(config: Config, lr: float, seed: int) -> Config:
     """The same config at another rate, without composing it again."""
     source = {**config.source, "optimizer": {**config.source["optimizer"], "lr": lr}}
     optimizer = config.optimizer.model_copy(update={"lr": lr})
-    return confirmation.with_seed(config.model_copy(update={"source": source, "optimizer": optimizer}), seed)
+    return with_seed(config.model_copy(update={"source": source, "optimizer": optimizer}), seed)
 
 
 @pytest.fixture

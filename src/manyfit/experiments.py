@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from manyfit import claims
-from manyfit.config import Config, ConfigError
+from manyfit.config import Config, ConfigError, with_seed
 from manyfit.screen import Screen
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Experiment:
         chosen, doubts = self._chosen(list(sweep.children.values()))
         fresh = confirmation.fresh_seeds({child.config.seed for child in sweep.children.values()}, self.seeds)
         stages = [(config, "report") for config in chosen] + [(config, "beside") for config in self.beside]
-        again = [(confirmation.with_seed(config, seed), stage) for config, stage in stages for seed in fresh]
+        again = [(with_seed(config, seed), stage) for config, stage in stages for seed in fresh]
         first = max(sweep.children) + 1
         sweep.tags |= {number: {"manyfit.stage": stage} for number, (_, stage) in enumerate(again, first)}
         with sweep.screen.stage("training the best of each setting on fresh seeds"):

@@ -88,7 +88,8 @@ class Frame:
 
     def dropping(self, columns: Sequence[str]) -> str:
         """How these columns are left out, where that is an option."""
-        return f"; data.drop=[{','.join(columns)}] leaves it out" if self.key == "data.path" else ""
+        what = "it" if len(columns) == 1 else "them"
+        return f"; data.drop=[{','.join(columns)}] leaves {what} out" if self.key == "data.path" else ""
 
     def without(self, columns: Sequence[str]) -> "Frame":
         """The same without these columns."""

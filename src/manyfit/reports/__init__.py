@@ -24,7 +24,7 @@ from manyfit.reports.findings import Row as Row
 from manyfit.reports.findings import Setting, Space, text
 from manyfit.reports.grids import Child, row_of
 from manyfit.reports.grids import rows_of as rows_of
-from manyfit.screen import Screen
+from manyfit.screen import Screen, line
 from manyfit.statistics import Effect, limits_of
 from manyfit.tracking import TrackedRun
 
@@ -88,7 +88,6 @@ def conclude(
     default: Config | None = None,
     space: Space | None = None,
     confirm_seeds: int = 8,
-    importance: Mapping[str, float] | None = None,
     verdict: Verdict | None = None,
 ) -> None:
     """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
@@ -101,13 +100,12 @@ def conclude(
         default: What the best config is confirmed against, in searches; None: no confirmation.
         space: By key the (low, high) or the list of choices that was searched; None: a grid.
         confirm_seeds: Fresh seeds to confirm on; 0: none.
-        importance: By key, where it is known better than from the rows.
         verdict: On the claim that the runs were made for; then nothing has to win.
     """
     given, rows = len(rows), findings.distinct(rows)
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
-    shares = importance if importance is not None else _importances(settings, rows)
+    shares = _importances(settings, rows)
     apart = [] if verdict else findings.incomparable(findings.varying(settings), objective, _is_classification(rows))
     if apart:
         settings = sorted(settings, key=lambda setting: setting.rows[0].number)
@@ -151,7 +149,7 @@ def summary(report: Report) -> str:
     if report.verdict:
         lines += [("verdict", f"{report.verdict.answer}: {report.verdict.sentence}")]
         lines += [("effect", report.verdict.measured)]
-        return "\n".join(f"{name:>11}  {words}" for name, words in lines)
+        return "\n".join(line(name, words) for name, words in lines)
     if report.best and report.row:
         lines += [("best", f"{_named(report)} (its best run: {_id(report.row)}, seed {report.row.seed})")]
         lines += [("value", f"{report.objective} {spread(report.best)}")]
@@ -161,7 +159,7 @@ def summary(report: Report) -> str:
     lines += [("verdict", report.confirmed)] if report.confirmed else []
     lines += [("warning", warning) for warning in report.warnings]
     lines += [("again", report.command)] if report.command else []
-    return "\n".join(f"{name:>11}  {words}" for name, words in lines)
+    return "\n".join(line(name, words) for name, words in lines)
 
 
 def note(report: Report) -> str:

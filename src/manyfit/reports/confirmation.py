@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from manyfit.config import Config
-from manyfit.config import with_seed as with_seed
+from manyfit.config import Config, with_seed
 from manyfit.jobs import Result
 from manyfit.reports.grids import Child
 from manyfit.statistics import LEVEL, Effect, effect, limits_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -11,9 +11,6 @@ from manyfit.config import Config
 from manyfit.parent import Child
 from manyfit.reports import value_of
 from manyfit.sweeps.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 Ended = Literal["finished", "pruned", "diverged", "failed"]
 LOSS = "loss/val"
