@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from manyfit import sources
-from manyfit.data import Dataset, Table, noisy, order, prepare
+from manyfit.data import Dataset, Table, noisy, order, orders, prepare
 
 SPLITS = ("train", "val", "test")
 
@@ -320,6 +320,14 @@ def test_an_order_is_a_function_of_seed_and_epoch():
     assert torch.equal(first, order(3, 5, 50))
     orders = {tuple(order(seed, epoch, 50).tolist()) for seed in range(20) for epoch in range(20)}
     assert len(orders) == 400
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 50])
+@pytest.mark.parametrize("epoch", [0, 1, 2**31 + 5])
+def test_orders_drawn_together_are_those_of_each_seed(count: int, epoch: int) -> None:
+    """Seeds hashed together give NumPy's states, the largest too."""
+    seeds = [2**32 - 1, 0, *np.random.default_rng(0).integers(0, 2**32, 48).tolist()][:count]
+    assert torch.equal(orders(seeds, epoch, 37), torch.stack([order(seed, epoch, 37) for seed in seeds]))
 
 
 def test_orders_are_uncorrelated():

@@ -25,7 +25,7 @@ from torch import nn
 from conftest import ROOT, Compose
 from manyfit import distributed
 from manyfit.config import Config, ConfigError, TrainingError
-from manyfit.dropout import BlockOfMasks, Dropout
+from manyfit.dropout import Dropout
 from manyfit.jobs import Trained, prepare
 from manyfit.ranks import Ranks
 from manyfit.training import fit, train
@@ -215,12 +215,12 @@ def test_a_ranks_masks_are_a_part_of_the_whole(world: int) -> None:
     dropout = Dropout([3, 4], [[0.3, 0.5], [0.1, 0.2]], torch.device("cpu"))
     keys, rows, widths = dropout.keys(1, 3), 11, (5, 4)
     calls = [(layer, torch.Size([rows, width])) for layer, width in enumerate(widths)]
-    whole = BlockOfMasks(dropout, keys, calls).at(2)
+    whole = dropout.applied(keys, calls)
     for rank in range(world):
         share = Ranks(rank, world).share(rows)
         own = [(layer, torch.Size([share.stop - share.start, width])) for layer, width in enumerate(widths)]
-        for part, mask in zip(BlockOfMasks(dropout, keys, own, share.start).at(2), whole, strict=True):
-            assert torch.equal(part, mask[:, share])
+        for part, mask in zip(dropout.applied(keys, own, share.start), whole, strict=True):
+            assert torch.equal(part, mask[:, :, share])
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 12])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.dropout import BlockOfMasks, Dropout, seed_of
+from manyfit.dropout import Dropout, seed_of
 
 CPU = torch.device("cpu")
 
@@ -64,17 +64,14 @@ def test_keys_do_not_depend_on_blocks() -> None:
     assert torch.equal(drop.keys(1, 10)[6:], drop.keys(7, 4))
 
 
-def test_masks_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_do_not_depend_on_how_many_are_made_at_once() -> None:
     """Masks made for one step or for many at once are the same."""
     drop = Dropout([4, 5], [[0.5, 0.5], [0.2, 0.1]], CPU)
     calls = [(0, torch.Size((9, 5))), (1, torch.Size((9, 3)))]
-    many = BlockOfMasks(drop, drop.keys(1, 10), calls)
-    expected = [many.at(step) for step in range(10)]
-    monkeypatch.setattr("manyfit.dropout.MASKS_AT_ONCE", 1)
-    one = BlockOfMasks(drop, drop.keys(1, 10), calls)
+    expected = drop.applied(drop.keys(1, 10), calls)
     for step in range(10):
-        for a, b in zip(one.at(step), expected[step], strict=True):
-            assert torch.equal(a, b)
+        for a, b in zip(drop.applied(drop.keys(1 + step, 1), calls), expected, strict=True):
+            assert torch.equal(a[0], b[step])
 
 
 def test_seed_of_separates_paths() -> None:

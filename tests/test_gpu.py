@@ -1,22 +1,70 @@
 """What only a CUDA device can show: `pytest -m gpu`."""
 
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from conftest import Compose, assert_same_bits
+from conftest import ROOT, Compose, assert_same_bits
 from manyfit.config import Config, ConfigError
+from manyfit.dense import sum_rows
+from manyfit.grouping import members as population_size
 from manyfit.jobs import Result, prepare
 from manyfit.module import Training
 from manyfit.training import fit
 
 HERE = torch.cuda.is_available()
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="there is no CUDA device")]
-COMMON = ("data=digits", "epochs=4", "model.dropout=0.3", "optimizer.lr=0.001")
+DIGITS = ("data=digits", "epochs=4", "model.dropout=0.3")
+COMMON = (*DIGITS, "trainer=gpu")
+MLP = ("hidden", "activation", "init", "sigma")
+OWN = ("data=digits", "epochs=4", "trainer=gpu", *(f"~model.{key}" for key in MLP))
 
 
-def members(composed: Compose, *overrides: str) -> list[Config]:
-    return [composed(*COMMON, *overrides, f"seed={k}", f"optimizer.lr={10 ** -(2 + k % 3)}") for k in range(5)]
+class Convolutional(nn.Module):
+    """A model of one's own, for 8x8 images in rows of 64."""
+
+    def __init__(self, out_features: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.convolution, self.dropout = nn.Conv2d(1, 8, 3), nn.Dropout(dropout)
+        self.output = nn.Linear(8 * 36, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, 64) -> (rows, classes)."""
+        return self.output(self.dropout(self.convolution(x.view(-1, 1, 8, 8)).relu().flatten(1)))
+
+
+class Waiting(nn.Module):
+    """A model that asks the device for a number, which no graph can hold."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:  # noqa: ARG002
+        super().__init__()
+        self.output = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, features) -> (rows, classes)."""
+        return self.output(x / max(1.0, float(x.abs().max())))
+
+
+def members(composed: Compose, *overrides: str, count: int = 5) -> list[Config]:
+    """Of several rates, decays, dropout rates and seeds."""
+    one = [
+        composed(
+            "trainer=gpu",
+            "epochs=4",
+            *overrides,
+            f"optimizer.lr={lr}",
+            f"model.dropout={p}",
+            f"optimizer.weight_decay={decay}",
+        )
+        for lr, p, decay in ((0.01, 0.3, 0.0), (0.001, 0.5, 0.01), (0.003, 0.0, 0.1))
+    ]
+    return [one[k % 3].model_copy(update={"seed": k}) for k in range(count)]
 
 
 def close(a: Result, b: Result, tolerance: float) -> None:
@@ -38,50 +86,86 @@ class TestOnAGpu:
             honest(self, block, batch_idx)
 
         monkeypatch.setattr(Training, "training_step", step)
-        fit([composed(*COMMON, "trainer=gpu")])
+        fit([composed(*COMMON)])
         assert seen == {"cuda"}
 
-    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+    @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"])
     def test_precisions(self, composed: Compose, precision: str) -> None:
         """Half precision learns about as well as single, and single as the CPU."""
-        (cpu,) = fit([composed(*COMMON, "trainer=cpu")])
-        (result,) = fit([composed(*COMMON, "trainer=gpu", f"trainer.precision={precision}")])
-        close(result, cpu, {"32-true": 1e-3, "bf16-mixed": 0.1, "16-mixed": 0.05}[precision])
+        (cpu,) = fit([composed(*DIGITS, "trainer=cpu")])
+        before = torch.backends.cuda.matmul.allow_tf32
+        (result,) = fit([composed(*COMMON, f"trainer.precision={precision}")])
+        tolerance = {"32-true": 1e-3, "64-true": 1e-3, "bf16-mixed": 0.1, "16-mixed": 0.05, "tf32": 0.05}
+        close(result, cpu, tolerance[precision])
         assert result.devices == (torch.cuda.get_device_name(),)
+        assert torch.backends.cuda.matmul.allow_tf32 == before
 
-    def test_a_population_and_its_members(self, composed: Compose) -> None:
-        """Alone or in company to 1e-5 of the loss, over a few epochs at stable rates."""
-        configs = members(composed, "trainer=gpu", "epochs=2")
-        for config, together in zip(configs, fit(configs), strict=True):
-            close(together, fit([config])[0], 1e-4)
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ("data=digits", "optimizer=adam", "batch_size=50", "model.hidden=[64,64]"),
+            ("data=moons", "optimizer=sgd", "batch_size=full", "model.hidden=[16]", "model.activation=tanh"),
+            ("data=diabetes", "optimizer=rmsprop", "trainer.gradient_clip=0.5"),
+            ("data=wine", "optimizer=adam", "model.activation=gelu"),
+            ("data=mnist", "optimizer=adamw", "batch_size=128", "model.hidden=[256,128]", "schedule=cosine"),
+            ("data=mnist1d", "optimizer=nesterov", "batch_size=100", "model.hidden=[300,1]", "loss=cross_entropy"),
+        ],
+        ids=lambda overrides: " ".join(overrides[:2]),
+    )
+    def test_a_member_is_the_same_in_any_company(self, composed: Compose, overrides: tuple[str, ...]) -> None:
+        """To the last bit: alone, among a few, among many."""
+        configs = members(composed, *overrides, count=70)
+        many = fit(configs)
+        for count in (2, 5, 33):
+            for few, result in zip(fit(configs[:count]), many[:count], strict=True):
+                assert_same_bits(few, result)
+        for k in (0, 2):
+            assert_same_bits(fit([configs[k]])[0], many[k])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize(("rows", "width"), [(5, 1), (32, 2), (128, 10), (350, 33), (4096, 1), (20000, 3)])
+    def test_sums_over_rows(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        """As exact as torch's, and the same bits for any number of members."""
+        values = torch.randn(1, rows, width, device="cuda").to(dtype)
+        one = sum_rows(values)
+        torch.testing.assert_close(one, values.double().sum(1).to(one.dtype), rtol=1e-4, atol=1e-3)
+        for members in (2, 7, 64, 300):
+            assert torch.equal(sum_rows(values.expand(members, -1, -1).contiguous()), one.expand(members, -1))
 
     @pytest.mark.parametrize("graph", ["false", "true"])
     def test_twice_is_bit_equal(self, composed: Compose, graph: str) -> None:
         """With deterministic=true, which is the default."""
-        configs = members(composed, "trainer=gpu", f"trainer.cuda_graph={graph}")
+        configs = members(composed, "data=digits", f"trainer.cuda_graph={graph}")
         for a, b in zip(fit(configs), fit(configs), strict=True):
             assert_same_bits(a, b)
 
-    def test_a_step_never_waits_for_the_device(self, composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("model", [COMMON, (*OWN, "model._target_=test_gpu.Convolutional")], ids=["dense", "own"])
+    def test_a_step_never_waits_for_the_device(
+        self, composed: Compose, monkeypatch: pytest.MonkeyPatch, model: tuple[str, ...]
+    ) -> None:
         """Any host sync within a step raises; the first steps, which make the optimizer's state, may wait."""
-        honest = Training._step
+        honest, watched = Training._steps, []
 
-        def watched(self: Training, *arguments: torch.Tensor) -> torch.Tensor:
+        def steps(self: Training, *arguments: Tensor) -> None:
             torch.cuda.set_sync_debug_mode("error" if self.steps_done else "default")
+            watched.append(self.steps_done)
             try:
-                return honest(self, *arguments)
+                honest(self, *arguments)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        monkeypatch.setattr(Training, "_step", watched)
-        (result,) = fit([composed(*COMMON, "trainer=gpu", "batch_size=7")])
+        monkeypatch.setattr(Training, "_steps", steps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            (result,) = fit([composed(*model, "batch_size=7", "trainer.cuda_graph=false")])
         assert result.reason == "finished"
+        assert max(watched) > 64
 
-    @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop"])
-    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-    def test_a_captured_step_gives_the_eager_curve(self, composed: Compose, optimizer: str, precision: str) -> None:
-        """With a short last batch, dropout, and a member that is compacted away on the way."""
-        common = ("trainer=gpu", f"optimizer={optimizer}", f"trainer.precision={precision}", "batch_size=50")
+    @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "nadam", "radam", "rmsprop"])
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "tf32"])
+    def test_a_graph_gives_the_eager_curve(self, composed: Compose, optimizer: str, precision: str) -> None:
+        """To the last bit, with a short last batch, dropout, and a member that is compacted away on the way."""
+        common = ("data=digits", f"optimizer={optimizer}", f"trainer.precision={precision}", "batch_size=50")
         eager, captured = (
             fit(
                 members(composed, *common, f"trainer.cuda_graph={graph}"),
@@ -91,22 +175,89 @@ class TestOnAGpu:
         )
         for a, b in zip(eager, captured, strict=True):
             assert a.reason == b.reason
-            close(a, b, 1e-5)
+            assert_same_bits(a, b)
+
+    @pytest.mark.parametrize("count", [1, 4])
+    def test_a_graph_of_ones_own_model(self, composed: Compose, count: int) -> None:
+        """A convolution, with its short last batch, alone and under vmap."""
+        model = (*OWN, "model._target_=test_gpu.Convolutional", "model.dropout=0.2", "batch_size=50")
+        eager, captured = (
+            fit([composed(*model, f"seed={k}", f"trainer.cuda_graph={graph}") for k in range(count)])
+            for graph in ("false", "true")
+        )
+        for a, b in zip(eager, captured, strict=True):
+            close(a, b, 1e-4)
+
+    def test_a_model_that_waits_is_trained_without_a_graph(self, composed: Compose) -> None:
+        """By itself, unless a graph was asked for; and what is trained afterwards is as good as ever."""
+        model = (*OWN, "model._target_=test_gpu.Waiting", "model.dropout=0.0")
+        (expected,) = fit([composed(*model, "trainer.cuda_graph=false")])
+        (result,) = fit([composed(*model)])
+        assert_same_bits(result, expected)
+        with pytest.raises(RuntimeError, match="captur"):
+            fit([composed(*model, "trainer.cuda_graph=true")])
+        self.test_twice_is_bit_equal(composed, "true")
 
     def test_resumed_or_never_killed(self, composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> None:
         """Bit-equal on the device too."""
         folder = tmp_path_factory.mktemp("state")
-        short, long = (composed(*COMMON, "trainer=gpu", f"epochs={epochs}") for epochs in (2, 4))
+        short, long = (composed(*COMMON, f"epochs={epochs}") for epochs in (2, 4))
         fit([short], keep=folder)
         assert_same_bits(fit([long])[0], fit([long], resume=folder)[0])
+
+    def test_a_population_fills_the_device_and_fits(self, composed: Compose) -> None:
+        """Its size is by the device's memory, not by a CPU's cache."""
+        wide = prepare(composed("data=mnist", "trainer=gpu", "model.hidden=[2048,2048]", "batch_size=128"))
+        small = prepare(composed(*COMMON))
+        free = torch.cuda.mem_get_info()[0]
+        assert population_size(small) == 1024
+        assert 8 <= population_size(wide) < 100
+        fit([wide.config.model_copy(update={"seed": k, "epochs": 1}) for k in range(population_size(wide))])
+        assert torch.cuda.max_memory_allocated() < free
+
+    def test_two_ranks_on_one_device(self, composed: Compose, tmp_path: Path) -> None:
+        """By gloo, since nccl wants a device for each: the curve of one."""
+        (one,) = fit([composed(*COMMON, "epochs=2")])
+        script = tmp_path / "ranks.py"
+        script.write_text(TWO_RANKS)
+        subprocess.run([sys.executable, str(script), str(ROOT / "conf"), str(tmp_path)], check=True, timeout=120)
+        for name in ("loss/train", "loss/val"):
+            np.testing.assert_allclose(np.load(tmp_path / "history.npz")[name][0], one.metrics[name], rtol=1e-4)
+
+
+TWO_RANKS = """
+import sys
+import numpy as np
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+def rank(number, conf, folder):
+    from hydra import compose, initialize_config_dir
+    from manyfit import config
+    from manyfit.ranks import Ranks
+    from manyfit.training import train
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    with initialize_config_dir(conf, version_base="1.3"):
+        overrides = ["data=digits", "epochs=2", "model.dropout=0.3", "trainer=gpu", "trainer.cuda_graph=false"]
+        cfg = compose("config", overrides, return_hydra_config=True)
+    trained = train([config.parse(cfg, cfg.hydra.runtime.choices)], ranks=Ranks(number, 2))
+    if number == 0:
+        np.savez(f"{folder}/history.npz", **trained.history)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(rank, sys.argv[1:], nprocs=2)
+"""
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["trainer.cuda_graph=true"], "trainer.cuda_graph must be false here, but got true: there is no GPU"),
+        (["trainer.cuda_graph=true"], "trainer.cuda_graph must be auto or false here, but got true: there is no CUDA"),
         (["trainer.cuda_graph=true", "optimizer=adagrad"], "the step of Adagrad cannot be captured"),
         (["trainer.precision=16-mixed"], "trainer.precision must be another than '16-mixed' without a GPU"),
+        (["trainer.precision=tf32"], "trainer.precision must be another than 'tf32' without a GPU. Use 32-true"),
     ],
 )
 def test_refused_without_one(composed: Compose, overrides: list[str], words: str) -> None:

@@ -24,7 +24,7 @@ LEVELS = [
         "statistics",
         "tracking",
     },
-    {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks", "captured"},
+    {"sources", "data", "losses", "figures", "best", "cli", "checkpoints", "devices", "ranks", "captured", "kernels"},
     {"population"},
     {"jobs", "evaluation"},
     {"module", "recording", "grouping", "rank_process", "checking"},

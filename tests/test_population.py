@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from manyfit.dropout import BlockOfMasks
 from manyfit.losses import MSE, CrossEntropy
 from manyfit.models import MLP
 from manyfit.population import Population, initialised
@@ -93,7 +92,7 @@ def test_user_modules_in_company() -> None:
         many = Population([modules[k] for k in members], members, CPU)
         calls = many.dropout_calls(x[0])
         assert [(layer, tuple(shape)) for layer, shape in calls] == [(0, (7, 8)), (0, (7, 8))]
-        masks = BlockOfMasks(many.dropout, many.dropout.keys(1, 1), calls).at(0)
+        masks = [m[0] for m in many.dropout.applied(many.dropout.keys(1, 1), calls)]
         return many.gradient(x[members], y[members], rows, masks, MSE())
 
     together = run([0, 1, 2])

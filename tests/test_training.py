@@ -18,7 +18,7 @@ from conftest import Compose, assert_same_bits
 from manyfit import config as configuration
 from manyfit import curves, training
 from manyfit.config import ConfigError, TrainingError
-from manyfit.grouping import grouped
+from manyfit.grouping import grouped, kept
 from manyfit.jobs import Result, prepare
 from manyfit.module import Training
 from manyfit.reports import confirmation
@@ -447,3 +447,13 @@ def test_a_wish_to_stop_is_an_exit(composed: Compose, number: signal.Signals, co
     with pytest.raises(SystemExit) as stop:
         fit([users(composed, "test_training.Interrupted", f"+model.signal={number:d}")])
     assert stop.value.code == code
+
+
+def test_what_backpropagation_keeps_of_an_example() -> None:
+    """Inputs of dense layers and what activations give, in numbers; no weights, and no random number is drawn."""
+    network = torch.nn.Sequential(
+        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(32, 9)
+    )
+    before = torch.get_rng_state()
+    assert 64 + 32 + 32 <= kept(network, torch.zeros(2, 64)) <= 2 * 64 + 4 * 32
+    assert torch.equal(torch.get_rng_state(), before)

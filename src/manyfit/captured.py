@@ -1,55 +1,76 @@
-"""An optimizer step recorded once as a CUDA graph and replayed: the kernels of an eager step, without their launches.
+"""What is done again and again, recorded once as a CUDA graph and replayed: its kernels, without their launches.
 
-A small step on a GPU is all launches. Source: CUDA graphs in PyTorch (Nguyen et al. 2021).
+A small optimizer step on a GPU is all launches. Source: CUDA graphs in PyTorch (Nguyen et al. 2021).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]
-WARM_UP = 3  # eager steps before: libraries make their workspaces, the optimizer its state
+STEPS = 8  # in one graph: a replay, and what goes to it, cost the host as much as a dozen launches
 
 
-class CapturedStep:
-    """A step whose shapes, and the places of whose tensors, stay.
+class Captured:
+    """Calls that read what they are given, and change tensors that stay where they are.
 
     Args:
-        step: (index, row_weights, lr, masks) -> losses (members,); changes weights and optimizer state in place.
+        must: Whether a call that cannot be recorded is an error; else such calls are made as they are.
     """
 
-    def __init__(self, step: "Step") -> None:
-        self.step = step
-        self.eager = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: list[Tensor] = []
+    def __init__(self, must: bool) -> None:
+        self.must = must
+        self.warm = self.refused = False
+        self.forget()
 
-    def __call__(self, index: Tensor, row_weights: Tensor, lr: Tensor, masks: list[Tensor]) -> Tensor:
-        """The losses are overwritten by the next step."""
-        given = [index, row_weights, lr, *masks]
-        if self.eager < WARM_UP:
-            self.eager += 1
-            return self._on_a_side_stream(given)
-        if self.graph is None:
-            self.inputs = [tensor.clone() for tensor in given]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, and computes nothing
-                self.losses = self._eagerly(self.inputs)
-        for ours, theirs in zip(self.inputs, given, strict=True):
+    def forget(self) -> None:
+        """What was recorded, since tensors have moved."""
+        self.graphs: dict[Hashable, _Graph] = {}
+        self.pool = torch.cuda.graph_pool_handle()  # of memory, for all: they leave nothing in it for each other
+
+    def run(self, key: Hashable, call: Callable[..., None], *given: Tensor) -> None:
+        """`call(*given)`, or the recording of the call of this key with these tensors in place of those it had."""
+        if self.refused:
+            call(*given)
+        elif not self.warm:  # libraries make their workspaces, the optimizer its state
+            self.warm = True
+            _on_a_side_stream(call, given)
+        elif key in self.graphs:
+            self.graphs[key].replay(given)
+        else:
+            stream = torch.cuda.current_stream()
+            try:
+                self.graphs[key] = _Graph(call, given, self.pool)
+            except RuntimeError:
+                torch.cuda.set_stream(stream)
+                if self.must:
+                    raise
+                self.refused = True  # nothing was computed
+                call(*given)
+            else:
+                self.graphs[key].replay(given)
+
+
+class _Graph:
+    """What a call did; what it is given is copied to where that was when it was recorded."""
+
+    def __init__(self, call: Callable[..., None], given: Sequence[Tensor], pool: Any) -> None:
+        self.given = [tensor.clone() for tensor in given]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # computes nothing
+            call(*self.given)
+
+    def replay(self, given: Sequence[Tensor]) -> None:
+        for ours, theirs in zip(self.given, given, strict=True):
             ours.copy_(theirs)
         self.graph.replay()
-        return self.losses
 
-    def _on_a_side_stream(self, given: Sequence[Tensor]) -> Tensor:
-        """What runs before a capture must not be on the default stream."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            losses = self._eagerly(given)
-        torch.cuda.current_stream().wait_stream(stream)
-        return losses
 
-    def _eagerly(self, given: Sequence[Tensor]) -> Tensor:
-        index, row_weights, lr, *masks = given
-        return self.step(index, row_weights, lr, masks)
+def _on_a_side_stream(call: Callable[..., None], given: Sequence[Tensor]) -> None:
+    """What runs before a capture must not be on the default stream."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call(*given)
+    torch.cuda.current_stream().wait_stream(stream)

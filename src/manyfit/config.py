@@ -1,6 +1,7 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import copy
+import functools
 import importlib.util
 import inspect
 import json
@@ -104,9 +105,9 @@ class TrainerConfig(Node):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"
     compile: bool = False
-    cuda_graph: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     gradient_clip: Positive | None = None
     patience: Count | None = None
     deterministic: bool = True
@@ -430,10 +431,15 @@ def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
     if hint is None:
         return value
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return _adapter(hint).validate_python(value)
     except ValidationError as error:
         (first, *_) = error.errors()
         raise ConfigError(_sentence({**first, "loc": (key, name, *first["loc"])})) from None
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:

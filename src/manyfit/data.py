@@ -5,6 +5,8 @@ deviations, categories) is learnt from the training rows alone.
 """
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from manyfit.tables import Table
 
-__all__ = ["Dataset", "Table", "noisy", "order", "prepare", "sizes"]
+__all__ = ["Dataset", "Table", "noisy", "order", "orders", "prepare", "sizes"]
 
 # First words of every seed sequence, so that two uses of one seed draw independent numbers.
 _ORDER, _NOISE, _TRAIN_SIZE = 1, 2, 3
@@ -144,6 +146,44 @@ def noisy(y: Tensor, classes: int, share: float, seed: int) -> Tensor:
 def order(seed: int, epoch: int, n: int) -> Tensor:
     """The order in which epoch `epoch` visits n examples, (n,) int64: a function of the arguments alone."""
     return torch.randperm(n, generator=_generator(_ORDER, seed, epoch))
+
+
+def orders(seeds: Sequence[int], epoch: int, n: int) -> Tensor:
+    """The `order` of every seed, (seeds, n)."""
+    if len(seeds) < 16:  # below, seeds are hashed together, which costs as much as ten by themselves
+        return torch.stack([order(seed, epoch, n) for seed in seeds])
+    generator = torch.Generator()
+    states = _states(np.array([np.full(len(seeds), _ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+    return torch.stack([torch.randperm(n, generator=generator.manual_seed(state)) for state in states])
+
+
+def _states(words: NDArray[np.uint32]) -> list[int]:
+    """`SeedSequence(words[:, k]).generate_state(1, uint64)` of each column k of 1 to 4 words, which takes 10 us a call.
+
+    Source: O'Neill 2015, "Developing a seed_seq alternative", as NumPy's SeedSequence has it.
+    """
+    factor = 0x43B0D7E5
+
+    def hashed(value: NDArray[np.uint32], multiplier: int) -> NDArray[np.uint32]:
+        nonlocal factor
+        value = value ^ np.uint32(factor)
+        factor = factor * multiplier % 2**32
+        value = value * np.uint32(factor)
+        value ^= value >> np.uint32(16)
+        return value
+
+    def mixed(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        value: NDArray[np.uint32] = a * np.uint32(0xCA01F9DD) - b * np.uint32(0x4973F715)
+        value ^= value >> np.uint32(16)
+        return value
+
+    empty = np.zeros((4 - len(words), words.shape[1]), np.uint32)
+    pool = [hashed(word, 0x931E8875) for word in np.concatenate([words, empty])]
+    for source, target in itertools.permutations(range(4), 2):
+        pool[target] = mixed(pool[target], hashed(pool[source], 0x931E8875))
+    factor = 0x8B51F9DD
+    low, high = (hashed(word, 0x58F38DED).astype(np.uint64) for word in pool[:2])
+    return [int(state) for state in low | high << np.uint64(32)]
 
 
 def _generator(*words: int) -> torch.Generator:

@@ -7,24 +7,45 @@ are those that round an element alike wherever it stands in memory.
 """
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ROWS_ON_GPU = 128  # a longer sum may be split by how many members there are
+LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
 SPLIT_ROWS = 16384  # torch splits one sum over threads from 32768 terms on, which would change its rounding
 Slope = Callable[[Tensor], Tensor]
 
 
 def sum_rows(values: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum over the rows of (members, rows, ...), with the same bits for a member alone and in company."""
+    if values.is_cuda and not values.requires_grad and (kernels := _kernels()):
+        flat = values.reshape(*values.shape[:2], -1)
+        return kernels.sum_rows(flat, out).view(len(values), *values.shape[2:])  # type: ignore[no-any-return]
     total = torch.sum(values[:, :SPLIT_ROWS], 1, out=out)
     for start in range(SPLIT_ROWS, values.shape[1], SPLIT_ROWS):
         total += values[:, start : start + SPLIT_ROWS].sum(1)
     return total
+
+
+def norms(gradient: Tensor) -> Tensor:
+    """Of each row of (members, parameters), (members, 1)."""
+    squares = gradient.square().view(len(gradient), -1, LANES)
+    if gradient.is_cuda:
+        return sum_rows(sum_rows(squares)[..., None]).sqrt()
+    return squares.sum(1).sum(1, keepdim=True).sqrt()
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Ours for a GPU; None with a torch that has no Triton: sums are rounded by the number of members then."""
+    return importlib.import_module("manyfit.kernels") if importlib.util.find_spec("triton") else None
 
 
 def sigmoid(z: Tensor) -> Tensor:
@@ -176,7 +197,7 @@ class Stack:
         for layer, (x, slope) in zip(reversed(self.layers), reversed(tape), strict=True):
             if isinstance(layer, nn.Linear):
                 i, n = i - 2, n - 1
-                gradients[i].copy_(_product(x.mT, g, doubled[n][1]))  # bmm(out=) would leave the batched kernels
+                _weights_gradient(x, g, doubled[n][1], gradients[i])
                 if layer.in_features == 1:
                     gradients[i][:, 1:] = 0
                 sum_rows(g, out=gradients[i + 1])
@@ -195,13 +216,28 @@ class Stack:
 
     def _doubled(self, x: Tensor) -> list[tuple[bool, bool, bool]]:
         """For each dense layer whether its product, and those of its two gradients, must be computed as two."""
-        if len(x) > 1 or x.device.type != "cpu":
-            return [(False, False, False)] * len(self.linear)
+        if len(x) > 1 or x.device.type != "cpu":  # on a GPU a lone product may be split along its sum
+            return [(len(x) == 1,) * 3] * len(self.linear)
         threads = torch.get_num_threads()
         return [
             _differs_alone(x.shape[1], max(layer.in_features, 2), max(layer.out_features, 2), x.dtype, threads)
             for layer in self.linear
         ]
+
+
+def _weights_gradient(x: Tensor, g: Tensor, doubled: bool, out: Tensor) -> None:
+    """The product of x' (K, n, rows) and g (K, rows, p), into out."""
+    if not x.is_cuda:  # whose batched kernels know no out=
+        out.copy_(_product(x.mT, g, doubled))
+        return
+    for start in range(0, x.shape[1], ROWS_ON_GPU):
+        a, b = x[:, start : start + ROWS_ON_GPU].mT, g[:, start : start + ROWS_ON_GPU]
+        if start:
+            out.add_(_product(a, b, doubled))
+        elif doubled or torch.is_autocast_enabled("cuda"):
+            out.copy_(_product(a, b, doubled))
+        else:
+            torch.bmm(a, b, out=out)
 
 
 def _product(a: Tensor, b: Tensor, doubled: bool, bias: Tensor | None = None) -> Tensor:

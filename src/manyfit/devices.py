@@ -51,8 +51,11 @@ def check(config: Config) -> None:
     count, outside = world(config.trainer), launched(config.trainer.launcher)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
-    if config.trainer.precision == "16-mixed" and not on_gpu(config.trainer):
-        raise ConfigError("trainer.precision must be another than '16-mixed' without a GPU. Use bf16-mixed.")
+    if config.trainer.precision in ("16-mixed", "tf32") and not on_gpu(config.trainer):
+        instead = {"16-mixed": "bf16-mixed", "tf32": "32-true"}[config.trainer.precision]
+        raise ConfigError(
+            f"trainer.precision must be another than '{config.trainer.precision}' without a GPU. Use {instead}."
+        )
     if config.trainer.launcher == "slurm" and outside == 1:
         raise ConfigError(
             "trainer=slurm must be started by srun with --ntasks-per-node=2 or more. Else use trainer=ddp."

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MASKS_AT_ONCE = 2**17  # elements: about what stays in a core's cache
-
 
 def seed_of(*path: int | str) -> int:
     """A 64-bit seed that is a function of a path such as ("weights", seed); paths are independent of each other."""
@@ -62,39 +60,22 @@ class Dropout:
         halves = hashes.view(torch.int16)[..., first % 2 : first % 2 + n]  # one hash for two elements
         return (halves >= self.thresholds[:, layer, None]) * self.scales[:, layer, None]
 
+    def applied(self, keys: Tensor, calls: Sequence[tuple[int, torch.Size]], first: int = 0) -> list[Tensor]:
+        """Multipliers (steps, members, rows, ...) for each application of dropout in a forward pass.
+
+        Args:
+            keys: (steps, members, layers).
+            calls: The layer of each application, and the shape (rows, ...) it sees.
+            first: The row of the whole batch that these rows begin with.
+        """
+        made = []
+        for layer, shape in calls if self.active else []:
+            masks = self.masks(keys, layer, shape.numel(), first * shape[1:].numel())
+            made.append(masks.view(*masks.shape[:2], *shape))
+        return made
+
     def keep(self, rows: Tensor) -> None:
         """Leave only these members."""
         self.thresholds, self.scales = self.thresholds[rows], self.scales[rows]
         self.streams = self.streams[rows.cpu().numpy()]
         self.active = bool((self.thresholds > -32768).any())
-
-
-class BlockOfMasks:
-    """The masks of consecutive steps, made for several steps at once where they are small.
-
-    Args:
-        dropout: Makes them.
-        keys: (steps, members, layers).
-        calls: For each application of dropout in a forward pass, its layer and the shape (rows, ...) it sees.
-        first: The row of the whole batch that these rows begin with.
-    """
-
-    def __init__(self, dropout: Dropout, keys: Tensor, calls: Sequence[tuple[int, torch.Size]], first: int = 0) -> None:
-        self.dropout, self.keys, self.calls, self.first = dropout, keys, calls if dropout.active else [], first
-        self.made: list[Tensor] = []
-        self.start = self.stop = 0
-
-    def at(self, step: int) -> list[Tensor]:
-        """Multipliers (members, rows, ...) of each application, in the block's step of this number."""
-        if not self.calls:
-            return []
-        if not self.start <= step < self.stop:
-            elements = self.keys.shape[1] * sum(shape.numel() for _, shape in self.calls)
-            self.start, self.stop = step, min(len(self.keys), step + max(1, MASKS_AT_ONCE // elements))
-            keys = self.keys[self.start : self.stop]
-            made = [
-                self.dropout.masks(keys, layer, shape.numel(), self.first * shape[1:].numel())
-                for layer, shape in self.calls
-            ]
-            self.made = [m.view(*m.shape[:2], *shape) for m, (_, shape) in zip(made, self.calls, strict=True)]
-        return [m[step - self.start] for m in self.made]

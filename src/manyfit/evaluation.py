@@ -1,47 +1,59 @@
 """The metrics of a population on a split, in evaluation mode; over several ranks every example counts once."""
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from manyfit.data import Dataset
+from manyfit.dense import sum_rows
 from manyfit.losses import CLASSIFICATION, Loss, correct
 from manyfit.population import Population
-from manyfit.ranks import Ranks
 
 EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
+GPU_ROWS = 4096  # on a GPU, where launches are what costs; of so many members at once that memory is enough:
+GPU_ELEMENTS = 2**26  # of a layer's activations
 
 
-def measure(
-    population: Population, weights: Tensor, x: Tensor, y: Tensor, loss: Loss, data: Dataset, ranks: Ranks
-) -> dict[str, np.ndarray]:
-    """Loss and accuracy, or loss, RMSE and R2, (members,) each.
+def totals(
+    out: Tensor, population: Population, weights: Tensor, x: Tensor, y: Tensor, loss: Loss, data: Dataset, share: slice
+) -> None:
+    """Sums over examples, (2, members) in float64: of the loss; and of those classified right, or of squared errors.
 
     Args:
+        out: They are written here.
         population: Evaluates.
         weights: (members, parameters).
         x: (n, ...), the same for all members.
         y: (members, n), or (1, n).
         loss: One number per example.
-        data: Whose split it is: task and unit of the target.
-        ranks: Each evaluates its rows; sums are added up.
+        data: Whose split it is.
+        share: Which of the examples.
     """
-    members, n, own = len(weights), len(x), ranks.share(len(x))
-    chunks = -(-(own.stop - own.start) // EVAL_ROWS) or 1
-    size = -(-(own.stop - own.start) // chunks) or 1
-    sums = torch.zeros(2, members, dtype=torch.float64, device=x.device)
-    losses, score = sums
-    for start in range(own.start, own.stop, size):
-        rows = slice(start, min(start + size, own.stop))
-        x_part, y_part = x[rows], y[:, rows].expand(members, -1)
-        outputs = population(weights, x_part.expand(members, *x_part.shape)).to(weights.dtype)
+    members, rows, together = len(weights), EVAL_ROWS, len(weights)
+    if x.device.type == "cuda":
+        rows, together = GPU_ROWS, max(2, GPU_ELEMENTS // (GPU_ROWS * population.widest(x)))
+    chunks = -(-(share.stop - share.start) // rows) or 1
+    size = -(-(share.stop - share.start) // chunks) or 1
+    out.zero_()
+    for first, start in itertools.product(range(0, members, together), range(share.start, share.stop, size)):
+        some, part = slice(first, first + together), slice(start, min(start + size, share.stop))
+        x_part, y_part, weights_part = x[part], y[:, part].expand(members, -1)[some], weights[some]
+        outputs = population(weights_part, x_part.expand(len(weights_part), *x_part.shape)).to(weights.dtype)
+        losses, score = out[:, some]
         with torch.autocast(x.device.type, enabled=False):
-            losses += loss.per_example(outputs, y_part).double().sum(1)
+            losses += sum_rows(loss.per_example(outputs, y_part).double())
             if data.task == CLASSIFICATION:
                 score += correct(outputs, y_part).double().sum(1)
             else:
-                score += (outputs.squeeze(-1) - y_part).double().square().sum(1)
-    ranks.sum(sums)
+                score += sum_rows((outputs.squeeze(-1) - y_part).double().square())
+
+
+def metrics(sums: Tensor, y: Tensor, data: Dataset) -> dict[str, np.ndarray]:
+    """Loss and accuracy, or loss, RMSE and R2, (members,) each, of `totals` over all examples with targets y."""
+    n = y.shape[1]
+    losses, score = sums
     mean = {"loss": (losses / n).cpu().numpy()}
     if data.task == CLASSIFICATION:
         return mean | {"accuracy": (score / n).cpu().numpy()}

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from manyfit.config import signature
+from manyfit.devices import on_gpu
 from manyfit.jobs import Job
 from manyfit.optimizers import is_linear
 from manyfit.population import Population
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
+SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
 
@@ -54,12 +57,36 @@ def grouped(
 
 
 def members(job: Job) -> int:
-    """The largest population of members like this one whose step stays in cache; at least one a core."""
-    parameters = list(job.network.parameters())
-    weights = sum(p.numel() for p in parameters)
-    widths = sum(p.shape[0] for p in parameters if p.ndim > 1)
+    """The largest population of members like this one that pays.
+
+    On a CPU one whose step stays in cache, at least one member a core; on a GPU one that fills it, and half its memory
+    at most.
+    """
+    network = job.network
+    weights = sum(p.numel() for p in network.parameters())
+    if on_gpu(job.config.trainer) and torch.cuda.is_available():
+        touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
+        return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))
+    widths = sum(p.shape[0] for p in network.parameters() if p.ndim > 1)
     touched = 4 * (COPIES * weights + 3 * job.batch_size * (widths + job.data.x_train.shape[1]))
     return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
+
+
+def kept(network: nn.Module, x: Tensor) -> int:
+    """How many numbers backpropagation keeps of one example, the example included, for x (rows, ...)."""
+    sizes = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), hooks:
+        outputs = network.train()(x)  # held while they are counted: what is kept must not move
+        of_weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    del outputs
+    return x[0].numel() + sum(n for place, n in sizes.items() if place not in of_weights) // len(x)
 
 
 def why_alone(job: Job) -> str | None:

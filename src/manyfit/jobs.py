@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -148,7 +148,7 @@ def prepare(config: Config) -> Job:
     return replace(_prepared[key], config=config)
 
 
-REMEMBERED = 512  # jobs: a sweep asks for each of its jobs a few times
+REMEMBERED = 4096  # jobs: a sweep asks for each of its jobs a few times
 _prepared: dict[str, Job] = {}
 
 
@@ -178,7 +178,7 @@ def _prepare(config: Config) -> Job:
     _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
     _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)
-    _try_graph(config, network, optimizer)
+    captures(config, optimizer)
     return Job(config, dataset, loss, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
 
 
@@ -196,21 +196,27 @@ def _try_probes(names: Sequence[str], network: nn.Module) -> None:
         raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
 
 
-def _try_graph(config: Config, network: nn.Module, optimizer: type[torch.optim.Optimizer]) -> None:
-    """Refuse what cannot be recorded as a CUDA graph."""
+def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | Literal["auto"]:
+    """Whether steps are to be recorded as a CUDA graph; "auto": if the model lets them.
+
+    Raises:
+        ConfigError: They are to be, and cannot.
+    """
     capturable = is_linear(optimizer) and (
         optimizer is torch.optim.SGD or "capturable" in inspect.signature(optimizer).parameters
     )
     obstacles = {
-        "there is no GPU": not devices.on_gpu(config.trainer),
+        "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
         f"the step of {optimizer.__name__} cannot be captured": not capturable,
-        "the model is no stack of dense layers": not dense.is_dense(network),
         "trainer.compile=true": config.trainer.compile,
         f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
     }
-    if config.trainer.cuda_graph and any(obstacles.values()):
+    if not any(obstacles.values()):
+        return config.trainer.cuda_graph
+    if config.trainer.cuda_graph is True:
         reasons = "; ".join(reason for reason, holds in obstacles.items() if holds)
-        raise ConfigError(f"trainer.cuda_graph must be false here, but got true: {reasons}.")
+        raise ConfigError(f"trainer.cuda_graph must be auto or false here, but got true: {reasons}.")
+    return False
 
 
 def _try_network(network: nn.Module, dataset: data.Dataset, width: int, last: int) -> None:

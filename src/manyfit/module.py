@@ -1,8 +1,10 @@
 """What a training step and an evaluation are: the LightningModule of a population."""
 
+import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -10,18 +12,20 @@ import torch
 from torch import Tensor
 
 from manyfit.best import Best
-from manyfit.captured import CapturedStep
-from manyfit.data import Dataset, order
-from manyfit.dropout import BlockOfMasks
-from manyfit.evaluation import measure
+from manyfit.captured import STEPS, Captured
+from manyfit.data import Dataset, orders
+from manyfit.dense import norms
+from manyfit.evaluation import metrics, totals
 from manyfit.losses import Loss
 from manyfit.optimizers import Plain, Scaling, UnitRate
-from manyfit.population import LANES, Population
+from manyfit.population import Population
 from manyfit.ranks import Ranks
 from manyfit.schedules import Schedule
 
+DRAWING, DRAWN = 4, 64  # threads that draw orders, and how many at once
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
-
+MASKS_IN_CACHE = 2**17  # elements of dropout masks made at once: about what stays in a core's cache
+MASKS_ON_GPU = 2**24  # likewise: what fills one
 
 Report = Callable[[int, np.ndarray, Mapping[str, np.ndarray]], None]
 """Takes note of an epoch: its number, the members present, and their metrics (members present,) by name."""
@@ -41,6 +45,8 @@ class Blocks:
 
     def __init__(self, module: "Training") -> None:
         self.module = module
+        self.ahead: tuple[list[int], list[Future[Tensor]]] | None = None  # seeds, and orders of the next epoch
+        self.drawing = ThreadPoolExecutor(DRAWING, "manyfit-order")
 
     def __len__(self) -> int:
         return -(-self.module.steps_per_epoch // BLOCK)
@@ -48,12 +54,24 @@ class Blocks:
     def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
         m = self.module
         n, batch, steps = len(m.data.x_train), m.batch_size, m.steps_per_epoch
-        orders = torch.stack([order(seed, m.epochs_done, n) for seed in m.seeds])
-        padded = torch.nn.functional.pad(orders, (0, steps * batch - n))
-        index = padded.view(len(orders), steps, batch)[..., m.ranks.share(batch)].transpose(0, 1).contiguous()
+        drawn = self._orders(m.epochs_done, n).to(m.population.weights.device)
+        padded = torch.nn.functional.pad(drawn, (0, steps * batch - n))
+        index = padded.view(len(drawn), steps, batch)[..., m.ranks.share(batch)].transpose(0, 1).contiguous()
         rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
         for start in range(0, steps, BLOCK):
             yield index[start : start + BLOCK], rows[start : start + BLOCK]
+
+    def _orders(self, epoch: int, n: int) -> Tensor:
+        """(members, n). While a GPU trains one epoch, those of the next are drawn."""
+        m = self.module
+        seeds = list(dict.fromkeys(m.seeds))
+        known, parts = self.ahead or (seeds, [])
+        drawn = torch.cat([part.result() for part in parts]) if parts else orders(seeds, epoch, n)
+        if m.population.weights.is_cuda and epoch + 1 < m.epochs:
+            some = range(0, len(seeds), DRAWN)
+            self.ahead = seeds, [self.drawing.submit(orders, seeds[i : i + DRAWN], epoch + 1, n) for i in some]
+        rows = {seed: row for row, seed in enumerate(known)}
+        return drawn[[rows[seed] for seed in m.seeds]]
 
 
 class Training(pl.LightningModule):
@@ -71,7 +89,7 @@ class Training(pl.LightningModule):
         eval_rows: Indices (m,) of the training examples that loss/train is measured on.
         gradient_clip: Largest norm of a member's gradient.
         compiled: Whether the step goes through torch.compile.
-        captured: Whether the step is a CUDA graph.
+        captured: Whether steps are a CUDA graph; "auto": where they can be.
         half: Whether products are in float16, so that gradients have to be scaled.
         ranks: The processes that train these members together.
     """
@@ -93,7 +111,7 @@ class Training(pl.LightningModule):
         patience: int | None = None,
         gradient_clip: float | None = None,
         compiled: bool = False,
-        captured: bool = False,
+        captured: bool | Literal["auto"] = False,
         half: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
@@ -114,7 +132,7 @@ class Training(pl.LightningModule):
         self.seconds_before = 0.0  # of the training that this one goes on from
         self.random_state: Tensor | None = None  # of it
         self.keep: Keep | None = None
-        self.running: Tensor | None = None
+        self.running = torch.zeros_like(population.weights[:, 0])  # mean loss of the mini-batches of this epoch
         self.last_lr = self.lr.copy()
         self.row_weights: dict[int, Tensor] = {}
         self.calls: dict[int, list[tuple[int, torch.Size]]] = {}
@@ -127,8 +145,10 @@ class Training(pl.LightningModule):
         if compiled:
             self.gradient = torch.compile(self._gradient, dynamic=False)
         self.scaling = Scaling(len(population), population.weights.device) if half else None
-        self.captured = captured
-        self.step = CapturedStep(self._step) if captured else self._step
+        self.captured = Captured(must=captured is True) if captured else None  # steps
+        self.evaluation = Captured(must=captured is True) if captured else None
+        self.splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sums: dict[str, Tensor] = {}
         self.best = Best(population.weights, population.buffers)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -136,9 +156,8 @@ class Training(pl.LightningModule):
         return self.optimizer.raw
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Indices go to the device; the examples are there already."""
-        index, rows = batch
-        return index.to(device, non_blocking=True), rows
+        """It is there already."""
+        return batch
 
     def on_train_start(self) -> None:
         """Epoch 0, the untrained network; or where the training that this one goes on from had come to."""
@@ -157,28 +176,58 @@ class Training(pl.LightningModule):
         factors = self._factors(len(rows))
         rates = torch.from_numpy(self.lr * factors).to(self.population.weights)[..., None]  # (steps, members, 1)
         keys = self.population.dropout.keys(self.steps_done + 1, len(rows))
-        first = self.ranks.share(self.batch_size).start
-        masks = BlockOfMasks(self.population.dropout, keys, self._calls(index.shape[-1]), first)
-        for step, count in enumerate(rows):
-            losses = self.step(index[step], self._row_weights(count), rates[step], masks.at(step))
-            share = losses * (count / len(self.x_train))
-            self.running = share if self.running is None else self.running + share
-            for note in self.after_step:
-                note()
+        some = self._steps_at_once(index.shape[1:])
+        for count in set(rows):
+            self._row_weights(count)  # made where nothing is recorded
+        for start in range(0, len(rows), some):
+            part = slice(start, start + some)
+            steps, given = functools.partial(self._steps, rows[part]), (index[part], rates[part], keys[part])
+            if self.captured:
+                self.captured.run(tuple(rows[part]), steps, *given)
+            else:
+                steps(*given)
         self.steps_done += len(rows)
         self.last_lr = self.lr * factors[-1]
+
+    def _steps_at_once(self, shape: torch.Size) -> int:
+        """Of how many steps the masks are made at once, and how many a graph holds."""
+        elements = shape[0] * sum(seen.numel() for _, seen in self._calls(shape[1]))
+        most = MASKS_IN_CACHE if self.running.device.type == "cpu" else MASKS_ON_GPU
+        some = max(1, most // max(elements, 1)) if self.population.dropout.active else BLOCK
+        if self.captured:
+            some = min(1 if self.after_step else STEPS, some)
+        return some
+
+    def _steps(self, rows: Sequence[int], index: Tensor, rates: Tensor, keys: Tensor) -> None:
+        """Optimizer steps on consecutive mini-batches.
+
+        Args:
+            rows: How many of each count.
+            index: (steps, members, batch).
+            rates: (steps, members, 1).
+            keys: Of the masks, (steps, members, layers).
+        """
+        batch, first = index.shape[-1], self.ranks.share(self.batch_size).start
+        masks = self.population.dropout.applied(keys, self._calls(batch), first)
+        for step, count in enumerate(rows):
+            here = min(max(count - first, 0), batch)  # rows of this rank that count
+            losses = self._step(here, index[step], self._row_weights(count), rates[step], [m[step] for m in masks])
+            self.running.add_(losses * (count / len(self.x_train)))
+            for note in self.after_step:
+                note()
 
     def _factors(self, steps: int) -> np.ndarray:
         """Factors on lr (steps, members) of the coming steps."""
         progress = np.arange(self.steps_done, self.steps_done + steps) / (self.epochs * self.steps_per_epoch)
-        return np.stack([schedule(progress) for schedule in self.schedules], 1)
+        made = {schedule: schedule(progress) for schedule in set(self.schedules)}
+        return np.stack([made[schedule] for schedule in self.schedules], 1)
 
     def _calls(self, batch: int) -> list[tuple[int, torch.Size]]:
         if batch not in self.calls:
             self.calls[batch] = self.population.dropout_calls(self.x_train[:batch])
         return self.calls[batch]
 
-    def _step(self, index: Tensor, row_weights: Tensor, lr: Tensor, masks: list[Tensor]) -> Tensor:
+    def _step(self, rows: int, index: Tensor, row_weights: Tensor, lr: Tensor, masks: list[Tensor]) -> Tensor:
         members, batch = index.shape
         flat = index.view(-1)
         x = self.x_train.index_select(0, flat).view(members, batch, *self.x_train.shape[1:])
@@ -186,17 +235,18 @@ class Training(pl.LightningModule):
             y = self.y_train.gather(1, index)
         else:
             y = self.y_train[0].index_select(0, flat).view(members, batch)
-        return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks), lr)
+        return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks, rows), lr)
 
-    def _gradient(self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor], rows: int
+    ) -> tuple[Tensor, Tensor]:
         """Losses (members,) of one mini-batch and the gradient (members, parameters) of each member's own, clipped."""
         scale = self.scaling.scale if self.scaling else None
-        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss, self.several, scale)
+        losses, gradient = self.population.gradient(x, y, row_weights, masks, self.loss, self.several, scale, rows)
         if self.scaling:
             self.scaling.undo(gradient)
         if self.gradient_clip is not None:
-            norm = gradient.square().view(len(gradient), -1, LANES).sum(1).sum(1, keepdim=True).sqrt()
-            gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1))
+            gradient.mul_((self.gradient_clip / (norms(gradient) + 1e-6)).clamp(max=1))
         return losses, gradient
 
     def _row_weights(self, rows: int) -> Tensor:
@@ -266,10 +316,10 @@ class Training(pl.LightningModule):
         measured["lr"] = self.last_lr
         measured |= self.probed
         self.probed = {}
-        if self.running is not None:
+        if epoch > 0:
             self.ranks.sum(self.running)
             measured["loss/train_running"] = self.running.double().cpu().numpy()
-            self.running = None
+            self.running.zero_()
         every = np.ones(len(self.members))
         measured["progress/steps"] = every * self.steps_done
         measured["progress/examples"] = every * epoch * len(self.x_train)
@@ -284,8 +334,9 @@ class Training(pl.LightningModule):
 
     def _retire_ended(self, epoch: int) -> None:
         loss = np.stack([self.history[f"loss/{split}"][self.members, epoch] for split in ("train", "val")])
+        finite = np.isfinite(loss).all(0)
         for here, member in enumerate(self.members):
-            if not np.isfinite(loss[:, here]).all():
+            if not finite[here]:
                 self.ended.setdefault(int(member), "diverged")
             elif self.patience is not None and epoch - 1 - self.best.epoch[member] >= self.patience:
                 self.ended.setdefault(int(member), "stopped early")
@@ -317,8 +368,12 @@ class Training(pl.LightningModule):
         self.optimizer.keep(rows)
         if self.scaling:
             self.scaling.keep(rows)
-        if self.captured:  # of tensors that are no more
-            self.step = CapturedStep(self._step)
+        self.running = self.running[rows]
+        self.splits.clear()
+        self.sums.clear()
+        for graphs in (self.captured, self.evaluation):
+            if graphs:
+                graphs.forget()
         if len(self.y_train) > 1:
             self.y_train = self.y_train[rows]
         self.members, self.lr, self.last_lr = self.members[stay], self.lr[stay], self.last_lr[stay]
@@ -332,15 +387,38 @@ class Training(pl.LightningModule):
         try:
             result: dict[str, np.ndarray] = {}
             for split in splits:
-                x, y = getattr(self.data, f"x_{split}"), getattr(self.data, f"y_{split}")[None]
-                if split == "train":
-                    x, y = x[self.eval_rows], self.y_train[:, self.eval_rows]
-                with self.trainer.precision_plugin.val_step_context():
-                    measured = measure(self.population, weights, x, y, self.loss, self.data, self.ranks)
-                result |= {f"{name}/{split}": v for name, v in measured.items()}
+                _, y = self._split(split)
+                sums = self._totals(split, weights)
+                self.ranks.sum(sums)
+                result |= {f"{name}/{split}": v for name, v in metrics(sums, y, self.data).items()}
             return result
         finally:
             self.population.buffers = present
+
+    def _totals(self, split: str, weights: Tensor) -> Tensor:
+        """Sums over this rank's examples of a split; overwritten by the next of this split."""
+        sums = self.sums.get(split)
+        if sums is None or sums.shape[1] != len(weights):
+            sums = self.sums[split] = torch.zeros(2, len(weights), dtype=torch.float64, device=weights.device)
+        x, y = self._split(split)
+        share = self.ranks.share(len(x))
+
+        def measure() -> None:
+            with self.trainer.precision_plugin.val_step_context():
+                totals(sums, self.population, weights, x, y, self.loss, self.data, share)
+
+        if self.evaluation and weights is self.population.weights:
+            self.evaluation.run(split, measure)
+        else:
+            measure()
+        return sums
+
+    def _split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Examples, and targets (members, n) or (1, n), that a split is measured on; they stay where they are."""
+        if name not in self.splits:
+            x, y = getattr(self.data, f"x_{name}"), getattr(self.data, f"y_{name}")[None]
+            self.splits[name] = (x[self.eval_rows], self.y_train[:, self.eval_rows]) if name == "train" else (x, y)
+        return self.splits[name]
 
 
 def copied(node: Any) -> Any:

@@ -53,7 +53,10 @@ class UnitRate:
         self.raw.step()
         if self.decays and self.decoupled:
             weights.mul_(1 - lr * self.decay)
-        weights.add_(self.delta.mul_(lr))
+        if weights.is_cuda:  # memory is what a step waits for: once over it, not twice
+            weights.addcmul_(self.delta, lr)
+        else:
+            weights.add_(self.delta.mul_(lr))
         self.delta.zero_()
 
     def keep(self, rows: Tensor) -> None:

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from manyfit.dropout import Dropout, seed_of
 from manyfit.losses import Loss
 from manyfit.ranks import Ranks
 
-LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
-
 
 def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build a module with random numbers drawn from the member's seed, and nothing else disturbed.
@@ -24,7 +23,7 @@ def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """
     before, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("weights", seed))
+        torch.default_generator.manual_seed(seed_of("weights", seed))  # torch.manual_seed asks every other device too
         random.seed(seed_of("weights", seed))
         np.random.seed(seed_of("weights", seed) % 2**32)
         try:
@@ -69,7 +68,7 @@ class Population:
         self.names = [name for name, _ in self.template.named_parameters()]
         self.shapes = [self._stored(p).shape for p in self.template.parameters()]
         self.sizes = [shape.numel() for shape in self.shapes]
-        self.padding = -sum(self.sizes) % LANES
+        self.padding = -sum(self.sizes) % dense.LANES
         self.starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         rows = [torch.cat([self._stored(p.detach()).reshape(-1) for p in m.parameters()]) for m in modules]
         self.weights = nn.functional.pad(torch.stack(rows), (0, self.padding)).to(device)
@@ -79,6 +78,7 @@ class Population:
         self.dropout = Dropout(seeds, rates, device)
         self.program = copy.deepcopy(self.template).to(device)
         self.masked = _replace_dropout(self.program)
+        self._widest = 0  # not known yet
         self._own()
 
     def _own(self) -> None:
@@ -110,6 +110,24 @@ class Population:
             layer.noted = None
         return noted
 
+    def widest(self, x: Tensor) -> int:
+        """How many numbers the largest activation of an example holds, the example included, for x (rows, ...)."""
+        if self._widest:
+            return self._widest
+        largest = [x[0].numel()]
+
+        def note(module: nn.Module, given: Any, outputs: Any) -> None:  # noqa: ARG001  # torch's signature
+            if isinstance(outputs, Tensor):
+                largest.append(outputs[0].numel())
+
+        hooks = [module.register_forward_hook(note) for module in self.program.modules()]
+        with torch.no_grad():
+            self.program.eval()(x[:2])
+        for hook in hooks:
+            hook.remove()
+        self._widest = max(largest)
+        return self._widest
+
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """Outputs (members, rows, width) in evaluation mode for x (members, rows, ...)."""
         if self.stack is not None:
@@ -125,6 +143,7 @@ class Population:
         loss: Loss,
         ranks: Ranks | None = None,
         scale: Tensor | None = None,
+        rows: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each member's loss (members,) on its mini-batch, and its gradient (members, parameters), in training mode.
 
@@ -136,9 +155,11 @@ class Population:
             loss: One number per example.
             ranks: Each with its rows of the batch: the gradient is the sum over all, the loss is of these rows.
             scale: (members, 1), what the gradient is multiplied by so that it does not vanish in half precision.
+            rows: How many count, the first ones; None: all. A device must not be asked.
         """
         if self.stack is None:
-            losses, gradient = self._gradient_by_autograd(x, y, row_weights, masks, loss, scale)
+            count = x.shape[1] if rows is None else rows
+            losses, gradient = self._gradient_by_autograd(x, y, row_weights, masks, loss, scale, count)
             if ranks:
                 ranks.sum(gradient)
             return losses, gradient
@@ -166,8 +187,8 @@ class Population:
         masks: Sequence[Tensor],
         loss: Loss,
         scale: Tensor | None,
+        rows: int,  # no filled-up ones: they would enter statistics over the batch
     ) -> tuple[Tensor, Tensor]:
-        rows = int((row_weights > 0).sum())  # no filled-up rows: they would enter statistics over the batch
         if rows == 0:  # of several ranks
             return self.weights.new_zeros(len(self)), torch.zeros_like(self.weights)
         with torch.enable_grad():

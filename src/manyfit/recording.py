@@ -42,7 +42,7 @@ class Recorder:
 
     def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
         """An Observer: all values of an epoch, one append per member; an epoch that a run has is the same again."""
-        for here, member in enumerate(members):
+        for here, member in enumerate(members if self.stores else []):
             if epoch > self.recorded[member]:
                 run = self.runs[member]
                 with run.storing("curves"):
@@ -97,7 +97,8 @@ def _start(
         dataset=record,
         run_id=run_id,
     )
-    run.file("config.yaml", job.config.yaml().encode())
+    if isinstance(tracker, Tracker):  # of a thousand runs it takes seconds
+        run.file("config.yaml", job.config.yaml().encode())
     return run
 
 

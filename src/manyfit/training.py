@@ -23,13 +23,14 @@ from manyfit.config import Config, ConfigError, TrainingError, require_same_sign
 from manyfit.devices import on_gpu
 from manyfit.dropout import seed_of
 from manyfit.grouping import why_alone
-from manyfit.jobs import Job, Result, Trained, prepare
+from manyfit.jobs import Job, Result, Trained, captures, prepare
 from manyfit.models import Predictor
 from manyfit.module import Blocks, Report, Stops, Training
 from manyfit.optimizers import Plain, UnitRate, is_linear
 from manyfit.population import Population
 from manyfit.ranks import Ranks
 from manyfit.recording import Recorder
+from manyfit.schedules import Schedule
 from manyfit.screen import Screen
 from manyfit.tracking import NoTracker
 
@@ -132,7 +133,7 @@ def train(
         module.load_state(state)
         for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
             probe.load_state_dict(its)
-    with warnings.catch_warnings(), _threads(module), contextlib.ExitStack() as closing:
+    with warnings.catch_warnings(), _threads(module), _arithmetic(configs[0]), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # the steps before it
         if keep and first:
@@ -199,22 +200,38 @@ def _threads(module: Training) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def _arithmetic(config: Config) -> Iterator[None]:
+    """Of a GPU's products; and no filling of memory before it is written, which torch does where it is to repeat."""
+    deterministic: Any = torch.utils.deterministic  # torch leaves it untyped
+    tf32, fill = torch.backends.cuda.matmul.allow_tf32, deterministic.fill_uninitialized_memory
+    torch.backends.cuda.matmul.allow_tf32 = config.trainer.precision == "tf32"
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        deterministic.fill_uninitialized_memory = fill
+
+
 def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
-    return pl.Trainer(
-        accelerator="gpu" if on_gpu(config.trainer) else "cpu",
-        devices=[device] if on_gpu(config.trainer) else 1,
-        plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
-        precision=config.trainer.precision,
-        max_epochs=config.epochs - epochs_done,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=probes.callbacks(config.probes),
-        deterministic=config.trainer.deterministic,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "GPU available but not used")  # by trainer=cpu
+        return pl.Trainer(
+            accelerator="gpu" if on_gpu(config.trainer) else "cpu",
+            devices=[device] if on_gpu(config.trainer) else 1,
+            plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
+            precision="32-true" if config.trainer.precision == "tf32" else config.trainer.precision,
+            max_epochs=config.epochs - epochs_done,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=probes.callbacks(config.probes),
+            deterministic=config.trainer.deterministic,
+        )
 
 
 def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training:
@@ -224,7 +241,8 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
     population = Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
     decay = torch.tensor([job.config.optimizer.weight_decay for job in jobs], dtype=torch.float64)
     if is_linear(first.optimizer):
-        options = {**first.options, "capturable": True} if _capturable(config, first) else first.options
+        can_capture = device.type == "cuda" and "capturable" in inspect.signature(first.optimizer).parameters
+        options = {**first.options, "capturable": True} if can_capture else first.options
         optimizer: UnitRate | Plain = UnitRate(population.weights, first.optimizer, options, decay)
     else:
         parts = population.ordinary(population.weights)
@@ -238,21 +256,28 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
         _targets(jobs, dataset),
         seeds=[job.config.seed for job in jobs],
         lr=[job.config.optimizer.lr for job in jobs],
-        schedules=[copy.deepcopy(job.schedule) for job in jobs],
+        schedules=_schedules(jobs),
         batch_size=first.batch_size,
         epochs=config.epochs,
         eval_rows=_eval_rows(n, config).to(device),
         patience=config.trainer.patience,
         gradient_clip=config.trainer.gradient_clip,
         compiled=config.trainer.compile,
-        captured=config.trainer.cuda_graph,
+        captured=captures(config, first.optimizer),
         half=config.trainer.precision == "16-mixed",
         ranks=ranks,
     )
 
 
-def _capturable(config: Config, job: Job) -> bool:
-    return config.trainer.cuda_graph and "capturable" in inspect.signature(job.optimizer).parameters
+def _schedules(jobs: Sequence[Job]) -> list[Schedule]:
+    """One for each member; those of one config share it, unless it looks at what becomes of the member."""
+    shared: dict[str, Schedule] = {}
+    schedules = []
+    for job in jobs:
+        looks = type(job.schedule).observe is not Schedule.observe
+        key = job.config.schedule.model_dump_json(by_alias=True)
+        schedules.append(copy.deepcopy(job.schedule) if looks else shared.setdefault(key, job.schedule))
+    return schedules
 
 
 def _on_device(dataset: data.Dataset, device: torch.device, dtype: torch.dtype) -> data.Dataset:
