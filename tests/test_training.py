@@ -91,13 +91,15 @@ def test_fit_trusts_no_caller(composed: Compose) -> None:
         fit([composed("data=iris", "optimizer=lbfgs", "batch_size=full", f"seed={seed}") for seed in range(2)])
 
 
-def test_metrics_and_shapes(composed: Compose) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_metrics_and_shapes(composed: Compose, precision: str) -> None:
     """Every metric has a value for every epoch, epoch 0 first; the gap is the difference of the two losses."""
-    (result,) = alone([composed("data=iris", "epochs=3")])
+    (result,) = alone([composed("data=iris", "epochs=3", f"trainer.precision={precision}")])
     metrics = result.metrics
     assert {len(values) for values in metrics.values()} == {4}
     np.testing.assert_allclose(metrics["loss/gap"], metrics["loss/val"] - metrics["loss/train"])
     assert np.isnan(metrics["loss/train_running"][0])
+    assert (metrics["loss/train_running"][1:] > metrics["loss/train"][-1]).all()
     assert metrics["progress/steps"].tolist() == [0, 4, 8, 12]  # 106 examples in batches of 32
     assert metrics["progress/examples"].tolist() == [0, 106, 212, 318]
     assert set(result.test) == {"loss/test", "accuracy/test"}

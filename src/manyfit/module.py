@@ -318,7 +318,7 @@ class Training(pl.LightningModule):
         self.probed = {}
         if epoch > 0:
             self.ranks.sum(self.running)
-            measured["loss/train_running"] = self.running.double().cpu().numpy()
+            measured["loss/train_running"] = self.running.double().cpu().numpy().copy()  # it is written to again
             self.running.zero_()
         every = np.ones(len(self.members))
         measured["progress/steps"] = every * self.steps_done
