@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyfit import screen  # what else is imported takes longer than a person waits for the first word
+from manyfit import progress  # what else is imported takes longer than a person waits for the first word
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,15 +18,16 @@ def main(cfg: "DictConfig") -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from manyfit import command, config
+    from manyfit import app
+    from manyfit.config import schema
 
     context = HydraConfig.get()
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
-            return command.resume(cfg, context.overrides.task)
+            return app.resume(cfg, context.overrides.task)
         number = 0 if context.mode == RunMode.RUN else context.job.num
-        return command.run(config.parse(cfg, context.runtime.choices), number)
-    except (config.ConfigError, config.TrainingError) as error:
+        return app.run(schema.parse(cfg, context.runtime.choices), number)
+    except (schema.ConfigError, schema.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
         sys.exit(f"error: {error}")
@@ -37,18 +38,20 @@ def obey() -> None:
     from omegaconf import OmegaConf
 
     from hydra_plugins.manyfit.starting import start
-    from manyfit import config, distributed, manual
+    from manyfit import manual
+    from manyfit.config import schema
+    from manyfit.parallel import ddp
 
-    if distributed.is_helper():
-        distributed.serve()
+    if ddp.is_helper():
+        ddp.serve()
         return
     conf = Path(__file__).parent.absolute() / "conf"
     OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, conf))  # of --help
     try:
-        config.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
-        with distributed.sigterm_exits(), distributed.lead():
+        schema.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+        with ddp.sigterm_exits(), ddp.lead():
             start(main, conf)
-    except config.ConfigError as error:
+    except schema.ConfigError as error:
         sys.exit(f"error: {error}")
 
 
@@ -56,7 +59,7 @@ if __name__ == "__main__":
     gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
     atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
     try:
-        screen.announce(sys.argv[1:])
+        progress.announce(sys.argv[1:])
         obey()
     except (KeyboardInterrupt, SystemExit) as stop:
-        sys.exit(screen.last_words(stop))
+        sys.exit(progress.last_words(stop))

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from manyfit import config as configuration
-from manyfit.config import Config
-from manyfit.parent import Sweep
-from manyfit.provenance import hardware
-from manyfit.training import fit
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Config
+from manyfit.sweeps.parent import Sweep
+from manyfit.tracking.provenance import hardware
+from manyfit.training.fitting import fit
 
 warnings.filterwarnings("ignore")
 CONF = str(Path(__file__).parent.parent / "conf")

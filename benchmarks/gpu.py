@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from manyfit import config as configuration
-from manyfit.config import Config
-from manyfit.jobs import Result, prepare
-from manyfit.provenance import hardware
-from manyfit.training import fit
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Config
+from manyfit.tracking.provenance import hardware
+from manyfit.training.fitting import fit
+from manyfit.training.prepared import Result, prepare
 
 warnings.filterwarnings("ignore")
 ROOT = Path(__file__).parent.parent

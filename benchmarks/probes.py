@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from manyfit import config as configuration
-from manyfit.probes import PROBES
-from manyfit.training import fit
+from manyfit.config import schema as configuration
+from manyfit.training.fitting import fit
+from manyfit.training.probes import PROBES
 
 warnings.filterwarnings("ignore")
 CONF = str(Path(__file__).parent.parent / "conf")

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from manyfit import config as configuration
-from manyfit.config import Config
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Config
 
 warnings.filterwarnings("ignore")
 import mlflow  # noqa: E402
@@ -33,10 +33,10 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from manyfit.data import Dataset  # noqa: E402
-from manyfit.jobs import prepare  # noqa: E402
-from manyfit.tracking import Tracker  # noqa: E402
-from manyfit.training import fit  # noqa: E402
+from manyfit.data.splits import Dataset  # noqa: E402
+from manyfit.tracking.tracker import Tracker  # noqa: E402
+from manyfit.training.fitting import fit  # noqa: E402
+from manyfit.training.prepared import prepare  # noqa: E402
 
 CONF = str(Path(__file__).parent.parent / "conf")
 WORKLOADS = {  # overrides, epochs: (counted, of stock Lightning)
@@ -218,7 +218,7 @@ def tracking_table(repeats: int) -> None:
 STARTUP = "import torch, pytorch_lightning, mlflow"
 FIRST_STEP = """
 import sys, time
-from manyfit.module import Training
+from manyfit.training.loop import Training
 step = Training.training_step
 def first(self, *args):
     step(self, *args)
@@ -234,7 +234,7 @@ runpy.run_path({run!r}, run_name="__main__")
 def startup_table(repeats: int) -> None:
     """Whole processes: three imports, the command up to its first block of steps, and a bad override."""
     run = str(Path(__file__).parent.parent / "run.py")
-    first = FIRST_STEP.format(run=run).replace("from manyfit.module", "import os\nfrom manyfit.module")
+    first = FIRST_STEP.format(run=run).replace("from manyfit.training.loop", "import os\nfrom manyfit.training.loop")
     commands = {"imports": ["-c", STARTUP], "first": ["-c", first], "bad": [run, "optimizer.lr=abc"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:

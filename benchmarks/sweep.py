@@ -21,12 +21,12 @@ import torch  # isort: skip
 from torch import nn
 from torch.nn import functional as F
 
-from manyfit.config import Config
-from manyfit.data import Dataset
-from manyfit.grouping import members
-from manyfit.jobs import prepare
-from manyfit.module import Training
-from manyfit.training import fit
+from manyfit.config.schema import Config
+from manyfit.data.splits import Dataset
+from manyfit.training.fitting import fit
+from manyfit.training.grouping import members
+from manyfit.training.loop import Training
+from manyfit.training.prepared import prepare
 
 RUN = str(Path(__file__).parent.parent / "run.py")
 WORKLOADS = {

@@ -22,8 +22,8 @@ from torch import nn
 
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
-from manyfit.config import Config
-from manyfit.jobs import Result
+from manyfit.config.schema import Config
+from manyfit.training.prepared import Result
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
 

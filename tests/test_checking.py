@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Compose
-from manyfit.checking import Checked, check
-from manyfit.config import ConfigError
+from manyfit.config.schema import ConfigError
+from manyfit.sweeps.checking import Checked, check
 from test_cli import command
 from test_launcher import children
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import Compose, assert_same_bits
-from manyfit import checkpoints
-from manyfit.config import Config
-from manyfit.jobs import Result
-from manyfit.module import Training
-from manyfit.training import fit
+from manyfit.config.schema import Config
+from manyfit.training import checkpoints
+from manyfit.training.fitting import fit
+from manyfit.training.loop import Training
+from manyfit.training.prepared import Result
 
 COMMON = ("data=wine", "epochs=6", "model.hidden=[12,5]", "model.dropout=0.3", "data.label_noise=0.1")
 MLP = ("hidden", "activation", "init", "sigma", "dropout")  # arguments of model=mlp

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.claims import Run, Verdict, charts
-from manyfit.claims.course import batch_size, dropout, minibatch_parallel, optimizers
-from manyfit.claims.course.masks import PASSES, masked
-from manyfit.claims.course.steps import noise_of, speed
-from manyfit.claims.runs import in_unit
-from manyfit.figures import png
+from manyfit.experiments.claims import Run, Verdict
+from manyfit.experiments.course import batch_size, dropout, minibatch_parallel, optimizers
+from manyfit.experiments.course.masks import PASSES, masked
+from manyfit.experiments.course.steps import noise_of, speed
+from manyfit.experiments.runs import in_unit
 from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss
 from manyfit.models import MLP, Predictor
+from manyfit.plots import charts
+from manyfit.plots.overfitting import png
 
 TRUE, FALSE, UNCLEAR = 1.0, -1.0, 0.0
 ANSWERS = [(TRUE, "holds"), (FALSE, "fails"), (UNCLEAR, "undecided")]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manyfit.claims import Run
-from manyfit.claims.course import dying_relu, vanishing_gradient, zero_centred
+from manyfit.experiments.claims import Run
+from manyfit.experiments.course import dying_relu, vanishing_gradient, zero_centred
 
 SEEDS = range(8)
 

@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.claims import Run, Verdict
-from manyfit.claims.course import (
-    early_stopping,
-    learning_rate,
-    losses,
-    nonlinearity,
-    perceptron,
-    relu_convergence,
-)
+from manyfit.experiments.claims import Run, Verdict
+from manyfit.experiments.course import early_stopping, learning_rate, losses, nonlinearity, perceptron, relu_convergence
 
 Made = Callable[[float | None], list[Run]]
 TRUE, FALSE = 1.0, 0.0

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Compose
-from manyfit import config as configuration
-from manyfit.config import ConfigError
+from manyfit.config import schema as configuration
+from manyfit.config.schema import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from conftest import Compose, options
-from manyfit.jobs import prepare
-from manyfit.training import fit
+from manyfit.training.fitting import fit
+from manyfit.training.prepared import prepare
 
 GROUPS = ["data", "model", "loss", "optimizer", "schedule", "trainer", "tracking", "experiment"]
 EXTRA = {  # what an option needs beside its name

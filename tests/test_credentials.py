@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from manyfit.credentials import held_by, mask
+from manyfit.config.secrets import held_by, mask
 
 CANARY = "Kanarienvogel"
 ADDRESS = f"postgresql://me:{CANARY}@127.0.0.1:1/db"
@@ -125,7 +125,7 @@ def test_a_password_in_a_file(tmp_path: Path, arguments: list[str], added: bool)
     for group in ("tracking", "data"):
         (files / group).mkdir(parents=True, exist_ok=True)
     (files / "tracking/mine.yaml").write_text(f"kind: server\nuri: {ADDRESS}\n")
-    (files / "data/mine.yaml").write_text(f"_target_: manyfit.sources.iris\nargs: [{ADDRESS}]\n")
+    (files / "data/mine.yaml").write_text(f"_target_: manyfit.data.sources.iris\nargs: [{ADDRESS}]\n")
     work.mkdir()
     done = _command(work, *arguments, *([f"--config-dir={files}"] if added else []), run=home / "run.py")
     assert done.returncode == 1

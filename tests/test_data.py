@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit import sources
-from manyfit.data import Dataset, Table, noisy, order, orders, prepare
+from manyfit.data import sources
+from manyfit.data.splits import Dataset, Table, noisy, order, orders, prepare
 
 SPLITS = ("train", "val", "test")
 

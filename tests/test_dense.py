@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from manyfit import dense
-from manyfit.dense import ELEMENTWISE, Stack, is_dense
 from manyfit.models import ACTIVATIONS, MLP
-from manyfit.population import Population
+from manyfit.population import dense
+from manyfit.population.dense import ELEMENTWISE, Stack, is_dense
+from manyfit.population.members import Population
 
 CLOSED = {
     "identity": lambda z: (z, 1.0),

@@ -23,12 +23,12 @@ from mlflow.entities import Run
 from torch import nn
 
 from conftest import ROOT, Compose
-from manyfit import distributed
-from manyfit.config import Config, ConfigError, TrainingError
-from manyfit.dropout import Dropout
-from manyfit.jobs import Trained, prepare
-from manyfit.ranks import Ranks
-from manyfit.training import fit, train
+from manyfit.config.schema import Config, ConfigError, TrainingError
+from manyfit.parallel import ddp
+from manyfit.parallel.ranks import Ranks
+from manyfit.population.dropout import Dropout
+from manyfit.training.fitting import fit, train
+from manyfit.training.prepared import Trained, prepare
 
 RUN = str(ROOT / "run.py")
 COMMON = ("data=wine", "epochs=10", "model.hidden=[24,8]", "data.train_size=103", "optimizer.lr=0.003")
@@ -79,7 +79,7 @@ def on(ranks: int, tasks: list[list[Config]]) -> list[Trained]:
     ]
     if ranks == 1:
         return each([tasks])
-    with distributed.own_ranks(each, [tasks], ranks) as launched:
+    with ddp.own_ranks(each, [tasks], ranks) as launched:
         return launched.serve(None, None)  # type: ignore[return-value]
 
 
@@ -165,7 +165,7 @@ def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
             other.close()
             present[channel] = rank, SimpleNamespace(exitcode=code)
         try:
-            distributed.Launched(door, over, len(ranks), present).serve(None, None)  # type: ignore[arg-type]
+            ddp.Launched(door, over, len(ranks), present).serve(None, None)  # type: ignore[arg-type]
         finally:
             end.close()
 
@@ -182,7 +182,7 @@ def test_a_rank_that_dies_before_its_first_word_is_named(tmp_path: Path) -> None
         done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "door")], timeout=60, check=False)
         assert done.returncode == 3
         with pytest.raises(TrainingError, match="rank 1 of 2 died as it started"):
-            distributed.Launched(door, over, 2).serve(None, None)
+            ddp.Launched(door, over, 2).serve(None, None)
 
 
 def fails_on_rank_0(_: Sequence[Config], ranks: Ranks, **__: Any) -> None:
@@ -199,7 +199,7 @@ def test_only_our_own_ranks_are_ended() -> None:
     try:
         with (
             pytest.raises(TrainingError, match="rank 0 of 2 failed: ValueError: something is wrong here"),
-            distributed.own_ranks(fails_on_rank_0, [], 2) as launched,  # type: ignore[arg-type]
+            ddp.own_ranks(fails_on_rank_0, [], 2) as launched,  # type: ignore[arg-type]
         ):
             launched.serve(None, None)
         assert foreign.is_alive()
@@ -291,7 +291,7 @@ def test_after_an_error_the_leader_asks_no_more() -> None:
     """Nobody knows then where the other ranks are: the next job is refused instead of waiting for ever."""
     reader, _ = os.pipe()
     os.set_blocking(reader, False)
-    leader = distributed.Leader(Ranks(), 0, reader)
+    leader = ddp.Leader(Ranks(), 0, reader)
 
     def fails(*_: Any, **__: Any) -> Trained:
         raise ValueError("of this rank alone")
@@ -304,11 +304,11 @@ def test_after_an_error_the_leader_asks_no_more() -> None:
 
 GROUP = """
 import importlib, os
-from manyfit.rank_process import group
+from manyfit.parallel.rank_process import group
 
 class Training:
     def __reduce__(self):
-        return importlib.import_module, ("manyfit.training",)
+        return importlib.import_module, ("manyfit.training.fitting",)
 
 with group() as (ranks, _):
     ranks.world = 2  # so that it is sent and made again, as in a helper

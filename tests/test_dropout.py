@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.dropout import Dropout, seed_of
+from manyfit.population.dropout import Dropout, seed_of
 
 CPU = torch.device("cpu")
 

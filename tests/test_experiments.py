@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from conftest import Compose
-from manyfit import claims
-from manyfit.config import ConfigError
-from manyfit.experiments import Experiment, reached
-from manyfit.parent import Sweep
+from manyfit.config.schema import ConfigError
+from manyfit.experiments import claims
+from manyfit.experiments.experiment import Experiment, reached
+from manyfit.sweeps.parent import Sweep
 
 
 def result(**curves: list[float]) -> Any:

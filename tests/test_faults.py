@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from conftest import ROOT, epochs_stored
-from manyfit import checkpoints
+from manyfit.training import checkpoints
 
 RUN = str(ROOT / "run.py")
 LONG = ("data=digits", "epochs=100000", "trainer=ddp_cpu")

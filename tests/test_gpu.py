@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from conftest import ROOT, Compose, assert_same_bits
-from manyfit.config import Config, ConfigError
-from manyfit.dense import sum_rows
-from manyfit.grouping import members as population_size
-from manyfit.jobs import Result, prepare
-from manyfit.module import Training
-from manyfit.training import fit
+from manyfit.config.schema import Config, ConfigError
+from manyfit.population.dense import sum_rows
+from manyfit.training.fitting import fit
+from manyfit.training.grouping import members as population_size
+from manyfit.training.loop import Training
+from manyfit.training.prepared import Result, prepare
 
 HERE = torch.cuda.is_available()
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="there is no CUDA device")]
@@ -233,15 +233,15 @@ import torch.multiprocessing as mp
 
 def rank(number, conf, folder):
     from hydra import compose, initialize_config_dir
-    from manyfit import config
-    from manyfit.ranks import Ranks
-    from manyfit.training import train
+    from manyfit.config import schema
+    from manyfit.parallel.ranks import Ranks
+    from manyfit.training.fitting import train
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
     with initialize_config_dir(conf, version_base="1.3"):
         overrides = ["data=digits", "epochs=2", "model.dropout=0.3", "trainer=gpu", "trainer.cuda_graph=false"]
         cfg = compose("config", overrides, return_hydra_config=True)
-    trained = train([config.parse(cfg, cfg.hydra.runtime.choices)], ranks=Ranks(number, 2))
+    trained = train([schema.parse(cfg, cfg.hydra.runtime.choices)], ranks=Ranks(number, 2))
     if number == 0:
         np.savez(f"{folder}/history.npz", **trained.history)
     dist.destroy_process_group()

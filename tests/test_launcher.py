@@ -14,7 +14,7 @@ from conftest import CONF, ROOT, Compose
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
 from hydra_plugins.manyfit.grid import jobs_of
-from manyfit.parent import Sweep
+from manyfit.sweeps.parent import Sweep
 from test_cli import client, command, runs
 
 GRID = ["-m", "data=iris", "epochs=3", "model.hidden=[8]", "optimizer=sgd,adam", "optimizer.lr=1e-3,3e-2", "seed=0,1"]

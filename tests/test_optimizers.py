@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from manyfit.losses import MSE
-from manyfit.optimizers import LINEAR_OPTIMIZERS, Plain, Scaling, UnitRate
-from manyfit.population import Population
+from manyfit.population.members import Population
+from manyfit.population.unit_rate import LINEAR_OPTIMIZERS, Plain, Scaling, UnitRate
 
 OPTIONS = {
     "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.3}],

@@ -12,10 +12,10 @@ import pytest
 from torch import nn
 
 from conftest import Compose, assert_same_bits
-from manyfit import reports
-from manyfit.parent import Sweep, where
 from manyfit.schedules import Schedule
-from manyfit.training import fit
+from manyfit.sweeps import reporting
+from manyfit.sweeps.parent import Sweep, where
+from manyfit.training.fitting import fit
 
 
 class Breaks(Schedule):
@@ -101,7 +101,7 @@ def test_networks_of_a_sweep_do_not_pile_up(composed: Compose, tmp_path: Path, m
         ranked = sorted(results, key=lambda number: results[number].summary.best_loss_val)
         assert sorted(whole) == sorted(ranked[:2])
         assert all(result.weights.untyped_storage().nbytes() < 1000 for result in whole.values())
-        assert len(reports.rows_of(sweep.children)) == 18
+        assert len(reporting.rows_of(sweep.children)) == 18
 
 
 def test_the_model_of_a_run_whose_network_is_gone(
@@ -118,7 +118,7 @@ def test_the_model_of_a_run_whose_network_is_gone(
     with Sweep("gone", configs[1], keep=0, prune=prune) as sweep:
         sweep.train(configs)
         assert not [child for child in sweep.children.values() if child.result and child.result.predictor]
-        reports.conclude(sweep, reports.rows_of(sweep.children))
+        reporting.conclude(sweep, reporting.rows_of(sweep.children))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("iris").experiment_id])
     (wanted,) = [run.data.tags["best.manyfit.id"] for run in runs if "best.manyfit.id" in run.data.tags]

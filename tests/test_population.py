@@ -6,7 +6,7 @@ from torch import nn
 
 from manyfit.losses import MSE, CrossEntropy
 from manyfit.models import MLP
-from manyfit.population import Population, initialised
+from manyfit.population.members import Population, initialised
 
 CPU = torch.device("cpu")
 

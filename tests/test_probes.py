@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from conftest import Compose
-from manyfit import dense, probes
-from manyfit.config import Config, ConfigError, ProbeName
-from manyfit.jobs import Result, prepare
+from manyfit.config.schema import Config, ConfigError, ProbeName
 from manyfit.models import MLP
-from manyfit.population import initialised
-from manyfit.probes import PROBES, dead_share, noise
-from manyfit.training import fit
+from manyfit.population import dense
+from manyfit.population.members import initialised
+from manyfit.training import probes
+from manyfit.training.fitting import fit
+from manyfit.training.prepared import Result, prepare
+from manyfit.training.probes import PROBES, dead_share, noise
 
 ALL = f"probes=[{','.join(PROBES)}]"
 METRICS = {"gradient_norm/first", "gradient_norm/last", "gradient_norm/ratio", "dead_units", "gradient_noise"}

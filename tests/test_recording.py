@@ -14,10 +14,13 @@ from mlflow.entities import Run
 from rich.live import Live
 
 from conftest import ROOT, Compose
-from manyfit import command, figures, recording, reports, screen, training
-from manyfit.parent import Sweep
-from manyfit.screen import Screen
-from manyfit.tracking import Tracker
+from manyfit import app, progress
+from manyfit.plots import overfitting
+from manyfit.progress import Screen
+from manyfit.sweeps import reporting
+from manyfit.sweeps.parent import Sweep
+from manyfit.tracking.tracker import Tracker
+from manyfit.training import fitting, recording
 
 SMALL = ("data=iris", "epochs=3", "model.hidden=[4]")
 
@@ -39,20 +42,20 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("no such font")
 
-    monkeypatch.setattr(figures, "overfitting", fails)
+    monkeypatch.setattr(overfitting, "overfitting", fails)
 
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The members of every training that takes place."""
     found: list[int] = []
-    train = training.train
+    train = fitting.train
 
     def counted(configs: Any, *arguments: Any, **options: Any) -> Any:
         found.append(len(configs))
         return train(configs, *arguments, **options)
 
-    monkeypatch.setattr(training, "train", counted)
+    monkeypatch.setattr(fitting, "train", counted)
     return found
 
 
@@ -63,7 +66,7 @@ def test_a_picture_that_cannot_be_drawn(
     """The lone run is FINISHED and returns its value; a line and a tag say what is missing, and why."""
     monkeypatch.chdir(tmp_path)
     config = composed(*SMALL)
-    assert command.run(config) > 0
+    assert app.run(config) > 0
     said = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
     assert said == [f"not stored: overfitting.png of run {config.title()} (RuntimeError: no such font)"]
     (run,) = stored(tmp_path).values()
@@ -83,8 +86,8 @@ def test_pictures_of_a_sweep_that_cannot_be_drawn(
     configs = {n: composed(*SMALL, "tracking.artifacts=all", f"seed={n}") for n in range(4)}
     with Sweep("pictures", configs[0]) as sweep:
         children = sweep.train(configs)
-        monkeypatch.setattr(reports.figures, "curves", figures.overfitting)  # which fails
-        reports.conclude(sweep, reports.rows_of(sweep.children))
+        monkeypatch.setattr(reporting.figures, "curves", overfitting.overfitting)  # which fails
+        reporting.conclude(sweep, reporting.rows_of(sweep.children))
     assert trainings == [4]
     assert [child.error for child in children] == [None] * 4
     runs = stored(tmp_path)
@@ -130,11 +133,11 @@ def test_a_display_that_fails(
         works(*arguments, **options)
         raise OSError("the terminal is gone")
 
-    monkeypatch.setattr(screen, "REDRAWS", 1000)
-    monkeypatch.setattr(screen, "_is_terminal", lambda: True)
+    monkeypatch.setattr(progress, "REDRAWS", 1000)
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     monkeypatch.setattr(Live, where, fails)
     with Screen("fails") as shown, shown.stage("training"):
-        (result,) = training.fit([composed(*SMALL)], screen=shown)
+        (result,) = fitting.fit([composed(*SMALL)], screen=shown)
     assert result.status == "FINISHED"
     assert capsys.readouterr().err.count("the terminal is gone") == 1
 
@@ -160,7 +163,7 @@ def test_a_disk_without_room_for_the_picture(
     with Tracker(None, tmp_path) as tracker:  # its courier is not limited
         recorder = recording.Recorder(tracker, [config])
         disk(8000)
-        (result,) = training.fit([config], recorder)
+        (result,) = fitting.fit([config], recorder)
         disk(resource.RLIM_INFINITY)
     said = capsys.readouterr().err
     for what in ("overfitting.png", "model"):
@@ -175,15 +178,15 @@ def test_a_disk_without_room_for_the_picture(
 
 FULL = """
 import resource, runpy, sys
-from manyfit import training
+from manyfit.training import fitting
 
-fit = training.fit
+fit = fitting.fit
 
 def without_room(*arguments, **options):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     return fit(*arguments, **options)
 
-training.fit = without_room
+fitting.fit = without_room
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from manyfit.figures import png
-from manyfit.reports import figures as sweep_figures
-from manyfit.reports.findings import Row, ranked
+from manyfit.plots import sweeps as sweep_figures
+from manyfit.plots.overfitting import png
+from manyfit.sweeps.findings import Row, ranked
 
 LR = "optimizer.lr"
 

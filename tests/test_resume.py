@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import Compose
-from manyfit import checkpoints, resume
-from manyfit.config import ConfigError
-from manyfit.training import fit
+from manyfit import resume
+from manyfit.config.schema import ConfigError
+from manyfit.training import checkpoints
+from manyfit.training.fitting import fit
 from test_cli import SMALL, client, command, runs
 
 

@@ -10,14 +10,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from conftest import CONF, Compose, assert_same_bits, options
-from manyfit import training
-from manyfit.config import Config
-from manyfit.data import order
-from manyfit.dropout import Dropout
-from manyfit.jobs import prepare
-from manyfit.module import Training
-from manyfit.optimizers import LINEAR_OPTIMIZERS
-from manyfit.training import fit
+from manyfit.config.schema import Config
+from manyfit.data.splits import order
+from manyfit.population.dropout import Dropout
+from manyfit.population.unit_rate import LINEAR_OPTIMIZERS
+from manyfit.training import fitting
+from manyfit.training.fitting import fit
+from manyfit.training.loop import Training
+from manyfit.training.prepared import prepare
 
 SCHEDULES = options("schedule")
 LINEAR = {f"torch.optim.{name}" for name in LINEAR_OPTIMIZERS}  # may share a population
@@ -94,7 +94,7 @@ def test_one_thread_or_two(composed: Compose, monkeypatch: pytest.MonkeyPatch) -
         composed("data=digits", "epochs=2", "batch_size=256", "optimizer.lr=0.03", "model.dropout=0.3", f"seed={k}")
         for k in range(4)
     ]
-    monkeypatch.setattr(training, "SMALL_STEP", 0)  # no step is small: take all threads
+    monkeypatch.setattr(fitting, "SMALL_STEP", 0)  # no step is small: take all threads
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

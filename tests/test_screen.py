@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from manyfit import screen
-from manyfit.screen import Screen
+from manyfit import progress
+from manyfit.progress import Screen
 
 RUN = str(ROOT / "run.py")
 COUNTED = """
 import sys, time
 import numpy as np
-from manyfit import screen
-screen.LOOK = 0.01
-screen.announce(["-m", "seed=1,2"])
-with screen.Screen("grid of 8 runs") as shown:
+from manyfit import progress
+progress.LOOK = 0.01
+progress.announce(["-m", "seed=1,2"])
+with progress.Screen("grid of 8 runs") as shown:
     with shown.stage("importing torch"):
         time.sleep(0.5)
     with shown.stage("training", 8), shown.population(4, 10) as report:
@@ -165,5 +165,5 @@ def test_stages_are_nested(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plain_lines_become_rarer() -> None:
     """A new stage is told at once at first, later every tenth of the time that has passed; an old one every 30 s."""
-    assert [screen.pause(passed, news=True) for passed in (0, 5, 100, 10000)] == [1, 1, 10, 30]
-    assert screen.pause(0, news=False) == 30
+    assert [progress.pause(passed, news=True) for passed in (0, 5, 100, 10000)] == [1, 1, 10, 30]
+    assert progress.pause(0, news=False) == 30

@@ -14,8 +14,8 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Bunch
 
-from manyfit import sources
-from manyfit.data import Table, prepare
+from manyfit.data import sources
+from manyfit.data.splits import Table, prepare
 
 SHAPES = {  # source: (rows, columns, classes)
     "digits": (1797, 64, 10),
@@ -71,7 +71,7 @@ def test_a_source_has_a_config_with_its_own_defaults(name):
     """conf/data/<name>.yaml names the source and all of its options, each at the function's default."""
     config = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").read_text())
     source = getattr(sources, name)
-    assert config.pop("_target_") == f"manyfit.sources.{name}"
+    assert config.pop("_target_") == f"manyfit.data.sources.{name}"
     parameters = inspect.signature(source).parameters.values()
     plain = {p.name: [*p.default] if isinstance(p.default, tuple) else p.default for p in parameters}
     assert config == {name: "???" if default is inspect.Parameter.empty else default for name, default in plain.items()}

@@ -9,47 +9,47 @@ from pathlib import Path
 
 import pytest
 
-from manyfit.tracking import spool
+from manyfit.tracking import journal
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> spool.Spool:
+def session(tmp_path: Path) -> journal.Spool:
     """A living session under tmp_path/mlruns."""
-    return spool.Spool(spool.mlruns(tmp_path) / "spool", {"op": "session", "uri": None})
+    return journal.Spool(journal.mlruns(tmp_path) / "spool", {"op": "session", "uri": None})
 
 
-def journal(session: spool.Spool) -> Path:
-    return session.folder / spool.JOURNAL
+def journal(session: journal.Spool) -> Path:
+    return session.folder / journal.JOURNAL
 
 
-def test_records_come_back_in_order(session: spool.Spool) -> None:
+def test_records_come_back_in_order(session: journal.Spool) -> None:
     """Records read back as written, and reading goes on from where it stopped."""
     session.append({"op": "a", "value": float("inf"), "text": "ä\n"})
-    records, offset = spool.read(journal(session))
+    records, offset = journal.read(journal(session))
     assert records[1:] == [{"op": "a", "value": float("inf"), "text": "ä\n"}]
     session.append({"op": "b"})
-    assert spool.read(journal(session), offset)[0] == [{"op": "b"}]
+    assert journal.read(journal(session), offset)[0] == [{"op": "b"}]
 
 
-def test_torn_last_line_is_ignored(session: spool.Spool) -> None:
+def test_torn_last_line_is_ignored(session: journal.Spool) -> None:
     """A line without its end does not count, and does not hide those before it."""
     session.append({"op": "a"})
     with journal(session).open("ab") as file:
         file.write(b'{"op":"b","val')
-    records, offset = spool.read(journal(session))
+    records, offset = journal.read(journal(session))
     assert [r["op"] for r in records] == ["session", "a"]
     assert offset == journal(session).read_bytes().rindex(b"\n") + 1
 
 
-def test_damaged_line_spares_the_others(session: spool.Spool) -> None:
+def test_damaged_line_spares_the_others(session: journal.Spool) -> None:
     """A line that cannot be read is reported as such; the next one is read."""
     with journal(session).open("ab") as file:
         file.write(b"\0\0\0\n")
     session.append({"op": "a"})
-    assert [r["op"] for r in spool.read(journal(session))[0]] == ["session", "unreadable", "a"]
+    assert [r["op"] for r in journal.read(journal(session))[0]] == ["session", "unreadable", "a"]
 
 
-def test_threads_do_not_mix_lines(session: spool.Spool) -> None:
+def test_threads_do_not_mix_lines(session: journal.Spool) -> None:
     """Records appended from many threads at once are all there, whole."""
     threads = [
         threading.Thread(target=lambda n=n: [session.append({"op": "m", "n": n, "i": i}) for i in range(200)])
@@ -59,11 +59,11 @@ def test_threads_do_not_mix_lines(session: spool.Spool) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = {(r["n"], r["i"]) for r in spool.read(journal(session))[0][1:]}
+    found = {(r["n"], r["i"]) for r in journal.read(journal(session))[0][1:]}
     assert found == {(n, i) for n in range(8) for i in range(200)}
 
 
-def test_full_disk_holds_back_and_goes_on(session: spool.Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_holds_back_and_goes_on(session: journal.Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that the disk refuses raises nothing, says why, and is made good by the next one."""
     write = os.write
 
@@ -78,57 +78,57 @@ def test_full_disk_holds_back_and_goes_on(session: spool.Spool, monkeypatch: pyt
     assert "No space left" in str(session.error)
     session.append({"op": "b"})
     assert session.error is None
-    assert [r["op"] for r in spool.read(journal(session))[0]] == ["session", "a", "b"]
+    assert [r["op"] for r in journal.read(journal(session))[0]] == ["session", "a", "b"]
 
 
-def test_living_session_is_no_orphan(session: spool.Spool, tmp_path: Path) -> None:
+def test_living_session_is_no_orphan(session: journal.Spool, tmp_path: Path) -> None:
     """A session is an orphan only when its process has let go of it."""
-    assert spool.alive(session.folder)
-    assert list(spool.orphans(tmp_path)) == []
+    assert journal.alive(session.folder)
+    assert list(journal.orphans(tmp_path)) == []
     session.release()
-    assert not spool.alive(session.folder)
-    assert list(spool.orphans(tmp_path)) == [session.folder]
+    assert not journal.alive(session.folder)
+    assert list(journal.orphans(tmp_path)) == [session.folder]
 
 
 def test_killed_session_is_an_orphan_with_all_it_wrote(tmp_path: Path) -> None:
     """After kill -9 every record that was appended is there."""
     code = (
         "import sys, time; from pathlib import Path; from manyfit.tracking import spool\n"
-        "s = spool.Spool(Path(sys.argv[1]), {'op': 'session'})\n"
+        "s = journal.Spool(Path(sys.argv[1]), {'op': 'session'})\n"
         "for i in range(1000): s.append({'op': 'm', 'i': i})\n"
         "print('ready', flush=True); time.sleep(60)"
     )
-    command = [sys.executable, "-c", code, str(spool.mlruns(tmp_path) / "spool")]
+    command = [sys.executable, "-c", code, str(journal.mlruns(tmp_path) / "spool")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert list(spool.orphans(tmp_path)) == []
+        assert list(journal.orphans(tmp_path)) == []
         process.send_signal(signal.SIGKILL)
-    (orphan,) = spool.orphans(tmp_path)
-    assert [r["i"] for r in spool.read(orphan / spool.JOURNAL)[0][1:]] == list(range(1000))
+    (orphan,) = journal.orphans(tmp_path)
+    assert [r["i"] for r in journal.read(orphan / journal.JOURNAL)[0][1:]] == list(range(1000))
 
 
-def test_one_deliverer_at_a_time(session: spool.Spool, tmp_path: Path) -> None:
+def test_one_deliverer_at_a_time(session: journal.Spool, tmp_path: Path) -> None:
     """While one delivers an orphan, nobody else gets it."""
     session.release()
-    with_it = spool.orphans(tmp_path)
+    with_it = journal.orphans(tmp_path)
     next(with_it)
-    assert list(spool.orphans(tmp_path)) == []
+    assert list(journal.orphans(tmp_path)) == []
     with_it.close()  # type: ignore[attr-defined]
-    assert len(list(spool.orphans(tmp_path))) == 1
+    assert len(list(journal.orphans(tmp_path))) == 1
 
 
-def test_acks_survive_a_torn_line(session: spool.Spool) -> None:
+def test_acks_survive_a_torn_line(session: journal.Spool) -> None:
     """An acknowledgement cut short is forgotten; the next one is still read."""
-    path = session.folder / spool.ACKS
-    spool.note(path, {"run": "a", "run_id": "1"})
+    path = session.folder / journal.ACKS
+    journal.note(path, {"run": "a", "run_id": "1"})
     with path.open("ab") as file:
         file.write(b'{"offs')
-    spool.note(path, {"offset": 7, "error": None})
-    assert spool.acks(session.folder) == spool.Acks({"a": "1"}, 7, None)
+    journal.note(path, {"offset": 7, "error": None})
+    assert journal.acks(session.folder) == journal.Acks({"a": "1"}, 7, None)
 
 
-def test_artifacts_of_one_name_do_not_meet(session: spool.Spool) -> None:
+def test_artifacts_of_one_name_do_not_meet(session: journal.Spool) -> None:
     """Two artifacts of the same name are two files until both are delivered."""
     first, second = session.file("a.txt", b"1"), session.file("a.txt", b"2")
     assert [(session.folder / path).read_bytes() for path in (first, second)] == [b"1", b"2"]
@@ -138,13 +138,13 @@ def test_artifacts_of_one_name_do_not_meet(session: spool.Spool) -> None:
 def test_file_store_is_refused(uri: str, tmp_path: Path) -> None:
     """MLflow's file store is refused with what to use instead."""
     with pytest.raises(ValueError, match=r"tracking.uri must be a database or a server, but got .*sqlite:///"):
-        spool.resolve_uri(uri, tmp_path)
+        journal.resolve_uri(uri, tmp_path)
 
 
 def test_store_is_chosen_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The config's address, else the environment's, else SQLite under mlruns; a relative database lies under root."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert spool.resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert journal.resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
-    assert spool.resolve_uri(None, tmp_path) == "http://there:1"
-    assert spool.resolve_uri("sqlite:///a.db", tmp_path) == f"sqlite:///{tmp_path}/a.db"
+    assert journal.resolve_uri(None, tmp_path) == "http://there:1"
+    assert journal.resolve_uri("sqlite:///a.db", tmp_path) == f"sqlite:///{tmp_path}/a.db"

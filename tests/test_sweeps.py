@@ -27,15 +27,16 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, ROOT, Compose, made, options
-from manyfit import command, jobs, parent, reports, sweeps
-from manyfit import config as configuration
-from manyfit.config import ConfigError, with_seed
-from manyfit.grouping import grouped
-from manyfit.jobs import prepare
-from manyfit.screen import Screen
-from manyfit.sweeps import ledger, space
-from manyfit.sweeps.ledger import Ledger, lost, values_of
+from manyfit import app
+from manyfit.config import schema as configuration
+from manyfit.config.schema import ConfigError, with_seed
+from manyfit.progress import Screen
+from manyfit.sweeps import parent, reporting, rounds, space, study
 from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.study import Ledger, lost, values_of
+from manyfit.training import prepared
+from manyfit.training.grouping import grouped
+from manyfit.training.prepared import prepare
 from test_cli import runs
 
 SMALL = ["data=iris", "epochs=2", "model.hidden=[8]", "tracking=off", "sweep.seeds=1"]
@@ -119,7 +120,7 @@ def test_quasi_random_points_fill_the_space() -> None:
 def test_the_reducer_takes_the_best_or_the_last_measured_value(reducer: Any, direction: str, value: float) -> None:
     """Epochs without a value do not count."""
     result: Any = SimpleNamespace(metrics={"loss/gap": np.array([3.0, 1.0, 2.0, np.nan])})
-    assert reports.value_of(result, f"{reducer} loss/gap", direction) == value
+    assert reporting.value_of(result, f"{reducer} loss/gap", direction) == value
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_the_reducer_takes_the_best_or_the_last_measured_value(reducer: Any, dir
 def test_a_wrong_setting_is_refused_with_its_key(override: str) -> None:
     """In the form of the house."""
     with pytest.raises(ConfigError, match=override.strip("+").split("=")[0].replace(".", r"\.") + " must"):
-        sweeps.settings(whole(override))
+        rounds.settings(whole(override))
 
 
 # the study
@@ -136,7 +137,7 @@ def test_a_wrong_setting_is_refused_with_its_key(override: str) -> None:
 
 def opened(folder: Path, total: int = 6, fingerprint: Mapping[str, Any] | None = None, **changes: Any) -> Ledger:
     def sampler(trials: int) -> tuple[RandomSampler, int]:
-        seed = ledger.derived_seed(0, trials)
+        seed = study.derived_seed(0, trials)
         return RandomSampler(seed=seed), seed
 
     arguments: dict[str, Any] = {
@@ -299,8 +300,8 @@ def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleName
     monkeypatch.chdir(tmp_path)
     rows: list[SimpleNamespace] = []
     fake = SimpleNamespace(Row=SimpleNamespace, conclude=lambda _, given, **__: rows.extend(given))
-    monkeypatch.setitem(sys.modules, "manyfit.reports", fake)
-    monkeypatch.setattr("manyfit.reports", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "manyfit.sweeps.reporting", fake)
+    monkeypatch.setattr("manyfit.sweeps.reporting", fake, raising=False)
     return rows
 
 
@@ -318,16 +319,16 @@ class Counting(Screen):
 
 
 def search(swept: Sequence[str], *overrides: str, launch: Any = None, screen: Screen | None = None) -> None:
-    """`sweeps.run` with a launcher that trains each round as populations, as the launcher fused does."""
+    """`rounds.run` with a launcher that trains each round as populations, as the launcher fused does."""
 
     def trained(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
         configs = {
             first + i: configuration.parse(cfg := whole(*job), cfg.hydra.runtime.choices) for i, job in enumerate(jobs)
         }
-        return list(command.train_jobs(configs, {}, None).values())
+        return list(app.train_jobs(configs, {}, None).values())
 
     fixed = [*SMALL, *overrides]
-    sweeps.run(lambda given: whole(*given), parsed(*swept), fixed, launch or trained, screen or Screen(""))
+    rounds.run(lambda given: whole(*given), parsed(*swept), fixed, launch or trained, screen or Screen(""))
 
 
 @pytest.mark.parametrize("pruner", options("pruner"))
@@ -516,7 +517,7 @@ def test_a_report_that_fails_loses_no_trial(
         raise RuntimeError("no ink")
 
     with monkeypatch.context() as broken:
-        broken.setattr("manyfit.reports.summary", fail)
+        broken.setattr("manyfit.sweeps.reporting.summary", fail)
         with pytest.raises(RuntimeError, match="no ink"):
             search(swept, *given, launch=answered(cliff))
     assert "the report failed; the 2 trials of study" in capsys.readouterr().err
@@ -586,14 +587,14 @@ def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
     Path("own.csv").write_text("x,y\n" + rows)
     search(swept, *own, launch=answered(cliff))
     Path("own.csv").write_text("x,y\n" + rows.replace("a", "c"))
-    jobs._dataset.cache_clear()  # another process's would not know the table as it was
-    jobs._prepared.clear()
+    prepared._dataset.cache_clear()  # another process's would not know the table as it was
+    prepared._prepared.clear()
     with pytest.raises(ConfigError, match="data, by their digest, must be ........ as in study own, but got"):
         search(swept, *own, launch=answered(cliff))
     assert len(reported) == 2
     study = optuna.load_study(study_name="own", storage="sqlite:///mlruns/optuna.db")
     known = study.user_attrs["fingerprint"]
-    study.set_user_attr("fingerprint", {k: v for k, v in known.items() if k not in (ledger.DATA, "data.drop")})
+    study.set_user_attr("fingerprint", {k: v for k, v in known.items() if k not in (study.DATA, "data.drop")})
     search(swept, *own, launch=answered(cliff))
 
 

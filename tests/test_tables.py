@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manyfit.data import prepare
-from manyfit.sources import csv
-from manyfit.tables import Table
+from manyfit.data.sources import csv
+from manyfit.data.splits import prepare
+from manyfit.data.table import Table
 
 MIXED = "age,city,member,score,bought\n" + "".join(
     f"{20 + i},{('Oslo', 'Bergen', 'Bodø')[i % 3]},{i % 2 == 0},{i / 7!r},{('no', 'yes')[i % 2]}\n" for i in range(40)

@@ -22,9 +22,10 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from manyfit import cli, tracking
-from manyfit.tracking import DatasetRecord, NoTracker, TrackedRun, Tracker, spool
+from manyfit import cli
+from manyfit.tracking import journal, tracker
 from manyfit.tracking.store import MAX_PARAM, Store, Values
+from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
 
 DATA = DatasetRecord("digits", "0123abcd", "sklearn.datasets", 1000, 4, 3)
 
@@ -38,7 +39,7 @@ def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, which take seconds to make."""
     root = tmp_path_factory.mktemp("empty")
-    Store(spool.default_uri(root), root)
+    Store(journal.default_uri(root), root)
     copy = root / "copy.db"
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as source, sqlite3.connect(copy) as target:
         source.backup(target)
@@ -65,7 +66,7 @@ def start(tracker: Tracker, **changes: object) -> TrackedRun:
 
 
 def client(root: Path) -> MlflowClient:
-    return Store(spool.default_uri(root), root).client
+    return Store(journal.default_uri(root), root).client
 
 
 def runs(root: Path) -> list[Run]:
@@ -190,7 +191,7 @@ def test_spool_is_empty_afterwards(recorded: Recorded) -> None:
 
 def test_model_predicts_the_same(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model loads by the run's id, from pt2 and not a pickle, and takes any number of rows."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", spool.default_uri(recorded.root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", journal.default_uri(recorded.root))
     inputs = torch.randn(7, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's own
@@ -213,7 +214,7 @@ def test_model_predicts_the_same_in_a_fresh_process(recorded: Recorded, tmp_path
         "print(p.metadata.signature)"
     )
     uri = f"runs:/{recorded.child.run_id}/model"
-    command = [sys.executable, "-c", code, spool.default_uri(recorded.root), uri]
+    command = [sys.executable, "-c", code, journal.default_uri(recorded.root), uri]
     said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert "Tensor('float32', (-1, 4))" in said
     assert "Tensor('float32', (-1, 3))" in said
@@ -229,7 +230,7 @@ def test_model_predicts_from_the_command_line(recorded: Recorded, tmp_path: Path
     (tmp_path / "in.json").write_text(json.dumps({"inputs": [[1, 1, 1, 1]] * 3}))
     command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", f"runs:/{recorded.child.run_id}/model"]
     command += ["--env-manager", "local", "-i", "in.json", "-o", "out.json"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": spool.default_uri(recorded.root)}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": journal.default_uri(recorded.root)}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     expected = recorded.module(torch.ones(3, 4)).detach().numpy()
     found = json.loads((tmp_path / "out.json").read_text())["predictions"]
@@ -241,7 +242,7 @@ def test_model_predicts_from_the_command_line(recorded: Recorded, tmp_path: Path
 TRAINER = """
 import sys, time
 from pathlib import Path
-from manyfit.tracking import Tracker
+from manyfit.tracking.tracker import Tracker
 tracker = Tracker(None, Path(sys.argv[1]))
 done, open_ = (
     tracker.start(experiment="digits", name=name, params={"lr": 1}, tags={}) for name in ("done", "open")
@@ -266,7 +267,7 @@ def killed_trainer(root: Path, when: str, and_courier: bool) -> None:
         if and_courier:
             os.kill(courier, signal.SIGKILL)
         process.kill()
-    while and_courier and not list(spool.orphans(root)):  # a killed process takes a moment to let go of its locks
+    while and_courier and not list(journal.orphans(root)):  # a killed process takes a moment to let go of its locks
         time.sleep(0.01)
 
 
@@ -284,17 +285,17 @@ def check_killed(root: Path) -> None:
 def test_sync_delivers_a_killed_session(root: Path, when: str) -> None:
     """After kill -9 of training and courier, sync loses and doubles nothing, and the open run is KILLED."""
     killed_trainer(root, when, and_courier=True)
-    report = tracking.sync(root)
+    report = tracker.sync(root)
     assert (report.sessions, report.runs, report.held) == (1, 2, ())
     check_killed(root)
-    assert tracking.sync(root).sessions == 0
+    assert tracker.sync(root).sessions == 0
 
 
 def test_courier_survives_its_session(root: Path) -> None:
     """After kill -9 of training alone the courier delivers the rest by itself."""
     killed_trainer(root, "undelivered", and_courier=False)
     deadline = time.monotonic() + 30
-    while spool.sessions(root) and time.monotonic() < deadline:
+    while journal.sessions(root) and time.monotonic() < deadline:
         time.sleep(0.1)
     check_killed(root)
 
@@ -322,11 +323,11 @@ def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
     run.model(module, np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
     run.end("FINISHED")
     assert not tracker.close()
-    (folder,) = spool.sessions(root)
+    (folder,) = journal.sessions(root)
     shutil.copytree(folder, tmp_path / "copy")
-    assert tracking.sync(root).runs == 1
+    assert tracker.sync(root).runs == 1
     shutil.copytree(tmp_path / "copy", folder)
-    assert tracking.sync(root).held == ()
+    assert tracker.sync(root).held == ()
     (found,) = runs(root)
     assert found.info.status == "FINISHED"
     assert len(client(root).get_metric_history(found.info.run_id, "m")) == 21
@@ -339,10 +340,10 @@ def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
     """A session killed in the middle of a write is delivered up to there, and its run KILLED."""
     tracker = Tracker(None, root)
     start(tracker).metrics([("m", 1.0, 0)])
-    with (tracker._spool.folder / spool.JOURNAL).open("ab") as file:
+    with (tracker._spool.folder / journal.JOURNAL).open("ab") as file:
         file.write(b'{"op":"metrics","run":')
     abandon(tracker)
-    assert tracking.sync(root).held == ()
+    assert tracker.sync(root).held == ()
     (found,) = runs(root)
     assert (found.info.status, found.data.metrics) == ("KILLED", {"m": 1.0})
 
@@ -352,7 +353,7 @@ def test_sync_leaves_a_living_session_alone(root: Path) -> None:
     """A session whose process lives is not replayed by another."""
     tracker = Tracker(None, root)
     start(tracker)
-    assert tracking.sync(root) == tracking.SyncReport(0, 0, 0, (), 1)
+    assert tracker.sync(root) == tracker.SyncReport(0, 0, 0, (), 1)
     assert runs(root) == []
     abandon(tracker)
 
@@ -391,9 +392,9 @@ def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
         assert not tracker.close()
     assert run.run_id is None
     assert str(port) in str(tracker.last_error)
-    (folder,) = spool.sessions(tmp_path)
+    (folder,) = journal.sessions(tmp_path)
     assert not any(b"secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    (held,) = tracking.sync(tmp_path).held
+    (held,) = tracker.sync(tmp_path).held
     assert "MLFLOW_TRACKING_URI must be" in held
 
 
@@ -403,7 +404,7 @@ def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> N
     with pytest.raises(
         ValueError, match=rf"tracking.uri must be a store that answers, but http://\*\*\*@127.0.0.1:{port} "
     ):
-        tracking.runs_named(uri, tmp_path, "ab")
+        tracker.runs_named(uri, tmp_path, "ab")
 
 
 @pytest.fixture
@@ -444,9 +445,9 @@ def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callabl
         run.model(torch.nn.Linear(4, 3), np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
         run.end("FINISHED")
         assert not tracker.close()
-    assert len(tracking.sync(tmp_path).held) == 1
+    assert len(tracker.sync(tmp_path).held) == 1
     server = MlflowClient(serve())
-    assert tracking.sync(tmp_path).runs == 1
+    assert tracker.sync(tmp_path).runs == 1
     experiment = server.get_experiment_by_name("digits")
     assert experiment is not None
     (found,) = server.search_runs([experiment.experiment_id])
@@ -464,13 +465,13 @@ def test_refused_value_spares_the_others(root: Path) -> None:
     run.metrics([("bad*name", 1.0, 0)] + [("m", float(i), i) for i in range(10)])
     run.end("FINISHED")
     tracker.close()
-    assert tracking.sync(root).refused == 1
+    assert tracker.sync(root).refused == 1
     (found,) = runs(root)
     assert len(history(root, found.info.run_id, "m")) == 10
     assert found.info.status == "FINISHED"
     (kept,) = (root / "mlruns" / "rejected").glob("*.jsonl")
     assert "bad*name" in kept.read_text()
-    assert any(line.startswith("problem") and "refused" in line for line in tracking.doctor(root))
+    assert any(line.startswith("problem") and "refused" in line for line in tracker.doctor(root))
 
 
 @pytest.mark.usefixtures("no_courier")
@@ -479,13 +480,13 @@ def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
     first = Tracker(None, root)
     start(first, params={"lr": 1, "epochs": 5}).metrics([("m", float(i), i) for i in range(5)])
     abandon(first)
-    tracking.sync(root)
+    tracker.sync(root)
     (before,) = runs(root)
     second = Tracker(None, root)
     run = start(second, params={"lr": 1, "epochs": 9}, run_id=before.info.run_id)
     run.metrics([("m", i + 0.5, i) for i in range(3, 9)])
     abandon(second)
-    tracking.sync(root)
+    tracker.sync(root)
     (after,) = runs(root)
     values = dict(history(root, after.info.run_id, "m"))
     assert values == {i: float(i) for i in range(5)} | {i: i + 0.5 for i in range(5, 9)}
@@ -503,7 +504,7 @@ def test_deleted_experiment_is_restored(root: Path) -> None:
     tracker = Tracker(None, root)
     start(tracker).end("FINISHED")
     tracker.close()
-    assert tracking.sync(root).held == ()
+    assert tracker.sync(root).held == ()
     assert [run.info.experiment_id for run in runs(root)] == [experiment]
 
 
@@ -515,16 +516,16 @@ def test_runs_left_open_are_ended(root: Path) -> None:
         _ = 1 / 0
     with Tracker(None, root) as tracker:
         start(tracker, name="killed")
-    tracking.sync(root)
+    tracker.sync(root)
     assert {run.info.run_name: run.info.status for run in runs(root)} == {"failed": "FAILED", "killed": "KILLED"}
 
 
 def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
     """A run left RUNNING by a session that is gone becomes KILLED; other people's runs are left alone."""
     home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
-    ours = client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id
-    others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
-    assert any("repaired: 1 runs" in line for line in tracking.doctor(root))
+    ours = client(root).create_run("0", tags={"manyfit.tracking.journal": home}).info.run_id
+    others = client(root).create_run("0", tags={"manyfit.tracking.journal": "elsewhere:/x/mlruns/spool/y"}).info.run_id
+    assert any("repaired: 1 runs" in line for line in tracker.doctor(root))
     assert client(root).get_run(ours).info.status == "KILLED"
     assert client(root).get_run(others).info.status == "RUNNING"
 

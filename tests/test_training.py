@@ -15,16 +15,17 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from conftest import Compose, assert_same_bits
-from manyfit import config as configuration
-from manyfit import curves, training
-from manyfit.config import ConfigError, TrainingError
-from manyfit.grouping import grouped, kept
-from manyfit.jobs import Result, prepare
-from manyfit.module import Training
-from manyfit.reports import confirmation
-from manyfit.sources import moons, xor
-from manyfit.tables import Table
-from manyfit.training import fit
+from manyfit import curves
+from manyfit.config import schema as configuration
+from manyfit.config.schema import ConfigError, TrainingError
+from manyfit.data.sources import moons, xor
+from manyfit.data.table import Table
+from manyfit.sweeps import confirmation
+from manyfit.training import fitting
+from manyfit.training.fitting import fit
+from manyfit.training.grouping import grouped, kept
+from manyfit.training.loop import Training
+from manyfit.training.prepared import Result, prepare
 
 
 def alone(configs: Sequence) -> list[Result]:
@@ -390,13 +391,13 @@ def test_each_member_keeps_its_own_dropout(composed: Compose) -> None:
 def test_nothing_of_a_training_stays(composed: Compose, monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
     """Once garbage was collected, Trainer, module and population are gone; what the caller asked of gc is as it was."""
     left: list[weakref.ref] = []
-    run = training._run
+    run = fitting._run
 
     def watched(trainer: pl.Trainer, module: Training) -> None:
         left.extend(map(weakref.ref, (trainer, module, module.population)))
         run(trainer, module)
 
-    monkeypatch.setattr(training, "_run", watched)
+    monkeypatch.setattr(fitting, "_run", watched)
     frozen = gc.get_freeze_count()
     (gc.enable if enabled else gc.disable)()
     try:

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import ROOT, Compose, assert_same_bits, epochs_stored
-from manyfit.config import ConfigError, TrainingError
-from manyfit.parent import Sweep
-from manyfit.training import fit, train
-from manyfit.workers import Pool
+from manyfit.config.schema import ConfigError, TrainingError
+from manyfit.parallel.workers import Pool
+from manyfit.sweeps.parent import Sweep
+from manyfit.training.fitting import fit, train
 
 RUN = str(ROOT / "run.py")
 
@@ -25,8 +25,8 @@ def killing(mark: Path, times: int) -> str:
     return (
         f"import os\nMARK, TIMES, TEST = {str(mark)!r}, {times}, {os.getpid()}\n"
         + """
-from manyfit.tables import Table
-from manyfit.sources import iris
+from manyfit.data.table import Table
+from manyfit.data.sources import iris
 
 def deadly(lives: int = 0) -> Table:
     if os.getpid() != TEST and lives == 0:

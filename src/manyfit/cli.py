@@ -57,9 +57,9 @@ def _root() -> Path:
 
 def _ui(options: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C; a remote server has its own."""
-    from manyfit.credentials import mask
-    from manyfit.tracking import prepare, ui_command
-    from manyfit.tracking.spool import resolve_uri
+    from manyfit.config.secrets import mask
+    from manyfit.tracking.journal import resolve_uri
+    from manyfit.tracking.tracker import prepare, ui_command
 
     root = _root()
     uri = resolve_uri(None, root)
@@ -106,7 +106,7 @@ def _taken(host: str, port: int) -> bool:
 
 
 def _sync(_: argparse.Namespace) -> int:
-    from manyfit.tracking import sync
+    from manyfit.tracking.tracker import sync
 
     report = sync(_root())
     print(f"delivered {report.sessions} sessions, {report.runs} runs")
@@ -120,7 +120,7 @@ def _sync(_: argparse.Namespace) -> int:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from manyfit.tracking import doctor
+    from manyfit.tracking.tracker import doctor
 
     findings = doctor(_root())
     print("\n".join(findings))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyfit.dense import sigmoid
+from manyfit.population.dense import sigmoid
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 

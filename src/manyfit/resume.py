@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from manyfit.config import Config, ConfigError, parse
+from manyfit.config.schema import Config, ConfigError, parse
 
 MAY_CHANGE = ("epochs", "trainer", "checkpoint", "trusted")  # what the command may say beside resume=
 
@@ -71,7 +71,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
             )
     run_id, own_id = _stored(cfg.tracking.uri, prefix)
     folder = folder_of(own_id)
-    from manyfit import checkpoints  # torch: seconds
+    from manyfit.training import checkpoints  # torch: seconds
 
     try:
         state = checkpoints.load(folder)
@@ -113,7 +113,7 @@ def _require_more(config: Config, state: Mapping[str, Any]) -> None:
 
 def _require_same_data(config: Config, state: Mapping[str, Any]) -> None:
     """Raise ConfigError if they are others now: examples that were trained on might be validated on."""
-    from manyfit.jobs import prepare  # torch: seconds
+    from manyfit.training.prepared import prepare  # torch: seconds
 
     if state.get("data", now := prepare(config).data.digest) != now:
         raise ConfigError(
@@ -126,11 +126,11 @@ def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
     """MLflow's id and ours of the one run that is meant; what was held back is delivered first."""
     if not re.fullmatch("[0-9a-f]+", prefix):
         raise ConfigError(f"resume must be a run's id, or its beginning, but got {prefix!r}. The run's page shows it.")
-    from manyfit import tracking
+    from manyfit.tracking import tracker
 
     try:
-        report = tracking.sync(Path.cwd())
-        found = tracking.runs_named(uri, Path.cwd(), prefix)
+        report = tracker.sync(Path.cwd())
+        found = tracker.runs_named(uri, Path.cwd(), prefix)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if len(found) != 1:
@@ -165,7 +165,7 @@ def _changes(before: Config, now: Config, state: Mapping[str, Any]) -> tuple[str
 
 def _following_lr(config: Config, state: Mapping[str, Any]) -> float:
     """Of the first step after a state."""
-    from manyfit.jobs import prepare  # torch: seconds
+    from manyfit.training.prepared import prepare  # torch: seconds
 
     job = prepare(config)
     schedule = copy.deepcopy(job.schedule)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from manyfit import curves
-from manyfit.jobs import Result
-from manyfit.recording import devices, score
-from manyfit.screen import line
+from manyfit.progress import line
+from manyfit.training.prepared import Result
+from manyfit.training.recording import devices, score
 
 
 def summary(result: Result) -> str:

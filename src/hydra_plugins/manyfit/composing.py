@@ -17,7 +17,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.manyfit.starting import in_our_words
-from manyfit.config import ASIDE, Config, parse, refuse_passwords
+from manyfit.config.schema import ASIDE, Config, parse, refuse_passwords
 
 Tree = dict[str, Any]
 

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.manyfit.composing import Composed, Composer
-from manyfit.config import Config, ConfigError
+from manyfit.config.schema import Config, ConfigError
 
 
 @dataclass
@@ -61,9 +61,9 @@ class FusedLauncher(Launcher):
             except ConfigError as error:
                 configs[number] = error
         names = {job.number: " ".join(job.overrides) for job in jobs}
-        from manyfit import command
+        from manyfit import app
 
-        outcomes = command.train_jobs(configs, names, self.max_members, self.workers)
+        outcomes = app.train_jobs(configs, names, self.max_members, self.workers)
         return [_returned(job, outcomes[job.number]) for job in jobs]
 
 

@@ -15,8 +15,8 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
-from manyfit.checking import SIZE
-from manyfit.config import Config, ConfigError, DataConfig
+from manyfit.config.schema import Config, ConfigError, DataConfig
+from manyfit.sweeps.checking import SIZE
 
 OF_ALL_DATA = {f"data.{key}" for key in DataConfig.model_fields} - {"data.target"}
 
@@ -52,9 +52,9 @@ class GridSweeper(BasicSweeper):
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         returns: list[Sequence[JobReturn]] = []
         failed: dict[str, str] = {}
-        from manyfit import command
+        from manyfit import app
 
-        with command.verdicts():
+        with app.verdicts():
             for name in loader.get_group_options("experiment"):
                 if name != "all":
                     given = [f"experiment={name}", *rest]
@@ -74,7 +74,7 @@ class GridSweeper(BasicSweeper):
 
     def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> list[Sequence[JobReturn]]:
         """One sweep; its first job has this number."""
-        from manyfit import command
+        from manyfit import app
 
         assert self.hydra_context is not None
         assert self.launcher is not None
@@ -93,7 +93,7 @@ class GridSweeper(BasicSweeper):
         def compose(job: Sequence[str]) -> Config:
             return composer.load(job, 0).config()
 
-        with command.grid(first, arguments, jobs, compose, beside=beside, wish=bool(wish)) as accepted:
+        with app.grid(first, arguments, jobs, compose, beside=beside, wish=bool(wish)) as accepted:
             folder = Path(self.multirun.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.multirun, folder / "multirun.yaml")

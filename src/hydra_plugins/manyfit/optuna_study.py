@@ -14,9 +14,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from manyfit import config as configuration
-from manyfit.config import ConfigError
-from manyfit.screen import Screen
+from manyfit.config import schema as configuration
+from manyfit.config.schema import ConfigError
+from manyfit.progress import Screen
 
 
 @dataclass
@@ -30,7 +30,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna_study", node=Op
 
 
 class OptunaStudy(Sweeper):
-    """Composes the space and leaves the search to `manyfit.sweeps`."""
+    """Composes the space and leaves the search to `manyfit.sweeps.rounds`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher."""
@@ -55,12 +55,12 @@ class OptunaStudy(Sweeper):
             OmegaConf.save(self.config, folder / "multirun.yaml")
             with Screen(self._about(fixed)) as screen:
                 with screen.stage("importing torch and Optuna"):
-                    from manyfit import sweeps
+                    from manyfit.sweeps import rounds
 
-                space = sweeps.settings(self.config).space
+                space = rounds.settings(self.config).space
                 swept = [o for o in given if o.is_sweep_override()]
                 swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
-                sweeps.run(self._compose, swept, fixed, self._launch, screen)
+                rounds.run(self._compose, swept, fixed, self._launch, screen)
         except ConfigError as error:
             sys.exit(f"error: {error}")
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from manyfit.config import ASIDE, Config, ConfigError, refuse_passwords
+from manyfit.config.schema import ASIDE, Config, ConfigError, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
 REFUSED = {  # of Hydra's options, and what to do instead

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from manyfit.config import Config
-from manyfit.parent import Child
-from manyfit.reports import value_of
+from manyfit.config.schema import Config
+from manyfit.sweeps.parent import Child
+from manyfit.sweeps.reporting import value_of
 from manyfit.sweeps.settings import Settings
 
 Ended = Literal["finished", "pruned", "diverged", "failed"]

@@ -13,18 +13,19 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
-from manyfit import config as configuration
-from manyfit.config import Component, Config, ConfigError
-from manyfit.credentials import mask
-from manyfit.jobs import prepare
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Component, Config, ConfigError
+from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
-from manyfit.parent import Child
-from manyfit.reports.findings import incomparable
 from manyfit.sweeps import space as spaces
-from manyfit.sweeps.ledger import DATA, Ledger, derived_seed
+from manyfit.sweeps.findings import incomparable
 from manyfit.sweeps.outcomes import runs_of
+from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
-from manyfit.tracking import TrackedRun, spool
+from manyfit.sweeps.study import DATA, Ledger, derived_seed
+from manyfit.tracking import journal
+from manyfit.tracking.tracker import TrackedRun
+from manyfit.training.prepared import prepare
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
 
@@ -132,7 +133,7 @@ class Search:
 
     def _report(self, trials: int) -> dict[str, Any]:
         """What a report is the same with."""
-        store = mask(spool.resolve_uri(self.default.tracking.uri, Path.cwd()))
+        store = mask(journal.resolve_uri(self.default.tracking.uri, Path.cwd()))
         return {"trials": trials, "confirm_seeds": self.settings.confirm_seeds, "store": store}
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
-from manyfit import config as configuration
-from manyfit.config import ConfigError, Count, Node
+from manyfit.config import schema as configuration
+from manyfit.config.schema import ConfigError, Count, Node
 
 
 class Objective(Node):

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manyfit.tracking import spool
-from manyfit.tracking.spool import Record
+from manyfit.tracking import journal
+from manyfit.tracking.journal import Record
 from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, Point, RefusedError, Store, Values
 
 
@@ -62,7 +62,7 @@ class Session:
     """
 
     def __init__(self, store: Store, folder: Path, first: bool = False) -> None:
-        known = spool.acks(folder)
+        known = journal.acks(folder)
         self.store = store
         self.folder = folder
         self.closed = False
@@ -87,15 +87,15 @@ class Session:
             del self._parcels[run]
         if self._offset > self._acknowledged:
             self._acknowledged = self._offset
-            spool.note(self.folder / spool.ACKS, {"offset": self._offset, "error": None})
+            journal.note(self.folder / journal.ACKS, {"offset": self._offset, "error": None})
 
     def _collect(self) -> None:
         """Records before the acknowledged byte are read for what they tell, and not delivered again."""
-        journal = self.folder / spool.JOURNAL
+        path = self.folder / journal.JOURNAL
         known: list[Record] = []
         if self._offset == 0 < self._acknowledged:
-            known, self._offset = spool.read(journal, 0, self._acknowledged)
-        fresh, self._offset = spool.read(journal, self._offset)
+            known, self._offset = journal.read(path, 0, self._acknowledged)
+        fresh, self._offset = journal.read(path, self._offset)
         for record in known + fresh:
             self._observe(record)
         for record in fresh:
@@ -115,8 +115,8 @@ class Session:
                 self.closed = True
 
     def _kill(self) -> None:
-        journal = self.folder / spool.JOURNAL
-        last_word = int(journal.stat().st_mtime * 1000) if journal.exists() else spool.now()
+        path = self.folder / journal.JOURNAL
+        last_word = int(path.stat().st_mtime * 1000) if path.exists() else journal.now()
         for run in self._open:
             end = {"op": "end", "run": run, "time": last_word, "status": "KILLED"}
             self._parcels.setdefault(run, Parcel()).end = end
@@ -154,7 +154,7 @@ class Session:
         """Keep what the store refuses for good in `mlruns/rejected/`, so that the rest can go on."""
         folder = self.folder.parents[1] / "rejected"
         folder.mkdir(exist_ok=True)
-        spool.note(folder / f"{self.folder.name}.jsonl", {"run": run, "reason": reason[:2000], "refused": payload})
+        journal.note(folder / f"{self.folder.name}.jsonl", {"run": run, "reason": reason[:2000], "refused": payload})
         self.refused += 1
 
     def _begin(self, run: str, start: Record, parcel: Parcel) -> None:
@@ -173,7 +173,7 @@ class Session:
             parcel.tags.clear()
         self._ids[run] = run_id
         place = self.store.place(run_id)
-        spool.note(self.folder / spool.ACKS, {"run": run, "run_id": run_id, "place": place})
+        journal.note(self.folder / journal.ACKS, {"run": run, "run_id": run_id, "place": place})
 
     def _resume(self, run_id: str, parcel: Parcel) -> str | None:
         """Params cannot change in MLflow: a new value becomes the tag `resumed/<param>`."""

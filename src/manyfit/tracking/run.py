@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manyfit.credentials import mask
-from manyfit.tracking import spool
+from manyfit.config.secrets import mask
+from manyfit.tracking import journal
 
 if TYPE_CHECKING:
     import torch
 
-    from manyfit.tracking import Tracker
+    from manyfit.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TrackedRun:
     def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
         """Record (name, value, step); NaN and infinities included."""
         if values := [(key, float(value), int(step)) for key, value, step in rows]:
-            self._append({"op": "metrics", "run": self.id, "time": spool.now(), "rows": values})
+            self._append({"op": "metrics", "run": self.id, "time": journal.now(), "rows": values})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
@@ -136,8 +136,8 @@ class TrackedRun:
         if status not in {"FINISHED", "FAILED", "KILLED"}:
             raise ValueError(f"status must be FINISHED, FAILED or KILLED, but got {status}.")
         self.ended = True
-        self._append({"op": "end", "run": self.id, "time": spool.now(), "status": status})
+        self._append({"op": "end", "run": self.id, "time": journal.now(), "status": status})
 
-    def _append(self, record: spool.Record) -> None:
+    def _append(self, record: journal.Record) -> None:
         if self._tracker:
             self._tracker._spool.append(record)

@@ -41,9 +41,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
-from manyfit.credentials import mask
-from manyfit.tracking import spool
-from manyfit.tracking.spool import Record
+from manyfit.config.secrets import mask
+from manyfit.tracking import journal
+from manyfit.tracking.journal import Record
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
@@ -53,7 +53,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
-OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
+OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.journal", "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows first
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
 
@@ -112,12 +112,12 @@ class Store:
         self.root = root
         self._experiments: dict[str, str] = {}
         self._places: dict[str, tuple[str, str]] = {}  # see `place`
-        spool.mlruns(root).mkdir(parents=True, exist_ok=True)
+        journal.mlruns(root).mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
-        with FileLock(spool.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
+        with FileLock(journal.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
-            if uri == spool.default_uri(root):
-                _write_ahead(spool.mlruns(root) / "mlflow.db")
+            if uri == journal.default_uri(root):
+                _write_ahead(journal.mlruns(root) / "mlflow.db")
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
 
@@ -138,7 +138,7 @@ class Store:
 
     def _create_experiment(self, name: str) -> str:
         server = self.uri.startswith(("http", "databricks"))  # it decides itself where artifacts go
-        location = None if server else str(spool.mlruns(self.root) / "artifacts")
+        location = None if server else str(journal.mlruns(self.root) / "artifacts")
         try:
             return self.client.create_experiment(name, artifact_location=location, tags=KIND)
         except MlflowException as error:
@@ -250,7 +250,7 @@ class Store:
             self.client.set_terminated(run_id, status, when)
 
     def running(self) -> dict[str, str]:
-        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.spool`."""
+        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.journal`."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         runs = self._search(experiments, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
         return {run.info.run_id: run.data.tags[HOME] for run in runs if HOME in run.data.tags}

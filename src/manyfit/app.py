@@ -1,0 +1,269 @@
+"""What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from manyfit.config.schema import Config, ConfigError, TrainingError, parse, place_of
+from manyfit.config.secrets import mask
+from manyfit.experiments import claims
+from manyfit.experiments import experiment as experiments
+from manyfit.experiments.experiment import Experiment
+from manyfit.progress import Screen, line
+from manyfit.resume import Earlier, find, folder_of, given
+from manyfit.sweeps import checking
+from manyfit.sweeps.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
+from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from manyfit.training.prepared import Result
+
+
+def run(config: Config, number: int = 0) -> float:
+    """Train, track and sum up one run; returns its best validation loss. In a sweep it becomes a child.
+
+    Raises:
+        ConfigError: Something in the config cannot be used; no run exists then.
+        TrainingError: The training came to a bad end; its run says so.
+    """
+    if current:
+        (child,) = current[-1].train({number: config})
+        return objective(child)
+    with Screen(f"{config.experiment}: {config.title()}") as screen:
+        return _alone(config, screen)
+
+
+def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
+    """Go on with an earlier run; otherwise like `run`."""
+    with Screen(f"going on with run {given(overrides)['resume']}") as screen:
+        with screen.stage("looking for it in the store, which takes torch and MLflow"):
+            earlier = find(cfg, overrides)
+        screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
+        for change in earlier.changes:
+            screen.say(line("", change))
+        return _alone(earlier.config, screen, earlier)
+
+
+def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> float:
+    with screen.stage("importing torch"):
+        from manyfit.training.prepared import prepare
+    try:
+        with screen.stage("loading data"):
+            job = prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
+        tracker = tracker_of(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if job.data.note:
+        screen.say(line("note", job.data.note))
+    with tracker:
+        with screen.stage("importing Lightning"):
+            from manyfit import terminal
+            from manyfit.training import fitting, recording
+
+        changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
+        ids = [earlier.run_id] if earlier else None
+        recorder = recording.Recorder(tracker, [config], tags=[changed], run_ids=ids)
+        folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
+        keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
+        try:
+            collect_garbage()
+            with screen.stage("training"):
+                (result,) = fitting.fit(
+                    [config], recorder, screen=screen, keep=keep, resume=folder if earlier else None
+                )
+        except BaseException as error:
+            recorder.fail(error)
+            if not isinstance(error, Exception):
+                off = isinstance(tracker, NoTracker)
+                error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
+            _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
+            raise
+        screen.say(terminal.summary(result))
+        goes_on = keep and result.status == "FINISHED"
+        _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
+    if tracker.lost:
+        raise TrainingError(tracker.lost)
+    return value_of(result)
+
+
+def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resume: str | None) -> None:
+    """Wait for the store, and say where the run is; `resume` as for `where`."""
+    with screen.stage("delivering to the store"):
+        tracker.close()
+    screen.say(where(tracker, run, resume))
+
+
+def _after_all(config: Config, earlier: Earlier | None) -> str:
+    """What a command says behind `resume=<id>` to go on with a run that was stopped."""
+    return " ".join([*([f"epochs={config.epochs}"] if earlier else []), *_trusting(config)])
+
+
+def _trusting(config: Config) -> list[str]:
+    return [f"trusted=[{','.join(config.trusted)}]"] if config.trusted else []
+
+
+def _further(result: "Result") -> str:
+    """What a command says behind `resume=<id>` to go on with a run."""
+    config = result.config
+    patience = ["trainer.patience=null"] if result.reason == "stopped early" else []
+    return " ".join([f"epochs={2 * config.epochs}", *patience, *_trusting(config)])
+
+
+def train_jobs(
+    jobs: Mapping[int, Config | ConfigError],
+    names: Mapping[int, str],
+    max_members: int | None = None,
+    workers: int | None = None,
+) -> dict[int, float | Exception]:
+    """Train accepted jobs, by job number, as populations.
+
+    Args:
+        jobs: Their configs, or why they were refused.
+        names: For those that were refused.
+        max_members: Largest population; None: as large as pays.
+        workers: Processes that train populations side by side; None: one for each GPU.
+
+    Returns:
+        Each job's objective, or its error.
+    """
+    configs = {number: job for number, job in jobs.items() if isinstance(job, Config)}
+    outcomes: dict[int, float | Exception] = {n: job for n, job in jobs.items() if isinstance(job, ConfigError)}
+    if not current and not configs:
+        return outcomes
+    with contextlib.ExitStack() as closing:
+        sweep = current[-1] if current else closing.enter_context(_jobs(configs))
+        sweep.max_members, sweep.workers = max_members, workers
+        for number, refusal in outcomes.items():
+            assert isinstance(refusal, Exception)
+            sweep.refuse(number, names[number], refusal)
+        for child in sweep.train(configs):
+            try:
+                outcomes[child.number] = objective(child)
+            except Exception as error:
+                outcomes[child.number] = error
+    return outcomes
+
+
+@contextlib.contextmanager
+def _jobs(configs: Mapping[int, Config]) -> Iterator[Sweep]:
+    """What Hydra's own sweeper launches: a sweep without a report."""
+    first = next(iter(configs.values()))
+    with Screen(f"{len(configs)} jobs on {first.experiment}") as screen, Sweep("jobs", first, screen=screen) as sweep:
+        yield sweep
+
+
+@contextlib.contextmanager
+def grid(
+    first: DictConfig,
+    arguments: Sequence[str],
+    jobs: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Config],
+    *,
+    beside: Sequence[Sequence[str]] = (),
+    wish: bool = False,
+) -> Iterator[list[list[str]]]:
+    """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
+
+    Args:
+        first: What all jobs share, composed.
+        arguments: Of the command.
+        jobs: The overrides of each.
+        compose: From a job's overrides to its config.
+        beside: The overrides of those to be trained beside what an experiment tunes.
+        wish: Whether data.train_size is an experiment's, which the data may cap.
+
+    Yields:
+        The jobs that are to be run: each was tried, and is there once.
+
+    Raises:
+        SystemExit: Some jobs cannot be run, and nothing was; or some failed: says how many, and why the first did.
+    """
+    if not jobs:
+        sys.exit("error: a grid must have a job, but a key has no value.")
+    swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
+    alike = not any(override.startswith(("data=", "data.")) for override in swept)
+    try:  # where the data are swept over, what all jobs share names other data, or none
+        config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    name = config.choices.get("experiment")
+    on = config.experiment if alike else "several data"
+    about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
+    with Screen(about) as screen:
+        experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
+        with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
+            if experiment and claims.looks_at_networks(experiment.claim):
+                sweep.keep = None
+            with screen.stage("training", len(accepted)):
+                yield accepted
+            broken = _concluded(sweep, experiment)
+    errors = sweep.errors()
+    if experiment:  # a rate that diverges may be what is looked for
+        errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
+    if errors:
+        number, reason = next(iter(errors.items()))
+        sys.exit(
+            f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
+        )
+    if broken:
+        sys.exit(f"error: the claim could not be judged: {mask(broken)}")
+
+
+def _accepted(
+    first: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    beside: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Config],
+    wish: bool,
+    screen: Screen,
+) -> tuple[Experiment | None, list[list[str]]]:
+    """The experiment, if it is one, and the jobs that are to be run; see `grid`."""
+    with screen.stage("importing torch"):
+        import torch  # noqa: F401  (seconds, and everything below takes it)
+    try:
+        with screen.stage(f"checking {len(jobs)} jobs"):
+            experiment = Experiment.of(first)
+            checked = checking.check(jobs, compose, wish)
+            if experiment:
+                apart = checking.check(beside, compose, wish)
+                experiment = replace(experiment, beside=tuple(apart.configs.values()))
+                experiment.accept(list(checked.configs.values()))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    if experiment and first.quick:
+        screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
+    for note in checked.told():
+        screen.say(line("note", note))
+    return experiment, [list(job) for job in checked.configs]
+
+
+def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
+    """Report on a grid, or judge its claim; says why that could not be judged."""
+    with sweep.screen.stage("drawing"):
+        from manyfit.sweeps import reporting
+
+        verdict, broken = None, ""
+        try:
+            verdict = experiment.conclude(sweep) if experiment else None
+        except Exception as error:  # of a claim, perhaps the user's own: the runs and their report stay
+            broken = f"{type(error).__name__}: {error}{place_of(error)}"
+            sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
+            sweep.status = "FAILED"
+        reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=verdict)
+    return broken
+
+
+@contextlib.contextmanager
+def verdicts() -> Iterator[None]:
+    """Several experiments, one after the other, and at the end the table of what came out."""
+    start = time.monotonic()
+    yield
+    from manyfit.plots import charts
+
+    found = experiments.verdicts
+    print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")

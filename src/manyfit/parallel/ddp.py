@@ -1,0 +1,335 @@
+"""The same training on several devices: how its ranks are started, and what travels between them and the command.
+
+The command starts its ranks from the resolved config, by torch's elastic launcher. They train, and tell it of every
+epoch; it alone touches the tracker, the study and the terminal. Under torchrun or srun the command runs in rank 0, and
+the other ranks train what it asks them to.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyfit.config.schema import Config, TrainingError
+from manyfit.parallel.devices import by_srun, launched, world
+from manyfit.parallel.rank_process import Train, group, obey_signals, work
+
+if TYPE_CHECKING:
+    from manyfit.parallel.ranks import Ranks
+    from manyfit.training.loop import Report, Stops
+    from manyfit.training.prepared import Trained
+
+GRACE = 2.0  # seconds that the true cause may be seen after its consequences
+PATIENCE = 10.0  # seconds for ranks to end by themselves
+
+
+# ---- in the command
+
+
+def train(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+    """Train one population on several devices; the arguments are those of `training.train`, which is `run`.
+
+    Raises:
+        TrainingError: A rank failed or died; names it and the cause.
+        SystemExit: 143, a rank or this process was asked to end by SIGTERM.
+        KeyboardInterrupt: The same by SIGINT.
+    """
+    if launched(configs[0].trainer.launcher) > 1:
+        return _leaders[-1].train(run, configs, report, stops)
+    with own_ranks(run, configs, world(configs[0].trainer)) as ranks:
+        return ranks.serve(report, stops)
+
+
+@dataclass
+class Launched:
+    """The ranks of one job, as the command sees them.
+
+    Attributes:
+        door: Where they announce themselves.
+        over: Readable once the launcher has ended.
+        world: How many there will be.
+    """
+
+    door: socket.socket
+    over: connection.Connection
+    world: int
+    present: dict[connection.Connection, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
+    said: dict[int, str] = field(default_factory=dict)  # last words by rank
+    causes: list[tuple[int, BaseException]] = field(default_factory=list)  # those that explain the others are lower
+
+    def serve(self, report: "Report | None", stops: "Stops | None") -> "Trained":
+        """Pass on what rank 0 tells and asks, until it has trained."""
+        deadline: float | None = None
+        while True:
+            waiting: list[Any] = [self.door, *([] if deadline else [self.over]), *self.present]
+            ready = connection.wait(waiting, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            for one in ready:
+                if one is self.door:
+                    self._welcome()
+                elif one is self.over:
+                    self.causes.append((4, TrainingError("the launcher ended without a result")))
+                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Connection
+                    return done
+            if self.causes and deadline is None:
+                deadline = time.monotonic() + GRACE
+            if deadline is not None and (not self.present or time.monotonic() >= deadline):
+                raise min(self.causes, key=lambda cause: cause[0])[1]
+
+    def _welcome(self) -> None:
+        """Who it is says its address, and the kernel: a rank that is dead already can be named."""
+        accepted, address = self.door.accept()
+        rank = int(Path(address).name)
+        number, _, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        channel = connection.Connection(accepted.detach())
+        process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
+        if process is None:
+            channel.close()
+            self.causes.append((0, TrainingError(f"rank {rank} of {self.world} died as it started")))
+        else:
+            self.present[channel] = rank, process
+
+    def _hear(self, channel: connection.Connection, report: "Report | None", stops: "Stops | None") -> "Trained | None":
+        rank, process = self.present[channel]
+        try:
+            kind, *content = pickle.loads(channel.recv_bytes())  # our own process's words
+        except (EOFError, OSError):  # the latter in the middle of a message
+            del self.present[channel]
+            if rank not in self.said:
+                self.causes.append(self._death(rank, process))
+            return None
+        if kind == "epoch" and report:
+            report(*content)
+        elif kind == "stops":
+            answer = pickle.dumps(stops(*content) if stops else [])
+            with contextlib.suppress(OSError):  # if it is gone, that is heard next
+                channel.send_bytes(answer)
+        elif kind == "trained":
+            return content[0]  # type: ignore[no-any-return]
+        elif kind in ("failed", "lost"):
+            self.said[rank] = content[0]
+            error = TrainingError(f"rank {rank} of {self.world} failed: {content[0]}")
+            self.causes.append((1 if kind == "failed" else 3, error))
+        elif kind == "done":
+            self.said[rank] = ""
+        return None
+
+    def _death(self, rank: int, process: BaseProcess) -> tuple[int, BaseException]:
+        """How a rank went that said nothing. Its exit code is known when the launcher, in its thread, has asked.
+
+        Being asked to end comes after every other way to go: the launcher asks it of the ranks that are left.
+        """
+        deadline = time.monotonic() + 5
+        while (code := process.exitcode) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            return 2, SystemExit(143)
+        if code in (-signal.SIGINT, 128 + signal.SIGINT):
+            return 2, KeyboardInterrupt()
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        return 0, TrainingError(f"rank {rank} of {self.world} {how}")
+
+
+@contextlib.contextmanager
+def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launched]:
+    """Start the ranks, and leave nothing of them: no process, no file, no variable in the environment."""
+    environment = dict(os.environ)
+    short = None if len(tempfile.gettempdir()) <= 85 else "/tmp"  # a socket's path has at most 108 bytes
+    with (
+        tempfile.TemporaryDirectory(prefix="manyfit-", dir=short) as folder,
+        sigterm_exits(),
+        socket.socket(socket.AF_UNIX) as door,
+    ):
+        door.bind(f"{folder}/door")
+        door.listen(count)
+        over, end = multiprocessing.Pipe()
+        agent = threading.Thread(target=_start, args=(folder, count, end, (run, list(configs))), daemon=True)
+        agent.start()
+        try:
+            yield Launched(door, over, count)
+        except BaseException:
+            _stop(agent)
+            raise
+        finally:
+            agent.join(PATIENCE)
+            _stop(agent)
+            over.close()
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _start(folder: str, count: int, end: connection.Connection, task: tuple[Any, ...]) -> None:
+    """In a thread, since the launcher returns when the ranks have ended."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    resource_tracker.ensure_running()  # multiprocessing's, whose start would undo the next line
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the ranks inherit it: Ctrl-C waits until they can obey
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the run says what happened
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        shutdown_timeout=5,
+        logs_specs=DefaultLogsSpecs(log_dir=f"{folder}/logs"),
+    )
+    with contextlib.suppress(ChildFailedError), contextlib.closing(end):  # the ranks have said why
+        elastic_launch(config, work)(f"{folder}/door", *task)
+
+
+def _stop(agent: threading.Thread) -> None:
+    """End ranks that are still there; first in a way that lets them finish what they are writing."""
+    for end in ("terminate", "kill"):
+        for process in _ranks_of(agent):
+            getattr(process, end)()
+        agent.join(PATIENCE)
+
+
+def _ranks_of(agent: threading.Thread) -> list[BaseProcess]:
+    """Of this process's children those that the agent started: a notebook may have others."""
+    try:
+        started = Path(f"/proc/self/task/{agent.native_id}/children").read_text().split()
+    except FileNotFoundError:  # the agent has ended, and so have they
+        return []
+    return [process for process in multiprocessing.active_children() if str(process.pid) in started]
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- under torchrun or srun: rank 0 is the command, the others serve it
+
+
+def is_helper() -> bool:
+    """Whether this process is a rank, other than the first, that torchrun started, or srun with trainer=slurm."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]) > 0
+    return by_srun() and int(os.environ.get("SLURM_PROCID", 0)) > 0
+
+
+def serve() -> None:
+    """Train what rank 0 asks for until it says that this is all.
+
+    Raises:
+        SystemExit: 1, a rank is gone; rank 0 says why, or its launcher.
+    """
+    from manyfit.parallel.ranks import PeerLostError
+
+    obey_signals()
+    try:
+        with group() as (ranks, device):
+            gc.freeze()  # as the command does when the imports are over
+            gc.enable()
+            while task := ranks.agree(None):
+                run, configs = task
+                run(configs, ranks=ranks, device=device)
+    except PeerLostError as error:
+        sys.exit(f"rank {os.environ['RANK']}: {error}")
+
+
+@contextlib.contextmanager
+def lead() -> Iterator[None]:
+    """For as long as the command runs in rank 0, the others are there to train with it."""
+    if launched("slurm" if by_srun() else "elastic") == 1:
+        yield
+        return
+    with group() as place, sigterm_exits(), noted_signals() as signals:
+        leader = Leader(*place, signals)
+        _leaders.append(leader)
+        try:
+            yield
+        except BaseException as error:
+            if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
+                raise
+        if leader.broken:
+            sys.exit(f"error: the ranks were given up after {leader.broken}")
+        leader.ranks.agree(None)
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[int]:
+    """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+@dataclass
+class Leader:
+    """Rank 0, which asks the others to train with it.
+
+    Attributes:
+        signals: Where the numbers of signals that came can be read.
+        broken: Why it can ask no more: after an error here nobody knows where the others are.
+    """
+
+    ranks: "Ranks"
+    device: int
+    signals: int
+    broken: str = ""
+
+    def train(self, run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+        """See `train`."""
+        from manyfit.parallel.ranks import PeerLostError
+
+        if self.broken:
+            raise TrainingError(f"the ranks were given up after an earlier error ({self.broken})")
+        try:
+            self.ranks.agree((run, list(configs)))
+            return run(configs, report, stops, ranks=self.ranks, device=self.device)
+        except BaseException as error:
+            self.broken = f"{type(error).__name__}: {error}"
+            if isinstance(error, PeerLostError):
+                raise self._cause(error) from None
+            raise
+
+    def _cause(self, error: Exception) -> BaseException:
+        """Why another rank is gone: all were asked to end, this one first, or it came to a bad end of its own."""
+        with contextlib.suppress(BlockingIOError):
+            number = os.read(self.signals, 1)[0]
+            return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)
+        return TrainingError(str(error))
+
+
+_leaders: list[Leader] = []

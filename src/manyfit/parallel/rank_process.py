@@ -1,0 +1,125 @@
+"""In a rank: join the others, train what is asked for, tell the command, and end when it is told to."""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyfit.config.schema import Config
+
+if TYPE_CHECKING:
+    from manyfit.parallel.ranks import Ranks
+    from manyfit.training.prepared import Trained
+
+FOREVER = 10**6  # seconds that a rank waits for another: a dead one is noticed by other means
+Train = Callable[..., "Trained"]
+
+
+def work(door: str, run: Train, configs: Sequence[Config]) -> None:
+    """A rank that the command started: train, and tell it."""
+    command = announce(door, int(os.environ["RANK"]))
+    obey_signals()
+    from manyfit.parallel.ranks import PeerLostError
+
+    def tell(*message: Any) -> None:
+        command.send_bytes(pickle.dumps(message))
+
+    def report(*epoch: Any) -> None:
+        tell("epoch", *epoch)
+
+    def stops(*epoch: Any) -> Any:
+        tell("stops", *epoch)
+        return pickle.loads(command.recv_bytes())
+
+    try:
+        with group() as (ranks, device):
+            asking = {"report": report, "stops": stops} if ranks.rank == 0 else {}
+            trained = run(configs, ranks=ranks, device=device, **asking)
+        tell(*(("trained", trained) if asking else ("done",)))
+    except Exception as error:
+        lost = isinstance(error, PeerLostError)
+        if not lost:
+            traceback.print_exc()
+        tell("lost" if lost else "failed", f"{type(error).__name__}: {error}")
+        sys.stderr.flush()
+        os._exit(1)  # what is left of the group may wait for ranks that are gone
+
+
+def announce(door: str, rank: int) -> connection.Connection:
+    """The channel to the command, whose address says which rank this is: no word has to be sent for it."""
+    here = socket.socket(socket.AF_UNIX)
+    here.bind(str(Path(door).with_name(str(rank))))
+    here.connect(door)
+    return connection.Connection(here.detach())
+
+
+@contextlib.contextmanager
+def group() -> Iterator[tuple["Ranks", int]]:
+    """The process group, and which of the machine's GPUs is this rank's; its share of the cores is set."""
+    from datetime import timedelta
+
+    import pytorch_lightning  # noqa: F401  # imported later it keeps the group, whose threads may abort an ending Python
+    import torch
+    import torch.distributed as dist
+
+    from manyfit.parallel.ranks import Ranks
+
+    environment = _environment()
+    gpus = torch.cuda.device_count()
+    device = int(environment["LOCAL_RANK"]) % (gpus or 1)  # srun may show each of its tasks one GPU only
+    if gpus:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        if sys.exc_info()[0] is None:  # after an error it may wait for ranks that are gone
+            dist.destroy_process_group()
+
+
+def _environment() -> Mapping[str, str]:
+    """What torch's launcher sets; srun's variables are translated into it."""
+    if "RANK" not in os.environ:
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {
+            "MASTER_ADDR": slurm.main_address,
+            "MASTER_PORT": str(slurm.main_port),
+            "RANK": os.environ["SLURM_PROCID"],
+            "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        }
+    return os.environ
+
+
+def obey_signals() -> None:
+    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
+
+    Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
+    written to a pipe whatever the process is doing, and a thread reads it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+
+    def obey() -> None:
+        number = os.read(reader, 1)[0]
+        from manyfit.training import checkpoints
+
+        checkpoints.finish()
+        os._exit(128 + number)
+
+    threading.Thread(target=obey, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

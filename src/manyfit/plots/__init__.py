@@ -1,0 +1,1 @@
+"""Pictures of a run, of a sweep, and of a claim."""

@@ -1,0 +1,273 @@
+"""K stacks of dense layers at once: the forward pass, and backpropagation written out.
+
+Autograd costs a small network more time than its arithmetic does. Here the chain rule is a loop over the layers, each
+with its own derivative; the test suite compares every one with autograd. Every operation gives a member the same bits
+at any K (NOTES.md, bit-equality): products are tried against a lone product of their shape, and elementwise functions
+are those that round an element alike wherever it stands in memory.
+"""
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROWS_ON_GPU = 128  # a longer sum may be split by how many members there are
+LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
+SPLIT_ROWS = 16384  # torch splits one sum over threads from 32768 terms on, which would change its rounding
+Slope = Callable[[Tensor], Tensor]
+
+
+def sum_rows(values: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sum over the rows of (members, rows, ...), with the same bits for a member alone and in company."""
+    if values.is_cuda and not values.requires_grad and (kernels := _kernels()):
+        flat = values.reshape(*values.shape[:2], -1)
+        return kernels.sum_rows(flat, out).view(len(values), *values.shape[2:])  # type: ignore[no-any-return]
+    total = torch.sum(values[:, :SPLIT_ROWS], 1, out=out)
+    for start in range(SPLIT_ROWS, values.shape[1], SPLIT_ROWS):
+        total += values[:, start : start + SPLIT_ROWS].sum(1)
+    return total
+
+
+def norms(gradient: Tensor) -> Tensor:
+    """Of each row of (members, parameters), (members, 1)."""
+    squares = gradient.square().view(len(gradient), -1, LANES)
+    if gradient.is_cuda:
+        return sum_rows(sum_rows(squares)[..., None]).sqrt()
+    return squares.sum(1).sum(1, keepdim=True).sqrt()
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Ours for a GPU; None with a torch that has no Triton: sums are rounded by the number of members then."""
+    return importlib.import_module("manyfit.population.kernels") if importlib.util.find_spec("triton") else None
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """`1 / (1 + e^-z)`. torch's own rounds the last few elements of a tensor otherwise than the rest."""
+    return torch.exp(-z).add_(1).reciprocal_()
+
+
+def _relu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001  # one signature for all
+    out = F.relu(z)
+    return out, lambda g: torch.ops.aten.threshold_backward(g, out, 0)
+
+
+def _leaky_relu(layer: nn.LeakyReLU, z: Tensor) -> tuple[Tensor, Slope]:
+    slope = layer.negative_slope
+    return F.leaky_relu(z, slope), lambda g: torch.ops.aten.leaky_relu_backward(g, z, slope, False)
+
+
+def _tanh(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
+    out = torch.tanh(z)
+    return out, lambda g: g * (1 - out * out)
+
+
+def _sigmoid(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
+    out = sigmoid(z)
+    return out, lambda g: g * out * (1 - out)
+
+
+def _silu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
+    s = sigmoid(z)
+    return z * s, lambda g: g * s * (1 + z * (1 - s))
+
+
+def _gelu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
+    below = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+    return z * below, lambda g: g * (below + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi)))
+
+
+ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Slope]]] = {
+    nn.Identity: lambda layer, z: (z, lambda g: g),  # noqa: ARG005
+    nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Tanh: _tanh,
+    nn.Sigmoid: _sigmoid,
+    nn.SiLU: _silu,
+    nn.GELU: _gelu,
+}
+"""z -> (g(z), what maps the loss's gradient by g(z) to that by z). NOTES.md lists functions that did not qualify."""
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a module is a stack of dense layers, activations of `ELEMENTWISE` (or PReLU) and dropout, and no more.
+
+    A subclass of nn.Sequential with a forward or hooks of its own is none, nor one that uses a layer twice, nor one
+    whose first weights are not those of a dense layer.
+    """
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(module)
+    weighted = [layer for layer in layers if next(layer.parameters(), None) is not None]
+    return (
+        all(_is_dense_layer(layer) for layer in layers)
+        and bool(weighted)
+        and isinstance(weighted[0], nn.Linear)
+        and len(set(weighted)) == len(weighted)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    )
+
+
+def _is_dense_layer(layer: nn.Module) -> bool:
+    if type(layer) is nn.GELU:
+        return layer.approximate == "none"
+    if type(layer) is nn.Linear:
+        return layer.bias is not None
+    if type(layer) is nn.PReLU:
+        return layer.num_parameters == 1
+    return type(layer) in ELEMENTWISE or type(layer) is nn.Dropout
+
+
+def stored(parameter: Tensor) -> Tensor:
+    """A weight or bias as it is kept here: weights as (in, out), and no side of 1: it is filled up to 2 with zeros.
+
+    A product of width 1 takes another kernel at K = 1 than beyond. What was filled up stays zero.
+    """
+    turned = parameter.T if parameter.ndim == 2 else parameter
+    if parameter.ndim == 1 and len(parameter) > 1:
+        return turned
+    return F.pad(turned, [pad for size in reversed(turned.shape) for pad in (0, int(size == 1))])
+
+
+class Stack:
+    """A stack of dense layers for any number of members.
+
+    Args:
+        layers: The stack, as one ordinary module has it.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+        self.linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        self.width = self.linear[-1].out_features
+
+    def forward(
+        self,
+        parameters: Sequence[Tensor],
+        x: Tensor,
+        masks: Sequence[Tensor] = (),
+        tape: list[tuple[Tensor, Slope | None]] | None = None,
+    ) -> Tensor:
+        """Outputs (members, rows, width) of x (members, rows, features).
+
+        Args:
+            parameters: (members, ...) each, in the order of the stack, as `stored`.
+            x: The mini-batch of each member.
+            masks: Multipliers (members, rows, width) of each dropout layer; none: evaluation mode.
+            tape: Filled for `backward`: each layer's input, and its derivative.
+        """
+        own, drops, doubled = iter(parameters), iter(masks), iter(self._doubled(x))
+        x = F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
+        for layer in self.layers:
+            before, slope = x, None
+            if isinstance(layer, nn.Linear):
+                x = _product(x, next(own), next(doubled)[0], bias=next(own))
+            elif isinstance(layer, nn.PReLU):
+                x = torch.where(x > 0, x, x * next(own)[:, None, :1])
+            elif not isinstance(layer, nn.Dropout):
+                x, slope = ELEMENTWISE[type(layer)](layer, x)
+            elif masks:
+                slope = next(drops).mul
+                x = slope(x)
+            if tape is not None:
+                tape.append((before, slope))
+        return x[..., :1] if self.width == 1 else x
+
+    def backward(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        g: Tensor,
+        tape: Sequence[tuple[Tensor, Slope | None]],
+        final: Callable[[int], None] | None = None,
+    ) -> None:
+        """Backpropagation: from the gradient g by the outputs to those by the parameters, written into `gradients`.
+
+        `final` is told which of the parameters, and all after it, are done.
+        """
+        doubled = self._doubled(g)
+        g = F.pad(g, (0, 1)) if self.width == 1 else g
+        i, n = len(parameters), len(self.linear)
+        for layer, (x, slope) in zip(reversed(self.layers), reversed(tape), strict=True):
+            if isinstance(layer, nn.Linear):
+                i, n = i - 2, n - 1
+                _weights_gradient(x, g, doubled[n][1], gradients[i])
+                if layer.in_features == 1:
+                    gradients[i][:, 1:] = 0
+                sum_rows(g, out=gradients[i + 1])
+                if final:
+                    final(i)
+                if n == 0:
+                    return
+                g = _product(g, parameters[i].mT, doubled[n][2])
+            elif isinstance(layer, nn.PReLU):
+                i, below = i - 1, x <= 0
+                gradients[i][:, :1] = sum_rows((g * x * below).sum(2))[:, None]
+                gradients[i][:, 1:] = 0
+                g = torch.where(below, g * parameters[i][:, None, :1], g)
+            elif slope is not None:
+                g = slope(g)
+
+    def _doubled(self, x: Tensor) -> list[tuple[bool, bool, bool]]:
+        """For each dense layer whether its product, and those of its two gradients, must be computed as two."""
+        if len(x) > 1 or x.device.type != "cpu":  # on a GPU a lone product may be split along its sum
+            return [(len(x) == 1,) * 3] * len(self.linear)
+        threads = torch.get_num_threads()
+        return [
+            _differs_alone(x.shape[1], max(layer.in_features, 2), max(layer.out_features, 2), x.dtype, threads)
+            for layer in self.linear
+        ]
+
+
+def _weights_gradient(x: Tensor, g: Tensor, doubled: bool, out: Tensor) -> None:
+    """The product of x' (K, n, rows) and g (K, rows, p), into out."""
+    if not x.is_cuda:  # whose batched kernels know no out=
+        out.copy_(_product(x.mT, g, doubled))
+        return
+    for start in range(0, x.shape[1], ROWS_ON_GPU):
+        a, b = x[:, start : start + ROWS_ON_GPU].mT, g[:, start : start + ROWS_ON_GPU]
+        if start:
+            out.add_(_product(a, b, doubled))
+        elif doubled or torch.is_autocast_enabled("cuda"):
+            out.copy_(_product(a, b, doubled))
+        else:
+            torch.bmm(a, b, out=out)
+
+
+def _product(a: Tensor, b: Tensor, doubled: bool, bias: Tensor | None = None) -> Tensor:
+    """A (K, n, m) times b (K, m, p), plus bias (K, p); a lone product as one of two where that rounds otherwise."""
+    if doubled:
+        return _product(a.expand(2, -1, -1), b.expand(2, -1, -1), False, bias)[:1]
+    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
+
+
+@functools.cache
+def _differs_alone(
+    rows: int,
+    width_in: int,
+    width_out: int,
+    dtype: torch.dtype,
+    threads: int,  # noqa: ARG001  # part of the key: MKL's choice depends on it
+) -> tuple[bool, bool, bool]:
+    """Whether a lone product x.W, x'.g or g.W' is rounded otherwise than one of a batch: tried, on this processor.
+
+    MKL has kernels of its own for a lone product with a side of about 5 to 17.
+    """
+    if rows * width_in * width_out > 2**28:
+        return False, False, False
+    draw = torch.Generator().manual_seed(0)
+    x, w, g = (
+        torch.randn(2, *shape, generator=draw, dtype=dtype)
+        for shape in ((rows, width_in), (width_in, width_out), (rows, width_out))
+    )
+    with torch.autocast("cpu", enabled=False):
+        first, second, third = (
+            not torch.equal(torch.bmm(a[:1], b[:1])[0], torch.bmm(a, b)[0]) for a, b in ((x, w), (x.mT, g), (g, w.mT))
+        )
+    return first, second, third

@@ -1,0 +1,299 @@
+"""The runs of a sweep -> what they say: settings ranked over seeds, sensitivity, importance, warnings. Pure."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import numpy as np
+
+from manyfit.config.schema import Config
+from manyfit.statistics import ANY, Limits, effect
+from manyfit.tracking.tracker import TrackedRun
+from manyfit.training.prepared import Result
+
+Value = str | int | float | bool | None
+Space = Mapping[str, tuple[float, float] | Sequence[Value]]
+
+NEAR = 0.05
+"""As good as the best: within this share of it. Two seeds of one config commonly differ by a few percent."""
+
+RIM = 0.02
+"""At the edge of a continuous range: within this share of its length, in decades where it spans at least one."""
+
+ENOUGH = 8
+"""Finished runs from which importances are worth a picture."""
+
+BAD = 0.1
+"""Share of failed and diverged runs from which the report warns."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a sweep, of this session or an earlier one.
+
+    Attributes:
+        number: Job or trial number.
+        params: What varies in the sweep, by full config key, without seed.
+        value: The objective; NaN where there is none.
+        state: `finished`, `pruned`, `diverged` or `failed`.
+        seed: Of the run.
+        loss_val: Its curve (epochs + 1,).
+        run: Of this session.
+        run_id: MLflow's, where it is known.
+        config: Where it is known.
+        result: Of this session.
+    """
+
+    number: int
+    params: Mapping[str, Value]
+    value: float
+    state: str
+    seed: int
+    loss_val: np.ndarray | None
+    run: TrackedRun | None
+    run_id: str | None
+    config: Config | None
+    result: Result | None
+
+    @property
+    def stored(self) -> str | None:
+        """MLflow's id, as soon as it is known."""
+        return self.run_id or (self.run.run_id if self.run else None)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its value can be compared: it finished, with a finite one."""
+        return self.state == "finished" and math.isfinite(self.value)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Of its validation loss."""
+        if self.result is not None:
+            return self.result.summary.best_epoch
+        if self.loss_val is None or not np.isfinite(self.loss_val).any():
+            return None
+        return int(np.nanargmin(np.where(np.isfinite(self.loss_val), self.loss_val, np.nan)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs that differ in their seed only.
+
+    `mean` and its 95% interval `low`, `high` are of those that count; without two of them low and high are NaN, without
+    one mean is as well.
+    """
+
+    params: Mapping[str, Value]
+    rows: Sequence[Row]
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def counted(self) -> list[Row]:
+        """The runs that the mean is of."""
+        return [row for row in self.rows if row.counts]
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many runs ended how."""
+        return Counter(row.state for row in self.rows)
+
+    @property
+    def best_epoch(self) -> float:
+        """Median over the runs that count; NaN without one."""
+        epochs = [row.best_epoch for row in self.counted if row.best_epoch is not None]
+        return float(np.median(epochs)) if epochs else math.nan
+
+    @property
+    def reliable(self) -> bool:
+        """None of its runs diverged."""
+        return not self.states["diverged"]
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `optimizer=adam, optimizer.lr=0.003`."""
+        return ", ".join(f"{key}={text(value)}" for key, value in self.params.items()) or "the one setting"
+
+
+def ranked(rows: Sequence[Row], direction: str = "minimize", limits: Limits = ANY) -> list[Setting]:
+    """Settings, best first. One that diverged for some seed comes after all that never did; without a value: last.
+
+    Args:
+        rows: The runs.
+        direction: `minimize` or `maximize`.
+        limits: Between what the objective lies.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[repr(sorted(row.params.items()))].append(row)
+    sign = 1.0 if direction == "minimize" else -1.0
+    settings = [_setting(group, limits) for group in groups.values()]
+    return sorted(settings, key=lambda s: (math.isnan(s.mean), not s.reliable, float(np.nan_to_num(sign * s.mean))))
+
+
+def _setting(rows: Sequence[Row], limits: Limits) -> Setting:
+    found = effect([row.value for row in rows if row.counts], limits=limits)
+    return Setting(rows[0].params, rows, found.mean, found.low, found.high)
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """The same setting and seed is one observation, however often it was run: copies tell nothing about the spread."""
+    kept: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        key = repr(sorted(row.params.items())), row.seed
+        if key not in kept or (row.counts and not kept[key].counts):
+            kept[key] = row
+    return list(kept.values())
+
+
+def best_of(setting: Setting, direction: str = "minimize") -> Row:
+    """The best run of a setting that has a value."""
+    return (min if direction == "minimize" else max)(setting.counted, key=lambda row: row.value)
+
+
+def varying(settings: Sequence[Setting]) -> list[str]:
+    """The params that take more than one value."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for setting in settings:
+        for key, value in setting.params.items():
+            seen[key].add(repr(value))
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def tolerance(settings: Sequence[Setting], key: str) -> tuple[float, float] | None:
+    """Smallest and largest value of a numeric param among settings as good as the best; None where there are none."""
+    values = [float(value) for setting in close(settings) if is_number(value := setting.params.get(key))]
+    return (min(values), max(values)) if values else None
+
+
+def close(settings: Sequence[Setting]) -> list[Setting]:
+    """Those as good as the best."""
+    best = settings[0].mean if settings else math.nan
+    return [setting for setting in settings if setting.reliable and abs(setting.mean - best) <= NEAR * abs(best)]
+
+
+def importances(settings: Sequence[Setting]) -> dict[str, float]:
+    """How much of the ranking each varying param explains, in shares of all, largest first.
+
+    Source: permutation importance (Breiman 2001, section 10) of a random forest over the ranks of the settings' values:
+    ranks, because the few huge losses of rates near divergence would outweigh all others.
+    """
+    from scipy.stats import rankdata
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    known = [setting for setting in settings if math.isfinite(setting.mean)]
+    keys = varying(known)
+    if not keys or len(known) < 2:
+        return {}
+    x = np.column_stack([_column([setting.params.get(key) for setting in known]) for key in keys])
+    y = rankdata([setting.mean for setting in known])
+    forest = RandomForestRegressor(100, random_state=0).fit(x, y)
+    share = np.maximum(permutation_importance(forest, x, y, n_repeats=10, random_state=0).importances_mean, 0)
+    share = share / (share.sum() or 1.0)
+    return {keys[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
+
+
+def warnings(
+    rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None, confirmed: bool = False
+) -> list[str]:
+    """What a reader must know before believing the result, one sentence each; `confirmed`: on fresh seeds."""
+    found = _edges(settings, space, "search's best" if confirmed else "best") + (
+        [] if confirmed else _seeds(settings, searched=space is not None)
+    )
+    bad = [row for row in rows if row.state in ("failed", "diverged")]
+    if len(bad) >= BAD * max(len(rows), 1) and bad:
+        kinds = Counter(row.state for row in bad)
+        words = " and ".join(f"{count} {state}" for state, count in sorted(kinds.items()))
+        found.append(f"{words} of {len(rows)} runs: what is said here rests on the others.")
+    epochs = sorted({row.config.epochs for row in rows if row.config is not None})
+    if len(epochs) > 1:
+        found.append(f"budgets were unequal: epochs from {epochs[0]} to {epochs[-1]}; longer runs have the advantage.")
+    return found
+
+
+def _edges(settings: Sequence[Setting], space: Space | None, which: str) -> list[str]:
+    if not settings or math.isnan(settings[0].mean):
+        return []
+    found = []
+    for key in varying(settings):
+        best = settings[0].params.get(key)
+        if not is_number(best):
+            continue
+        tried = [value for setting in settings if is_number(value := setting.params.get(key))]
+        given = (space or {}).get(key, list(tried))
+        side = _side(float(best), given)
+        if side:
+            word = "searched" if space and key in space else "tried"
+            found.append(f"the {which} {key}, {text(best)}, is the {side} {word}: {_beyond(side)} may be better.")
+    return found
+
+
+def _side(best: float, given: tuple[float, float] | Sequence[Value]) -> str | None:
+    """`lowest` or `highest` when a value is on the edge of a range (low, high) or of a list of choices.
+
+    0 is never too high a lowest value: rates, shares and decays end there.
+    """
+    numbers = [float(value) for value in given if is_number(value)]
+    if len(set(numbers)) < 2:
+        return None
+    low, high = min(numbers), max(numbers)
+    rim = RIM if isinstance(given, tuple) and len(given) == 2 else 0.0
+    log = low > 0 and high / low >= 10
+    place = math.log(best / low) / math.log(high / low) if log else (best - low) / (high - low)
+    if place <= rim and low > 0:
+        return "lowest"
+    return "highest" if place >= 1 - rim - 1e-12 else None
+
+
+def _beyond(side: str) -> str:
+    return "lower ones" if side == "lowest" else "higher ones"
+
+
+def _seeds(settings: Sequence[Setting], searched: bool = False) -> list[str]:
+    known = [setting for setting in settings if math.isfinite(setting.mean)]
+    if len(known) < 2:
+        return []
+    first, second = known[:2]
+    if min(len(first.counted), len(second.counted)) < 2:
+        advice = "; sweep.seeds=4 trains several" if searched else "; add seeds, such as 'seed=range(0,8)'"
+        return [f"one seed per setting cannot tell close settings apart{advice}."]
+    if first.low <= second.high and second.low <= first.high:
+        return [f"too few seeds to tell the best from the second, {second.name}: their intervals overlap."]
+    return []
+
+
+def _column(values: Sequence[Value]) -> np.ndarray:
+    """A param as numbers (settings,): in decades where it spans at least one, names as their place in the alphabet."""
+    if not all(is_number(value) for value in values):
+        order = sorted({str(value) for value in values})
+        return np.array([order.index(str(value)) for value in values], float)
+    numbers = np.array(values, float)
+    return np.log10(numbers) if numbers.min() > 0 and numbers.max() / numbers.min() >= 10 else numbers
+
+
+def incomparable(keys: Iterable[str], objective: str, classification: bool) -> list[str]:
+    """Of the keys that vary those that make objectives incomparable.
+
+    With other data runs are validated on other examples, and another loss has another scale. The unit of a regression's
+    loss, the deviation of the training targets, changes with the training examples.
+    """
+    loss = "loss" in objective
+    alike = {"data.label_noise"} | ({"data.train_size", "data.standardise"} if classification or not loss else set())
+    groups = ("data", "loss") if loss else ("data",)
+    return [key for key in keys if key.split(".")[0] in groups and key not in alike]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A number that has neighbours: not a switch, not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def text(value: object) -> str:
+    """A param's value as it reads best."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,322 @@
+"""A parent run and its children: the runs of one command, trained as populations, here or side by side in workers."""
+
+import gc
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from manyfit.config.schema import Config, ConfigError, TrainingError
+from manyfit.config.secrets import mask
+from manyfit.parallel.ddp import sigterm_exits
+from manyfit.progress import Screen, line
+from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from manyfit.parallel.workers import Pool
+    from manyfit.training.fitting import Place
+    from manyfit.training.prepared import Job, Result
+    from manyfit.training.recording import Recorder
+
+KEPT = 8  # networks: the best setting's best run, whose model is stored, is hardly ever behind more runs than that
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run of a sweep: its job number, and what came of it; `error` stands in the place of a result."""
+
+    number: int
+    config: Config
+    run: TrackedRun
+    result: "Result | None" = None
+    error: Exception | None = None
+
+
+@dataclass
+class Sweep:
+    """The runs of one command under one parent run; a context manager. Within it, `run` too makes children.
+
+    Attributes:
+        name: Of the parent run.
+        config: The default config of the sweep: experiment and tracking are its.
+        total: Runs expected.
+        max_members: Largest population; None: as large as pays.
+        workers: Processes that train populations side by side; None: one for each GPU.
+        together: So many jobs, one after the other, share a population if any do.
+        prune: Asked after every epoch of a population, by its job numbers, the epoch and the metrics of those that are
+            to go on, which of them are to stop.
+        tags: More tags for the child of a job number.
+        keep: How many of the best children keep their networks; None: all.
+        children: Everything that was run, by job number.
+        refused: Jobs, of a search, whose config was refused, and why.
+        status: Of the parent run at its end.
+        screen: What a person sees.
+        again: What the same command does after an interrupt.
+    """
+
+    name: str
+    config: Config
+    total: int = 0
+    max_members: int | None = None
+    workers: int | None = None
+    together: int = 1
+    prune: Callable[[Sequence[int], int, Mapping[int, Mapping[str, float]]], Collection[int]] | None = None
+    tags: dict[int, dict[str, str]] = field(default_factory=dict)
+    keep: int | None = KEPT
+    children: dict[int, Child] = field(default_factory=dict)
+    refused: dict[int, Exception] = field(default_factory=dict)
+    status: str = "FINISHED"
+    screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
+    again: str = "The same command starts all of them again, as a sweep of its own."
+
+    def __enter__(self) -> Self:
+        """Start the parent run."""
+        self.pool: Pool | None = None
+        self.tracker = tracker_of(self.config)
+        self.parent = self.tracker.start(
+            experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
+        )
+        current.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the parent run truthfully, and deliver."""
+        current.remove(self)
+        if self.pool:
+            self.pool.__exit__(kind, error, trace)
+        if error is None:
+            self.parent.end(self.status)
+        elif not isinstance(error, Exception):
+            error.add_note(self._kept())
+        with self.screen.stage("delivering to the store"):
+            self.tracker.__exit__(kind, error, trace)
+        self.screen.say(where(self.tracker, self.parent))
+        if error is None and self.tracker.lost:
+            sys.exit(f"error: {self.tracker.lost}")
+
+    def _kept(self) -> str:
+        """What an interrupt leaves."""
+        done = sum(child.result is not None for child in self.children.values())
+        if isinstance(self.tracker, NoTracker):
+            return f"{done} of {self.total} runs were done; nothing of them is kept: tracking=off. {self.again}"
+        training = "those in training are KILLED and keep their epochs"
+        return f"{done} of {self.total} runs are done and kept, {training}. {self.again}"
+
+    def train(self, configs: Mapping[int, Config]) -> list[Child]:
+        """Train configs, by job number, as populations; their runs are children of the parent run.
+
+        Returns:
+            A child for each config, in the order of job numbers; one that cannot be used has its error. Networks have
+            the best of all and the population that was trained last.
+        """
+        with self.screen.stage("importing torch"):  # seconds, in which the tracker's courier starts as well
+            from manyfit.training.grouping import grouped
+
+        self.total = max(self.total, len(self.children) + len(configs))
+        with self.screen.stage("checking jobs"):
+            jobs = self._prepared(configs)
+        count = self._workers(list(jobs.values()))
+        groups = grouped(jobs, self.max_members, count, self.together)
+        for reason in {group.alone: None for group in groups if group.alone}:
+            numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
+            print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
+        with self.screen.stage("importing Lightning"):
+            from manyfit.training import fitting  # noqa: F401  (seconds)
+
+        collect_garbage()
+        populations = [{number: configs[number] for number in group.numbers} for group in groups]
+        with self.screen.training(len(configs)):
+            if count > 1:
+                self._side_by_side(populations, count)
+            else:
+                for members in populations:
+                    self._population(members)
+        children = [self.children[number] for number in sorted(configs)]
+        self._let_go()
+        return children
+
+    def _prepared(self, configs: Mapping[int, Config]) -> "dict[int, Job]":
+        """The jobs of these configs; one that cannot be used becomes a child with its error."""
+        from manyfit.training.prepared import prepare
+
+        jobs: dict[int, Job] = {}
+        for number, config in configs.items():
+            try:
+                jobs[number] = prepare(config)
+            except ValueError as error:
+                run = self.refuse(number, config.title(), error, config.flat())
+                self.children[number] = Child(number, config, run, error=error)
+        return jobs
+
+    def _workers(self, jobs: "Sequence[Job]") -> int:
+        from manyfit.parallel import devices
+
+        several = any(devices.world(job.config.trainer) > 1 for job in jobs)
+        if several and (self.workers or 1) > 1:
+            raise ConfigError(
+                f"hydra.launcher.workers must be 1 or auto with trainer.devices > 1, but got {self.workers}."
+            )
+        gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
+        return 1 if several else self.workers or gpus or 1
+
+    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int) -> None:
+        """Each population has a thread that looks after it, and goes to the next free worker."""
+        from manyfit.parallel.workers import Pool
+
+        pool = self.pool = self.pool or Pool(count)
+
+        def look_after(members: Mapping[int, Config]) -> None:
+            with pool.turn:
+                self._population(members, place=pool.train)
+
+        with sigterm_exits(), ThreadPoolExecutor(count) as threads:
+            futures = [threads.submit(look_after, members) for members in populations]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException as error:
+                threads.shutdown(wait=False, cancel_futures=True)
+                pool.stop(error)
+                raise
+
+    def _population(
+        self,
+        configs: Mapping[int, Config],
+        recorder: "Recorder | None" = None,
+        place: "Place | None" = None,
+    ) -> None:
+        """Train and record. An exception may be one member's alone: then each half is trained by itself."""
+        from manyfit.training import fitting, recording
+
+        self._let_go()
+        numbers = list(configs)
+        recorder = recorder or recording.Recorder(
+            self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
+        )
+        prune = self.prune
+
+        def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
+            assert prune is not None
+            stopped = prune(numbers, epoch, {numbers[member]: values for member, values in going.items()})
+            return [numbers.index(number) for number in stopped]
+
+        try:
+            results = fitting.fit(
+                list(configs.values()),
+                recorder,
+                artifacts=self.config.tracking.artifacts == "all",
+                prune=stops if prune else None,
+                screen=self.screen,
+                place=place,
+            )
+        except Exception as error:
+            if len(numbers) == 1:
+                self.children[numbers[0]] = Child(numbers[0], configs[numbers[0]], recorder.runs[0], error=error)
+                return
+            print(
+                f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
+                file=sys.stderr,
+            )
+            for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
+                part = {numbers[i]: configs[numbers[i]] for i in half}
+                self._population(part, recorder.part(half), place)
+            return
+        for number, run, result in zip(numbers, recorder.runs, results, strict=True):
+            self.children[number] = Child(number, configs[number], run, result)
+
+    def _let_go(self) -> None:
+        """Of all networks but the best: a model that is asked for later is trained again to the same bits."""
+        losses = {
+            number: child.result.summary.best_loss_val
+            for number, child in self.children.items()
+            if child.result and child.result.predictor
+        }
+        ranked = sorted(losses, key=lambda number: (math.isnan(losses[number]), losses[number]))
+        for number in ranked[self.keep :] if self.keep is not None else ():
+            child = self.children[number]
+            assert child.result is not None
+            self.children[number] = replace(child, result=child.result.without_network())
+
+    def refuse(self, number: int, name: str, error: Exception, params: Mapping[str, Any] | None = None) -> TrackedRun:
+        """A job of a search whose config cannot be used gets a run that says why."""
+        self.refused[number] = error
+        tags = {"error": str(error), "ended": "refused", **self.tags.get(number, {})}
+        run = self.tracker.start(
+            experiment=self.config.experiment, name=name, params=params or {}, tags=tags, parent=self.parent
+        )
+        run.end("FAILED")
+        return run
+
+    def errors(self) -> dict[int, Exception]:
+        """What went wrong, by job number."""
+        found = dict(self.refused)
+        for number, child in self.children.items():
+            try:
+                objective(child)
+            except Exception as error:
+                found[number] = error
+        return dict(sorted(found.items()))
+
+
+def collect_garbage() -> None:
+    """From here on, in a command that did not while it imported: what imports make is not looked through for any."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+current: list[Sweep] = []  # the sweep that this process is in the middle of, so that a single run knows
+
+
+def objective(child: Child) -> float:
+    """A child's best validation loss, or its error."""
+    if child.error is not None:
+        raise child.error
+    assert child.result is not None
+    return value_of(child.result)
+
+
+def value_of(result: "Result") -> float:
+    """A run's best validation loss; raises TrainingError if it came to a bad end."""
+    if result.status == "FAILED":
+        raise TrainingError(f"the run {result.reason}: {result.config.title()}")
+    return result.summary.best_loss_val
+
+
+def tracker_of(config: Config) -> Tracker | NoTracker:
+    """Of the store that a config names."""
+    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
+
+
+def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str | None = None) -> str:
+    """The last lines of a command: the id of its run, and where its page and its pictures are.
+
+    Args:
+        tracker: Closed.
+        run: The run; of a sweep, the parent.
+        resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
+    """
+    if isinstance(tracker, NoTracker):
+        return line("look", "nowhere: tracking=off stores no run")
+    if tracker.lost:
+        return line("look", "manyfit ui, for what reached the disk")
+    short = (run.run_id or run.id)[:8]
+    command = " ".join(filter(None, [f"{tracker.elsewhere}python run.py resume={short}", resume]))
+    again = "" if resume is None else f"  ({command} goes on with it)"
+    if tracker.last_error or run.run_id is None or run.place is None:
+        why = tracker.last_error or "the store refused the run"
+        return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
+    experiment, artifacts = run.place
+    lines = [line("id", f"{short}{again}")]
+    lines += [line("page", tracker.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
+    folder = Path(artifacts.removeprefix("file://"))
+    if pictures := sorted(path.name for path in folder.glob("*.png")):
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        lines += [line("pictures" if pictures[1:] else "picture", f"{shown}/{' '.join(pictures)}")]
+    return "\n".join(lines)

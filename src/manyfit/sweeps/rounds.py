@@ -1,0 +1,259 @@
+"""Searches: Optuna proposes, populations are trained, and one study remembers it over sessions and processes."""
+
+import functools
+import itertools
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+from optuna.trial import Trial, TrialState
+
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Config, ConfigError, with_seed
+from manyfit.config.secrets import mask
+from manyfit.losses import CLASSIFICATION
+from manyfit.progress import Screen, line
+from manyfit.sweeps import parent
+from manyfit.sweeps import space as spaces
+from manyfit.sweeps.outcomes import Outcome, outcome, rows
+from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.search import Search
+from manyfit.sweeps.settings import Objective, Settings, settings
+from manyfit.sweeps.study import lost
+from manyfit.training.prepared import prepare
+
+__all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
+
+Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
+Compose = Callable[[Sequence[str]], DictConfig]
+
+AGAIN = "The study remembers them: the same command goes on with the trials that are left."
+
+
+def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launch: Launch, screen: Screen) -> None:
+    """Search until the study has its total, and report.
+
+    Args:
+        compose: From overrides to the composed config, with the groups sweep, sampler and pruner.
+        swept: The space.
+        fixed: What every job is given besides.
+        launch: Hydra's launcher: the jobs' overrides and the first job's number -> their returns.
+        screen: What a person sees.
+
+    Raises:
+        ConfigError: Something cannot be used; no trial was made then.
+        SystemExit: Trials failed; says how many, and why the first did.
+    """
+    cfg = compose(fixed)
+    default = configuration.parse(cfg, cfg.hydra.runtime.choices)
+    with screen.stage("loading data"):
+        _check_objective(settings(cfg), default)
+        space = spaces.space(swept)
+        _check_batch_sizes(space, default)
+    if note := prepare(default).data.note:
+        screen.say(line("note", note))
+    with screen.stage("opening the study"):
+        search = Search.of(cfg, settings(cfg), default, space)
+    if run_id := search.reported():
+        done = search.ledger.done()
+        screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
+        more = "" if spaces.size(space) in range(done + 1) else f"sweep.n_trials={2 * done} goes on, "
+        screen.say(line("further", f"{more}sweep.study=NAME begins anew"))
+        return
+    composed = functools.cache(functools.partial(_config, compose))
+    left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
+    with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
+        session = Session(search, sweep, launch, tuple(fixed))
+        session.go()
+        try:
+            with screen.stage("reading the study"):
+                finish(
+                    search, sweep, lambda params, seed: with_seed(composed((*fixed, *spaces.overrides(params))), seed)
+                )
+        finally:
+            search.note_run_ids(sweep.children.values())
+    session.complain()
+
+
+def _check_objective(sought: Settings, default: Config) -> None:
+    """Before a study exists: the data can be used, and the objective is a curve of a run on them, to be had best."""
+    metric = sought.objective.metric
+    try:
+        task = prepare(default).data.task
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    scores = ["accuracy"] if task == CLASSIFICATION else ["rmse", "r2"]
+    names = [f"{name}/{split}" for name in ("loss", *scores) for split in ("train", "val")]
+    names += ["loss/gap", "loss/train_running"]
+    if metric not in names:
+        raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
+    better = "maximize" if metric.split("/")[0] in ("accuracy", "r2") else "minimize"
+    if sought.direction != better:
+        raise ConfigError(
+            f"sweep.direction must be {better} with sweep.objective.metric={metric}, but got {sought.direction}: the "
+            f"worst would win. Add sweep.direction={better}."
+        )
+
+
+def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
+    """Before a study exists: no batch is larger than the training set."""
+    n = len(prepare(default).data.x_train)
+    searched = space.get("batch_size")
+    sizes = getattr(searched, "choices", None) or [getattr(searched, "high", 0)]
+    if (largest := max((size for size in sizes if isinstance(size, int)), default=0)) > n:
+        raise ConfigError(
+            f"batch_size must be <= {n}, the training examples, in all of its space, but got {largest}. Search less: "
+            "'batch_size=choice(16,32)'."
+        )
+
+
+@dataclass
+class Session:
+    """The trials that this process runs: each has a job for every seed, one after the other."""
+
+    search: Search
+    sweep: parent.Sweep
+    launch: Launch
+    fixed: tuple[str, ...]
+    trials: dict[int, Trial] = field(default_factory=dict)  # by job number
+    jobs: dict[int, range] = field(default_factory=dict)  # by trial number
+    failed: dict[int, str] = field(default_factory=dict)  # reasons, by trial number
+    seen: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))  # by job number and epoch
+    stopped: set[int] = field(default_factory=set)  # trial numbers
+
+    def go(self) -> None:
+        """Rounds, until there is nothing to claim."""
+        total, wanted, ledger = self.search.ledger.total, self.search.settings.n_trials, self.search.ledger
+        if total < wanted:
+            said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
+            self.sweep.screen.say(line("note", said))
+        judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
+        self.sweep.together = len(self.search.seeds)
+        self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
+        for number in itertools.count(1):
+            with self.sweep.screen.stage(*self._progress(number)):
+                with self.sweep.screen.stage("asking Optuna"):
+                    claimed = ledger.claim(self.search.round)
+                if not claimed:
+                    break
+                if judge:
+                    judge.refresh(ledger.trials())
+                self._round(claimed)
+        if not self.trials:
+            self.sweep.screen.say(f"study {self.search.name} has its {total} trials: none was made now.")
+
+    def _progress(self, number: int) -> tuple[str, int, int]:
+        """A round's name, the runs of the study in all, and of them those that are done, by whomever."""
+        total, done, seeds = self.search.ledger.total, self.search.ledger.done(), len(self.search.seeds)
+        rounds = max(1, number - 1 + math.ceil((total - done) / self.search.round))
+        return f"round {min(number, rounds)} of {rounds}", total * seeds, done * seeds
+
+    def _round(self, claimed: Sequence[Trial]) -> None:
+        """Train trials and tell what came of each, also of those that ended before an interrupt."""
+        first, seeds = len(self.trials), self.search.seeds
+        given: list[tuple[str, ...]] = []
+        for trial in claimed:
+            self.jobs[trial.number] = range(len(self.trials), len(self.trials) + len(seeds))
+            for job, seed in zip(self.jobs[trial.number], seeds, strict=True):
+                self.trials[job] = trial
+                self.sweep.tags[job] = {"optuna.study": self.search.name, "optuna.trial": str(trial.number)}
+                seeded = (f"seed={seed}",) if len(seeds) > 1 else ()
+                given.append((*self.fixed, *spaces.overrides(trial.params), *seeded))
+        try:
+            self.launch(given, first)
+        finally:
+            with self.sweep.screen.stage("telling Optuna"):
+                self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
+                done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
+                for trial in done:
+                    children = [self.sweep.children[job] for job in self.jobs[trial.number]]
+                    self._tell(trial, outcome(children, self.search.settings))
+        for trial in claimed:
+            if trial not in done:
+                reasons = [self.sweep.refused[job] for job in self.jobs[trial.number] if job in self.sweep.refused]
+                self._fail(trial, str(next(iter(reasons), "it made no run")), [])
+
+    def _stopped(
+        self, judge: Judge, population: Sequence[int], epoch: int, going: Mapping[int, Mapping[str, float]]
+    ) -> list[int]:
+        """The jobs whose trials are to stop, judged by the mean over seeds; asked once all of these came so far.
+
+        A seed that left its population before keeps the value it had; one that trains apart stops when next seen.
+        """
+        for job, values in going.items():
+            self.seen[job][epoch] = values[self.search.settings.objective.metric]
+        for number in dict.fromkeys(self.trials[job].number for job in going):
+            jobs = self.jobs[number]
+            for job in jobs:
+                if job in population and job not in going and self.seen[job]:
+                    self.seen[job].setdefault(epoch, self.seen[job][max(self.seen[job])])
+            known = [self.seen[job][epoch] for job in jobs if epoch in self.seen[job]]
+            if len(known) == len(jobs) and judge.stops(number, epoch, sum(known) / len(known)):
+                self.stopped.add(number)
+        return [job for job in going if self.trials[job].number in self.stopped]
+
+    def _tell(self, trial: Trial, found: Outcome) -> None:
+        if found.error is not None:
+            self._fail(trial, found.error, found.runs)
+            return
+        state = TrialState.PRUNED if found.ended == "pruned" else TrialState.COMPLETE
+        value = None if found.ended == "pruned" else found.value
+        self.search.ledger.tell(trial, state, value, {"ended": found.ended, "runs": found.runs}, found.curve.tolist())
+
+    def _fail(self, trial: Trial, reason: str, runs: Sequence[Mapping[str, Any]]) -> None:
+        self.failed[trial.number] = reason
+        known = {"ended": "failed", "error": reason[:2000], "runs": runs}
+        self.search.ledger.tell(trial, TrialState.FAIL, None, known)
+
+    def complain(self) -> None:
+        """Raise SystemExit if trials failed; a diverged one is an answer, not a failure."""
+        if self.failed:
+            number, reason = next(iter(self.failed.items()))
+            sys.exit(
+                f"error: {len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
+            )
+
+
+def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
+    """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
+    from manyfit.sweeps import reporting
+
+    trials = [trial for trial in search.ledger.trials() if not lost(trial)]
+    if running := sum(trial.state == TrialState.RUNNING for trial in trials):
+        sweep.screen.say(
+            f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study."
+        )
+        return
+    children = {child.run.id: child for child in sweep.children.values()}
+    ids, seed = search.run_ids(), search.default.seed
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    found = [reporting.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
+    try:
+        reporting.conclude(
+            sweep,
+            found,
+            objective=str(search.settings.objective),
+            direction=search.settings.direction,
+            default=search.default,
+            space=spaces.extent(search.space),
+            confirm_seeds=search.settings.confirm_seeds,
+        )
+    except Exception:
+        print(
+            f"the report failed; the {len(trials)} trials of study {search.name} are kept, and so are their runs: "
+            "the same command reports again.",
+            file=sys.stderr,
+        )
+        raise
+    sweep.tracker.wait_for_ids()
+    search.note_report(sweep.parent, len(ended))
+
+
+def _config(compose: Compose, overrides: Sequence[str]) -> Config:
+    cfg = compose(overrides)
+    return configuration.parse(cfg, cfg.hydra.runtime.choices)

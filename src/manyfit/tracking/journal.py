@@ -1,0 +1,254 @@
+"""The durable queue between training and MLflow: what training hands over is on disk before anything else happens.
+
+A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
+
+    lock            held (flock) while the session's process lives, so that nobody else replays it
+    journal.jsonl   one record per line, appended by the session
+    files/          the artifacts that records point to
+    acks.jsonl      what MLflow has: ids of its runs, and up to which byte of the journal everything arrived
+    courier.lock    held by whoever delivers (see courier.py)
+    courier.log     what the delivering process had to say
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manyfit.config.secrets import mask
+
+JOURNAL, ACKS, LOCK, COURIER_LOCK, LOG = "journal.jsonl", "acks.jsonl", "lock", "courier.lock", "courier.log"
+
+Record = dict[str, Any]
+
+
+def mlruns(root: Path) -> Path:
+    """The folder of the default store, the artifacts and the spool."""
+    return Path(root).absolute() / "mlruns"
+
+
+def resolve_uri(uri: str | None, root: Path) -> str:
+    """The MLflow store to use: `uri`, else `MLFLOW_TRACKING_URI`, else SQLite under `<root>/mlruns`.
+
+    Raises:
+        ValueError: for a file store (a plain path or `file:`), which MLflow no longer opens.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+    if ("://" not in uri and not uri.startswith("databricks")) or uri.startswith("file:"):
+        raise ValueError(
+            f"tracking.uri must be a database or a server, but got {mask(uri)}. Use sqlite:///path/to/mlflow.db, "
+            "postgresql://... or http://host:port: MLflow has given up its file store."
+        )
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not path.startswith("/"):
+        return f"sqlite:///{Path(root).absolute() / path}"
+    return uri
+
+
+def default_uri(root: Path) -> str:
+    """SQLite under `<root>/mlruns`, absolute."""
+    return f"sqlite:///{mlruns(root) / 'mlflow.db'}"
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return time.time_ns() // 1_000_000
+
+
+def claim(path: Path) -> int | None:
+    """Take the lock file `path`; None when someone else holds it. Close the descriptor to give it back."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+class Spool:
+    """The folder of a living session: append-only, thread-safe, never waits for anything but the local disk.
+
+    Args:
+        parent: Where sessions live, `<root>/mlruns/spool`.
+        header: The journal's first record.
+
+    Attributes:
+        error: Why the last write did not reach the disk (full, read-only); None when all is on disk.
+    """
+
+    def __init__(self, parent: Path, header: Record) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self.session = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        hidden = parent / f".{self.session}"
+        hidden.mkdir(mode=0o700)
+        self.lock = claim(hidden / LOCK)  # taken before the folder can be seen: nobody finds it without an owner
+        self.folder = hidden.rename(parent / self.session)
+        self.error: str | None = None
+        self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._pending = bytearray()
+        self._files = 0
+        self._mutex = threading.Lock()
+        self.append(header)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record; when the disk refuses, keep it and try again with the next one."""
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with self._mutex:
+            if self.lock is None:
+                raise ValueError(f"a tracker must be open when it is used, but {self.session} is closed")
+            self._pending += line
+            try:
+                while self._pending:
+                    del self._pending[: os.write(self._journal, self._pending)]
+                self.error = None
+            except OSError as error:
+                self.error = f"cannot write to {self.folder}: {error}"
+
+    def place(self, name: str) -> Path:
+        """A fresh path in the session's folder that ends in `name`; its folder exists."""
+        with self._mutex:
+            self._files += 1
+            path = self.folder / "files" / str(self._files) / name
+        path.parent.mkdir(parents=True)
+        return path
+
+    def file(self, name: str, content: bytes) -> str:
+        """Store an artifact; its path inside the session's folder. Raises OSError when the disk refuses."""
+        path = self.place(name)
+        path.write_bytes(content)
+        return str(path.relative_to(self.folder))
+
+    def release(self) -> None:
+        """Stop writing and give the folder free: from here on anybody may deliver what is left."""
+        with self._mutex:
+            if self.lock is not None:
+                os.close(self._journal)
+                os.close(self.lock)
+                self.lock = None
+
+
+def read(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[Record], int]:
+    """Complete records of a journal in the `limit` bytes (-1: all) after a byte offset, and where they end.
+
+    A torn last line (its writer was killed) does not count; a damaged line reads as `{"op": "unreadable"}`.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(limit)
+    data = data[: data.rfind(b"\n") + 1]
+    return [_parse(line) for line in data.splitlines()], offset + len(data)
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {"op": "unreadable"}
+    return record if isinstance(record, dict) else {"op": "unreadable"}
+
+
+def note(path: Path, record: Record) -> None:
+    """Append one record to a journal nobody else writes; a torn line before it is closed first."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+        torn = size and file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class Acks:
+    """What is known to have arrived.
+
+    Attributes:
+        ids: MLflow's run ids by our own.
+        offset: Up to which byte of the journal.
+        error: The last obstacle.
+        places: The experiment's id and the address of the artifacts, by our own run id.
+    """
+
+    ids: dict[str, str]
+    offset: int
+    error: str | None
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def acks(folder: Path) -> Acks:
+    """Read a session's acknowledgements."""
+    ids: dict[str, str] = {}
+    places: dict[str, tuple[str, str]] = {}
+    offset, error = 0, None
+    for record in read(folder / ACKS)[0]:
+        if "run" in record:
+            ids[record["run"]] = record["run_id"]
+        if "place" in record:
+            experiment, artifacts = record["place"]
+            places[record["run"]] = experiment, artifacts
+        offset = record.get("offset", offset)
+        error = record.get("error", error)
+    return Acks(ids, offset, error, places)
+
+
+def sessions(root: Path) -> list[Path]:
+    """Every session's folder, oldest first."""
+    parent = mlruns(root) / "spool"
+    return sorted(p for p in parent.glob("[0-9]*") if p.is_dir()) if parent.exists() else []
+
+
+def alive(folder: Path) -> bool:
+    """Whether the session's own process still holds it."""
+    if not folder.exists():
+        return False
+    lock = claim(folder / LOCK)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def orphans(root: Path) -> Iterator[Path]:
+    """Sessions whose process is gone, oldest first; each is ours, against other deliverers, while it is yielded."""
+    for folder in sessions(root):
+        if alive(folder):
+            continue
+        lock = claim(folder / COURIER_LOCK) if folder.exists() else None
+        if lock is not None:
+            try:
+                yield folder
+            finally:
+                os.close(lock)
+
+
+def discard(folder: Path) -> None:
+    """Remove a session of which everything arrived: the journal first, so that nothing is replayed by halves."""
+    (folder / JOURNAL).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a replay did.
+
+    Attributes:
+        sessions: Sessions of which everything arrived.
+        runs: Runs in them.
+        refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
+        held: Why others are still held back, one sentence each.
+        living: Sessions left alone because their process, or their courier, is at work.
+    """
+
+    sessions: int
+    runs: int
+    refused: int
+    held: tuple[str, ...]
+    living: int

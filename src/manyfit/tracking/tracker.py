@@ -1,0 +1,332 @@
+"""What training sees of tracking: runs to hand values to. Nothing here waits for MLflow or imports it.
+
+Every value goes to the local spool (spool.py); a second process, the courier (courier.py), takes it from there to
+MLflow. A process and not a thread, because delivering is Python work: in a thread of this process it left training an
+eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
+"""
+
+import getpass
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from manyfit.config.secrets import mask
+from manyfit.tracking import journal
+from manyfit.tracking.journal import SyncReport, resolve_uri
+from manyfit.tracking.run import DatasetRecord, TrackedRun
+
+if TYPE_CHECKING:
+    from manyfit.tracking.reading import Named, StoredRun
+
+__all__ = [
+    "DatasetRecord",
+    "NoTracker",
+    "SyncReport",
+    "TrackedRun",
+    "Tracker",
+    "doctor",
+    "prepare",
+    "resolve_uri",
+    "sync",
+    "ui_command",
+]
+
+Value = str | int | float | bool | None
+STILL_AT_WORK = -1000  # stands for the exit code of a courier that `close` did not wait for
+
+
+class Tracker:
+    """One command's door to MLflow; a context manager. Every method returns at once, whatever becomes of the store.
+
+    Args:
+        uri: The store, None for the default (see `resolve_uri`).
+        root: Folder that holds `mlruns/`.
+
+    Attributes:
+        lost: After `close`, that some of what was recorded never reached the disk, and why.
+
+    Raises:
+        ValueError: when `mlruns/` cannot be written, or the store is a file store.
+    """
+
+    def __init__(self, uri: str | None, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self.uri = resolve_uri(uri, self.root)
+        # The default store is recorded as null, so that a folder that was moved finds its own store again.
+        recorded = None if self.uri == journal.default_uri(self.root) else mask(self.uri)
+        header = {"op": "session", "uri": recorded, "host": platform.node(), "pid": os.getpid(), "time": journal.now()}
+        try:
+            self._spool = journal.Spool(journal.mlruns(self.root) / "spool", header)
+        except OSError as error:
+            folder = journal.mlruns(self.root)
+            raise ValueError(f"mlruns must be writable, but {folder} is not ({error}). Set its permissions.") from None
+        self._runs: list[TrackedRun] = []
+        self._final: journal.Acks | None = None
+        self._delivered = False
+        self.lost: str | None = None
+        self._courier = self._start_courier()
+
+    def start(
+        self,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Value],
+        tags: Mapping[str, str],
+        parent: "TrackedRun | None" = None,
+        dataset: DatasetRecord | None = None,
+        run_id: str | None = None,
+    ) -> "TrackedRun":
+        """Begin a run, or with `run_id` (MLflow's) go on with an earlier one.
+
+        A run that goes on keeps the first value of each (metric, step > 0) and the first value of each param; a param
+        that has changed becomes the tag `resumed/<param>`.
+        """
+        run = TrackedRun(self, name)
+        source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+        self._spool.append(
+            {
+                "op": "start",
+                "run": run.id,
+                "time": journal.now(),
+                "experiment": experiment,
+                "name": name,
+                "params": {key: mask(str(value)) for key, value in params.items()},
+                "tags": {key: mask(str(value)) for key, value in (source | dict(tags)).items()},
+                "parent": parent.id if parent else None,
+                "dataset": asdict(dataset) if dataset else None,
+                "run_id": run_id,
+            }
+        )
+        self._runs.append(run)
+        return run
+
+    def page(self, path: str) -> str:
+        """How a page of MLflow's UI is opened, in words; without credentials."""
+        if self.uri.startswith("http"):
+            return f"{mask(self.uri)}/{path}"
+        return f"{self.elsewhere}manyfit ui, then http://127.0.0.1:5000/{path}"
+
+    @property
+    def elsewhere(self) -> str:
+        """What a command must begin with to find this store, without credentials; nothing where it does by itself."""
+        return "" if self.uri == resolve_uri(None, self.root) else f"MLFLOW_TRACKING_URI={mask(self.uri)} "
+
+    @property
+    def last_error(self) -> str | None:
+        """Why values are held back; None when nothing is."""
+        return self._spool.error or (None if self._delivered else self.acks().error)
+
+    def acks(self) -> journal.Acks:
+        """What is known to have arrived."""
+        return self._final or journal.acks(self._spool.folder)
+
+    def wait_for_ids(self, timeout: float = 10.0) -> None:
+        """Wait until every run exists in the store, unless it cannot be reached."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            known = self.acks()
+            if known.error or self._spool.error or all(run.id in known.ids for run in self._runs):
+                return
+            time.sleep(0.05)
+
+    def flush(self, timeout: float = 60.0) -> bool:
+        """Wait until all that was recorded so far has arrived; False when it has not in `timeout` seconds."""
+        self._spool.append({"op": "flush"})
+        size = (self._spool.folder / journal.JOURNAL).stat().st_size
+        deadline = time.monotonic() + timeout
+        while (known := self.acks()).offset < size:
+            if known.error or self._spool.error or time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def children(self, parent: TrackedRun, experiment: str) -> "list[StoredRun]":
+        """The runs under a parent run, read back from the store.
+
+        Raises:
+            ValueError: Not everything has arrived there.
+        """
+        from manyfit.tracking import reading  # MLflow: seconds
+
+        if not self.flush() or parent.run_id is None:
+            raise ValueError(f"the runs must be in the store before they can be read, but {self.last_error}")
+        return reading.children(self.uri, self.root, experiment, parent.run_id)
+
+    def close(self, timeout: float = 60.0) -> bool:
+        """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
+
+        Returns:
+            True when everything arrived; else it stays in the spool, for the next start or `manyfit sync`.
+        """
+        if self._final is not None:
+            return self._delivered
+        self._end_open_runs("KILLED")
+        self._spool.append({"op": "close"})
+        if error := self._spool.error:  # the courier will not read that this is all
+            self.lost = f"mlruns must take what is recorded, but {error}: the end of it is lost. Make room there."
+            self._courier.returncode = STILL_AT_WORK
+        self._delivered = not self.lost and self._wait(timeout)
+        self._final = journal.acks(self._spool.folder)
+        if self._delivered:
+            journal.discard(self._spool.folder)
+        else:
+            self._final = replace(self._final, error=self._why(self._final.error))
+        self._spool.release()
+        return self._delivered
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the courier is already on its way."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; runs still open are FAILED after an error, KILLED after an interrupt."""
+        if self._final is None and isinstance(error, Exception):
+            self._end_open_runs("FAILED")
+        self.close()
+
+    def _end_open_runs(self, status: Literal["FAILED", "KILLED"]) -> None:
+        for run in self._runs:
+            if not run.ended:
+                run.end(status)
+
+    def _start_courier(self) -> "subprocess.Popen[bytes]":
+        """In a session of its own, so that Ctrl-C does not reach it; it watches this process by its id."""
+        with (self._spool.folder / journal.LOG).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "manyfit.tracking.uploader", str(self._spool.folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"MLFLOW_TRACKING_URI": self.uri},  # not an argument: others can read those
+                cwd=self.root,
+                start_new_session=True,
+            )
+
+    def _wait(self, timeout: float) -> bool:
+        """Wait for the courier, which reads in the journal that this is all; if it was killed, send another."""
+        if self._courier.poll() is not None:
+            self._courier = self._start_courier()
+        try:
+            return self._courier.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            self._courier.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
+            return False
+
+    def _why(self, obstacle: str | None) -> str:
+        """Why something is held back: the obstacle the courier noted, else the last it said."""
+        if obstacle is None and self._courier.returncode == STILL_AT_WORK:
+            return "delivery goes on in the background"
+        said = self._spool.folder / journal.LOG
+        lines = said.read_text(errors="replace").strip().splitlines() if said.exists() else []
+        return obstacle or (mask(lines[-1]) if lines else f"the courier ended with code {self._courier.returncode}")
+
+
+class NoTracker:
+    """The same door with nothing behind it (`tracking=off`)."""
+
+    last_error: str | None = None
+    lost: str | None = None
+
+    def start(
+        self,
+        *,
+        experiment: str,  # noqa: ARG002  (the signature is Tracker's)
+        name: str,
+        params: Mapping[str, Value],  # noqa: ARG002
+        tags: Mapping[str, str],  # noqa: ARG002
+        parent: TrackedRun | None = None,  # noqa: ARG002
+        dataset: DatasetRecord | None = None,  # noqa: ARG002
+        run_id: str | None = None,  # noqa: ARG002
+    ) -> TrackedRun:
+        """A run that forgets."""
+        return TrackedRun(None, name)
+
+    def acks(self) -> journal.Acks:
+        """Nothing ever arrives."""
+        return journal.Acks({}, 0, None)
+
+    def wait_for_ids(self, timeout: float = 10.0) -> None:
+        """Nothing ever has an id."""
+
+    def close(self, timeout: float = 60.0) -> bool:  # noqa: ARG002
+        """Nothing is left to deliver."""
+        return True
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to do."""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return str(os.getuid())
+
+
+def sync(root: Path, uri: str | None = None) -> SyncReport:
+    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
+    from manyfit.tracking import uploader  # imports MLflow: seconds
+
+    return uploader.sync(Path(root).absolute(), uri)
+
+
+def runs_named(uri: str | None, root: Path, prefix: str) -> "list[Named]":
+    """The runs whose id, MLflow's or ours, begins so.
+
+    Raises:
+        ValueError: The store cannot be asked.
+    """
+    from manyfit.tracking import reading, uploader
+
+    root = Path(root).absolute()
+    uri = journal.resolve_uri(uri, root)
+    try:
+        return reading.named(uri, root, prefix)
+    except Exception as error:  # MLflow's, and those of what it goes through
+        raise ValueError(
+            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {uploader.explain(error)}"
+        ) from None
+
+
+def doctor(root: Path, uri: str | None = None) -> list[str]:
+    """Look after the store: one line per finding, beginning with `ok`, `repaired` or `problem`."""
+    from manyfit.tracking import uploader
+
+    return uploader.doctor(Path(root).absolute(), uri)
+
+
+def prepare(uri: str, root: Path) -> None:
+    """Make the store when it is not there yet.
+
+    Raises:
+        ValueError: when it cannot be opened.
+    """
+    from manyfit.tracking import uploader
+
+    uploader.prepare(uri, Path(root).absolute())
+
+
+def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None = None) -> list[str]:
+    """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
+    artifacts = journal.mlruns(root or Path.cwd()) / "artifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
+        *("--default-artifact-root", str(artifacts), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
+    ]

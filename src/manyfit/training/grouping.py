@@ -1,0 +1,108 @@
+"""Which jobs are trained together, and how many at once."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from manyfit.config.schema import signature
+from manyfit.parallel.devices import on_gpu
+from manyfit.population.members import Population
+from manyfit.population.unit_rate import is_linear
+from manyfit.training.prepared import Job
+
+CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
+SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
+COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
+MOST = 1024  # members
+
+
+@dataclass(frozen=True)
+class Group:
+    """Job numbers that train as one population; `alone` is why they cannot, and then it is one number."""
+
+    numbers: list[int]
+    alone: str | None = None
+
+
+def grouped(
+    jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1, together: int = 1
+) -> list[Group]:
+    """Split jobs into populations: same signature, and no more members than pays.
+
+    Args:
+        jobs: By job number.
+        max_members: Largest population; None: chosen from the memory that a step touches.
+        workers: Processes to be kept busy.
+        together: So many jobs, one after the other, are not to be separated where a population may be so large.
+    """
+    alike: dict[str, list[int]] = defaultdict(list)
+    for number, job in jobs.items():
+        alike[signature(job.config)].append(number)
+    groups: list[Group] = []
+    for numbers in alike.values():
+        first = jobs[numbers[0]]
+        if reason := len(numbers) > 1 and why_alone(first):
+            groups += [Group([number], str(reason)) for number in numbers]
+            continue
+        most = max_members or members(first)
+        size = -(-len(numbers) // max(-(-len(numbers) // most), min(workers, len(numbers))))
+        if together <= most:
+            size = max(together, size - size % together)
+        groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+    return groups
+
+
+def members(job: Job) -> int:
+    """The largest population of members like this one that pays.
+
+    On a CPU one whose step stays in cache, at least one member a core; on a GPU one that fills it, and half its memory
+    at most.
+    """
+    network = job.network
+    weights = sum(p.numel() for p in network.parameters())
+    if on_gpu(job.config.trainer) and torch.cuda.is_available():
+        touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
+        return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))
+    widths = sum(p.shape[0] for p in network.parameters() if p.ndim > 1)
+    touched = 4 * (COPIES * weights + 3 * job.batch_size * (widths + job.data.x_train.shape[1]))
+    return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
+
+
+def kept(network: nn.Module, x: Tensor) -> int:
+    """How many numbers backpropagation keeps of one example, the example included, for x (rows, ...)."""
+    sizes = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), hooks:
+        outputs = network.train()(x)  # held while they are counted: what is kept must not move
+        of_weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    del outputs
+    return x[0].numel() + sum(n for place, n in sizes.items() if place not in of_weights) // len(x)
+
+
+def why_alone(job: Job) -> str | None:
+    """Why such a job cannot share a population; None when it can."""
+    if not is_linear(job.optimizer):
+        return f"a step of {job.optimizer.__name__} is not linear in lr"
+    pair = Population([job.network, job.network], [0, 0], torch.device("cpu"))
+    if pair.stack is not None:
+        return None
+    if pair.buffers:
+        return "the model has buffers (batch statistics and the like)"
+    rows = job.data.x_train[:2]
+    try:
+        pair.gradient(
+            rows.expand(2, *rows.shape), job.data.y_train[:2].expand(2, -1), torch.full((2,), 0.5), [], job.loss
+        )
+    except RuntimeError as error:
+        return f"torch.vmap refuses the model: {str(error).splitlines()[0]}"
+    return None

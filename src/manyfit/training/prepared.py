@@ -1,0 +1,274 @@
+"""What goes into a training, built and tried beforehand, and what comes out of it."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyfit import curves
+from manyfit.config import schema as configuration
+from manyfit.config.schema import Config, ConfigError, DataConfig
+from manyfit.data import splits
+from manyfit.losses import Loss
+from manyfit.parallel import devices
+from manyfit.population import dense
+from manyfit.population.members import initialised
+from manyfit.population.unit_rate import is_linear
+from manyfit.schedules import Schedule, torch_schedule
+
+STATUS = {"finished": "FINISHED", "stopped early": "FINISHED", "diverged": "FAILED", "pruned": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config with everything it names built and tried on a dummy: what is left to go wrong is the training."""
+
+    config: Config
+    data: splits.Dataset
+    loss: Loss
+    optimizer: type[torch.optim.Optimizer]
+    options: Mapping[str, Any]
+    schedule: Schedule
+    batch_size: int
+
+    @property
+    def network(self) -> nn.Module:
+        """A new one, with the weights that the seed gives: of thousands of jobs they would not be kept for nothing."""
+        return _network(self.config, self.data, self.loss)
+
+    def y_train(self) -> Tensor:
+        """Training targets (n,), label noise included."""
+        d = self.data
+        return splits.noisy(d.y_train, len(d.classes), self.config.data.label_noise, self.config.seed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind: arrays, wherever it took place.
+
+    Attributes:
+        history: (members, epochs + 1) by metric; NaN after a member's end.
+        ended: Why each member ended, one of `STATUS` but for divergence.
+        weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
+        test: (members,) by metric, with these weights.
+        devices: What it ran on.
+    """
+
+    history: Mapping[str, np.ndarray]
+    ended: Mapping[int, str]
+    weights: Tensor
+    buffers: Mapping[str, Tensor]
+    test: Mapping[str, np.ndarray]
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, trained.
+
+    `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
+    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
+    (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
+    are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
+    have no predictor and no weights any more.
+    """
+
+    config: Config
+    metrics: Mapping[str, np.ndarray]
+    summary: curves.Summary
+    test: Mapping[str, float]
+    reason: str
+    predictor: nn.Module | None
+    weights: Tensor | None
+    example: np.ndarray
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
+    devices: tuple[str, ...]
+
+    def without_network(self) -> "Result":
+        """What a report needs of a run."""
+        return replace(self, predictor=None, weights=None)
+
+    @property
+    def status(self) -> str:
+        """MLflow's word for how it ended."""
+        return STATUS[self.reason]
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the last."""
+        return float(self.metrics["time/seconds"][-1])
+
+    @property
+    def speed(self) -> float:
+        """Training examples per second, evaluation included; of a member of a population, its own."""
+        return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(config_json: str) -> splits.Dataset:
+    config = DataConfig.model_validate_json(config_json)
+    table = configuration.build(config, "data", splits.Table)
+    common = config.model_dump(include={"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"})
+    return splits.prepare(table, **common)
+
+
+@functools.lru_cache(maxsize=64)
+def _training_rows(config_json: str) -> int:
+    config = DataConfig.model_validate_json(config_json)
+    table = configuration.build(config, "data", splits.Table)
+    return splits.sizes(len(table.target), config.val_fraction, config.test_fraction)[0]
+
+
+def training_rows(config: DataConfig) -> int:
+    """How many examples there are to train on, whatever `train_size` says; the data are read once for all splits."""
+    usual = {"split_seed": 0, "train_size": None, "label_noise": 0.0, "standardise": True}
+    return _training_rows(config.model_copy(update=usual).model_dump_json(by_alias=True))
+
+
+def identity(config: Config) -> str:
+    """What two configs share that are the same run."""
+    return config.model_dump_json(by_alias=True) + config.experiment
+
+
+def prepare(config: Config) -> Job:
+    """Load the data and build everything once; asked again, it gives the same job, which nobody may change.
+
+    Raises:
+        ValueError: Something in the config cannot be used; the message names the key.
+    """
+    key = identity(config)
+    if key not in _prepared:
+        while len(_prepared) >= REMEMBERED:
+            _prepared.pop(next(iter(_prepared)))
+        _prepared[key] = _prepare(config)
+    return replace(_prepared[key], config=config)
+
+
+REMEMBERED = 4096  # jobs: a sweep asks for each of its jobs a few times
+_prepared: dict[str, Job] = {}
+
+
+def _prepare(config: Config) -> Job:
+    dataset = _dataset(config.data.model_dump_json(by_alias=True))
+    devices.check(config)
+    loss = configuration.build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
+    if loss.task != dataset.task:
+        raise ConfigError(
+            f"loss must suit the data: {config.loss.target.rsplit('.')[-1]} is for {loss.task}, but got a "
+            f"{dataset.task} task. Use loss=auto."
+        )
+    n = len(dataset.x_train)
+    batch_size = n if config.batch_size == "full" else config.batch_size
+    if batch_size > n:
+        raise ConfigError(
+            f"batch_size must be <= {n}, the training examples, but got {batch_size}. Use batch_size=full."
+        )
+    if batch_size < (ranks := devices.world(config.trainer)):
+        raise ConfigError(f"batch_size must be >= {ranks}, the devices that share a batch, but got {batch_size}.")
+    network = _network(config, dataset, loss)
+    if ranks > 1 and any(True for _ in network.buffers()):
+        raise ConfigError(
+            "trainer.devices must be 1 with a model that has buffers (batch statistics and the like): they would be of "
+            "each device's examples alone."
+        )
+    _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
+    _try_probes(config.probes, network)
+    optimizer, options = _optimizer(config, network)
+    captures(config, optimizer)
+    return Job(config, dataset, loss, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+
+
+def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
+    shape = {"in_features": dataset.x_train.shape[1], "out_features": loss.width(len(dataset.classes))}
+    return initialised(lambda: configuration.build(config.model, "model", nn.Module, **shape), config.seed)
+
+
+def _try_probes(names: Sequence[str], network: nn.Module) -> None:
+    """Refuse a probe that means nothing for this model."""
+    layers = sum(isinstance(layer, nn.Linear) for layer in network.modules())
+    if "dead_units" in names and not (dense.is_dense(network) and layers > 1):
+        raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
+    if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
+        raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
+
+
+def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | Literal["auto"]:
+    """Whether steps are to be recorded as a CUDA graph; "auto": if the model lets them.
+
+    Raises:
+        ConfigError: They are to be, and cannot.
+    """
+    capturable = is_linear(optimizer) and (
+        optimizer is torch.optim.SGD or "capturable" in inspect.signature(optimizer).parameters
+    )
+    obstacles = {
+        "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
+        f"the step of {optimizer.__name__} cannot be captured": not capturable,
+        "trainer.compile=true": config.trainer.compile,
+        f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
+    }
+    if not any(obstacles.values()):
+        return config.trainer.cuda_graph
+    if config.trainer.cuda_graph is True:
+        reasons = "; ".join(reason for reason, holds in obstacles.items() if holds)
+        raise ConfigError(f"trainer.cuda_graph must be auto or false here, but got true: {reasons}.")
+    return False
+
+
+def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:
+    """Evaluate two rows, and train on as many as the last batch of an epoch has."""
+    if _is_lightnings(type(network)):
+        raise ConfigError(
+            "model must be a plain torch.nn.Module, but got a LightningModule: its training_step would never be "
+            "called. Give its network alone, as an nn.Module with a forward."
+        )
+    features = dataset.x_train.shape[1]
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError("model must leave all parameters trainable, but some have requires_grad=False.")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            got = tuple(network.eval()(dataset.x_train[:2]).shape)
+            copy.deepcopy(network).train()(dataset.x_train[:last])
+    except Exception as error:
+        raise ConfigError(
+            f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}"
+            f"{configuration.place_of(error)}."
+        ) from error
+    if got != (len(dataset.x_train[:2]), width):
+        raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
+
+
+def _is_lightnings(cls: type[nn.Module]) -> bool:
+    """Whether a class is a LightningModule, of either of its packages; by name, since they take seconds to import."""
+    homes = [base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == "LightningModule"]
+    return any(home in ("lightning", "pytorch_lightning") for home in homes)
+
+
+def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and its options apart from lr and weight_decay, tried on a dummy."""
+    target = configuration.target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
+    assert isinstance(target, type)
+    if config.optimizer.weight_decay and "weight_decay" not in inspect.signature(target).parameters:
+        raise ConfigError(f"optimizer.weight_decay must be 0 with {config.optimizer.target}, which has none.")
+    if config.optimizer.arguments.get("maximize"):
+        raise ConfigError("optimizer.maximize must be false, but got true: a loss is minimised.")
+    params = list(copy.deepcopy(network).parameters())
+    configuration.build(config.optimizer, "optimizer", torch.optim.Optimizer, params=params, lr=config.optimizer.lr)
+    return target, config.optimizer.arguments
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    if not config.schedule.target.startswith("torch."):
+        return configuration.build(config.schedule, "schedule", Schedule)
+    cls = configuration.target_of(config.schedule, "schedule", torch.optim.lr_scheduler.LRScheduler)
+    assert isinstance(cls, type)
+    arguments = config.schedule.arguments
+    unit = arguments.pop("unit", "epoch")
+    return torch_schedule(cls, arguments, unit, config.epochs, steps_per_epoch)

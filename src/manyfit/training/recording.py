@@ -1,0 +1,159 @@
+"""From the epochs and results of a population to tracked runs."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from manyfit import curves
+from manyfit.config.schema import Config
+from manyfit.plots import overfitting
+from manyfit.tracking import provenance
+from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
+from manyfit.training.prepared import Job, Result, prepare
+
+
+class Recorder:
+    """Writes every epoch of every member to its own tracked run, and closes the runs truthfully.
+
+    Args:
+        tracker: Where to.
+        configs: What is being trained.
+        parent: The sweep they belong to.
+        tags: More tags for each run.
+        run_ids: MLflow's, of earlier runs to go on with.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker | NoTracker,
+        configs: Sequence[Config],
+        parent: TrackedRun | None = None,
+        tags: Sequence[Mapping[str, str]] | None = None,
+        run_ids: Sequence[str] | None = None,
+    ) -> None:
+        jobs = [prepare(config) for config in configs]
+        more: Sequence[Mapping[str, str]] = tags or [{}] * len(jobs)
+        ids: Sequence[str | None] = run_ids or [None] * len(jobs)
+        self.runs = [_start(tracker, *each, parent) for each in zip(jobs, more, ids, strict=True)]
+        self.open = set(range(len(self.runs)))
+        self.recorded = [-1] * len(self.runs)  # last epoch
+        self.stores = isinstance(tracker, Tracker)
+
+    def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
+        """An Observer: all values of an epoch, one append per member; an epoch that a run has is the same again."""
+        for here, member in enumerate(members if self.stores else []):
+            if epoch > self.recorded[member]:
+                run = self.runs[member]
+                with run.storing("curves"):
+                    run.metrics([(name, float(values[here]), epoch) for name, values in measured.items()])
+                self.recorded[member] = epoch
+
+    def part(self, members: Sequence[int]) -> "Recorder":
+        """The recorder of some of the members, to train them again with the same runs."""
+        part = copy.copy(self)
+        part.runs = [self.runs[member] for member in members]
+        part.recorded = [self.recorded[member] for member in members]
+        part.open = set(range(len(members)))
+        return part
+
+    def finish(self, results: Sequence[Result], artifacts: bool) -> None:
+        """Summary, verdict, note and status of every run; with artifacts, its picture and model as well."""
+        for member, (run, result) in enumerate(zip(self.runs, results, strict=True)):
+            with run.storing("summary"):
+                _summarise(run, result)
+            if artifacts and self.stores:
+                store_artifacts(run, result)
+            run.end(result.status)
+            self.open.discard(member)
+
+    def fail(self, error: BaseException) -> None:
+        """End every run that is still open: KILLED by an interrupt, else FAILED with the exception as a tag."""
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        for member in self.open:
+            self.runs[member].tags({"error": f"{type(error).__name__}: {error}"[:2000]})
+            self.runs[member].end("KILLED" if interrupted else "FAILED")
+        self.open.clear()
+
+
+def _start(
+    tracker: Tracker | NoTracker, job: Job, tags: Mapping[str, str], run_id: str | None, parent: TrackedRun | None
+) -> TrackedRun:
+    data = job.data
+    record = DatasetRecord(
+        name=data.name,
+        digest=data.digest,
+        source=job.config.data.target,
+        rows=len(data.x_train),
+        features=data.x_train.shape[1],
+        targets=max(len(data.classes), 1),
+    )
+    run = tracker.start(
+        experiment=job.config.experiment,
+        name=job.config.title(),
+        params=job.config.flat(),
+        tags=provenance.tags() | dict(tags),
+        parent=parent,
+        dataset=record,
+        run_id=run_id,
+    )
+    if isinstance(tracker, Tracker):  # of a thousand runs it takes seconds
+        run.file("config.yaml", job.config.yaml().encode())
+    return run
+
+
+def _summarise(run: TrackedRun, result: Result) -> None:
+    s = result.summary
+    once = {**result.test, "examples_per_second": result.speed}
+    if s.best_epoch is not None:
+        once |= {"best/epoch": s.best_epoch, "best/loss_val": s.best_loss_val}
+    run.metrics([(name, float(value), 0) for name, value in once.items()])
+    tags = {"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)}
+    tags |= {"world_size": str(len(result.devices)), "devices": devices(result)}
+    if result.reason == "pruned":
+        tags["pruned_at"] = str(len(result.metrics["loss/val"]) - 1)
+    run.tags(tags)
+
+
+def store_artifacts(run: TrackedRun, result: Result) -> None:
+    """The picture, the environment, the model of the best epoch and the names of its columns."""
+    title = f"{result.config.experiment}: {result.config.title()}"
+    with run.storing("overfitting.png"):
+        run.file("overfitting.png", overfitting.png(overfitting.overfitting(result.metrics, result.summary, title)))
+    run.file("environment.txt", provenance.environment().encode())
+    names = {"features": result.features, "classes": result.classes}
+    run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
+    assert result.predictor is not None
+    with run.storing("model"), torch.no_grad():
+        outputs = result.predictor(torch.from_numpy(result.example)).numpy()
+        run.model(result.predictor, result.example, outputs)
+
+
+def note(result: Result) -> str:
+    """Two sentences for the top of the run's page."""
+    config, s = result.config, result.summary
+    return (
+        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
+        f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
+        f"({where(result)})."
+    )
+
+
+def devices(result: Result) -> str:
+    """What a run was trained on: `1 x CPU`, `4 x NVIDIA H200`."""
+    return ", ".join(f"{result.devices.count(name)} x {name}" for name in dict.fromkeys(result.devices))
+
+
+def where(result: Result) -> str:
+    """The machine, and on how many devices if there were several."""
+    several = f"on {len(result.devices)} devices, " if len(result.devices) > 1 else ""
+    return several + provenance.hardware()
+
+
+def score(result: Result) -> str:
+    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`."""
+    if "accuracy/test" in result.test:
+        return f"accuracy {result.test['accuracy/test']:.1%}"
+    return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
