@@ -13,11 +13,10 @@ import pytest
 
 from conftest import ROOT, options
 from manyfit.config.schema import ConfigError
-from manyfit.experiments import claims, runs, verdict
+from manyfit.experiments import charts, claims, runs, verdict
 from manyfit.experiments.claims import Chart, Region, Run, Series
 from manyfit.experiments.course import overfitting
 from manyfit.experiments.course.generalisation import descends_again
-from manyfit.plots import charts
 from manyfit.plots.overfitting import png
 from manyfit.statistics import POSITIVE, effect
 from test_cli import runs as stored_runs

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from manyfit.experiments import charts
 from manyfit.experiments.claims import Run, Verdict
 from manyfit.experiments.course import batch_size, dropout, minibatch_parallel, optimizers
 from manyfit.experiments.course.masks import PASSES, masked
@@ -17,7 +18,6 @@ from manyfit.experiments.course.steps import noise_of, speed
 from manyfit.experiments.runs import in_unit
 from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss
 from manyfit.models import MLP, Predictor
-from manyfit.plots import charts
 from manyfit.plots.overfitting import png
 
 TRUE, FALSE, UNCLEAR = 1.0, -1.0, 0.0

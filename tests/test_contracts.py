@@ -25,7 +25,7 @@ def test_option_trains(composed: Compose, option: str, request: pytest.FixtureRe
     if option in ("trainer=gpu", "trainer=ddp"):
         pytest.skip("needs a GPU: pytest -m gpu")
     if option == "trainer=slurm":
-        pytest.skip("needs srun, or what it sets: tests/test_distributed.py")
+        pytest.skip("needs srun, or what it sets: tests/test_ddp.py")
     if option in ("data=csv", "data=openml"):
         request.getfixturevalue("mixed_table")
     group = option.split("=")[0]

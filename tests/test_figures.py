@@ -1,116 +1,92 @@
-"""Pictures: what they must show, not their pixels."""
+"""The pictures of a sweep: drawn for any mixture of runs, and none where there is nothing to show."""
+
+import math
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from manyfit import curves
-from manyfit.plots import overfitting
+from manyfit.plots.overfitting import png
+from manyfit.sweeps import figures as sweep_figures
+from manyfit.sweeps.findings import Row, ranked
 
-EPOCHS = np.arange(41)
-
-
-def picture(train: np.ndarray, val: np.ndarray, score: str = "accuracy") -> tuple[Figure, curves.Summary]:
-    metrics = {"loss/train": train, "loss/val": val, f"{score}/train": 1 - train / 9, f"{score}/val": 1 - val / 9}
-    if score == "rmse":
-        metrics["r2/val"] = 1 - val
-    summary = curves.summarise(train, val, 2.3)
-    return overfitting.overfitting(metrics, summary, "a run"), summary
+LR = "optimizer.lr"
 
 
-OVERFIT = (2.3 * np.exp(-EPOCHS / 8), 2.3 * np.exp(-EPOCHS / 8) + 0.02 * EPOCHS)
+def row(number: int, value: float, state: str = "finished", seed: int = 0, **params: object) -> Row:
+    """A run whose curve falls to its value."""
+    curve = value + np.exp(-np.arange(6.0))
+    named = {key.replace("__", "."): item for key, item in params.items()}
+    return Row(number, named, value, state, seed, curve, None, None, None, None)  # type: ignore[arg-type]
 
 
-def texts(figure: Figure) -> str:
-    return " ".join(t.get_text() for t in [*figure.texts, *(t for axes in figure.axes for t in axes.texts)])
+GRID = [
+    row(i, abs(math.log10(lr) + 2) + 0.1 * seed, seed=seed, optimizer__lr=lr, batch_size=batch)
+    for i, (lr, batch, seed) in enumerate((lr, b, s) for lr in (1e-3, 1e-2, 1e-1) for b in (16, 32) for s in (0, 1))
+]
+MIXTURES = {
+    "grid": GRID,
+    "one": GRID[:1],
+    "all failed": [row(i, math.nan, "failed", optimizer__lr=10.0**-i) for i in range(3)],
+    "all diverged": [row(i, math.nan, "diverged", optimizer__lr=10.0**-i) for i in range(3)],
+    "some diverged": [*GRID, row(12, math.nan, "diverged", optimizer__lr=1.0, batch_size=16)],
+    "pruned": [*GRID, row(12, math.nan, "pruned", optimizer__lr=0.05, batch_size=16)],
+    "names": [row(i, float(i), optimizer=name, optimizer__lr=lr) for i, (name, lr) in enumerate(
+        (n, r) for n in ("adam", "sgd") for r in (1e-3, 1e-2))],
+    "mixed batch": [row(i, float(i), batch_size=b, optimizer__lr=10.0**-i) for i, b in enumerate((16, "full", 32))],
+    "no lr": [row(i, float(i), batch_size=2**i) for i in range(3)],
+    "equal values": [row(i, 0.0, optimizer__lr=10.0**-i) for i in range(3)],
+    "none": [],
+}  # fmt: skip
 
 
-def test_best_epoch_is_marked() -> None:
-    """A ring stands on the validation curve at the best epoch, in both panels, and its value is written."""
-    figure, summary = picture(*OVERFIT)
-    for axes in figure.axes:
-        (ring,) = [line for line in axes.lines if line.get_label() == "best"]
-        assert ring.get_xdata()[0] == summary.best_epoch
-    assert f"at epoch {summary.best_epoch}" in texts(figure)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_any_mixture_of_runs_is_drawn(name: str) -> None:
+    """No mixture of states, params and seeds breaks a picture."""
+    rows = MIXTURES[name]
+    settings = ranked(rows)
+    figures = [
+        sweep_figures.lr_sensitivity(settings, "best loss/val", "title"),
+        sweep_figures.curves(rows, settings, "title"),
+        sweep_figures.history(rows, "best loss/val", "minimize", "title"),
+    ]
+    for figure in figures:
+        assert figure is None or png(figure).startswith(b"\x89PNG")
 
 
-def test_verdict_is_the_headline() -> None:
-    """The verdict is what one reads first."""
-    figure, summary = picture(*OVERFIT)
-    assert f"Overfit from epoch {summary.onset}" in texts(figure)
+def test_no_picture_where_there_is_nothing_to_show() -> None:
+    """Rates that do not vary, runs without a value, a single importance."""
+    assert sweep_figures.lr_sensitivity(ranked(MIXTURES["no lr"]), "best loss/val", "") is None
+    assert sweep_figures.lr_sensitivity(ranked(GRID[:1]), "best loss/val", "") is None
+    assert sweep_figures.history(MIXTURES["all failed"], "best loss/val", "minimize", "") is None
+    assert sweep_figures.curves([], [], "") is None
+    assert sweep_figures.importance({LR: 1.0}, "") is None
 
 
-@pytest.mark.parametrize(("lowest", "scale"), [(1.0, "linear"), (1e-4, "log")])
-def test_log_scale_where_losses_span_decades(lowest: float, scale: str) -> None:
-    """Only a loss over more than 1.5 decades is drawn on a log axis; accuracy never is."""
-    train = np.geomspace(2.3, lowest, 41)
-    figure, _ = picture(train, train * 1.1)
-    assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
+def test_sensitivity_has_a_line_for_each_batch_size_and_crosses_for_diverged_runs() -> None:
+    """Two batch sizes: two joined lines of mean values at the rates; what diverged stands at the top edge."""
+    figure = sweep_figures.lr_sensitivity(ranked(MIXTURES["some diverged"]), "best loss/val", "")
+    assert figure is not None
+    (axes,) = figure.axes
+    joined = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert len(joined) == 2
+    assert list(np.asarray(joined[0].get_xdata())) == [1e-3, 1e-2, 1e-1]
+    assert np.allclose(np.asarray(joined[0].get_ydata()), [1.05, 0.05, 1.05])
+    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]  # type: ignore[arg-type]
+    assert [list(np.asarray(line.get_ydata())) for line in crosses] == [[1.0]]
+    assert axes.get_xscale() == "log"
 
 
-def test_same_curves_same_bytes() -> None:
-    """The file is a function of the curves alone."""
-    a, b = (overfitting.png(picture(*OVERFIT)[0]) for _ in range(2))
-    assert a == b
-    assert a.startswith(b"\x89PNG")
+@pytest.mark.parametrize(("direction", "found"), [("minimize", 2), ("maximize", 0)])
+def test_history_says_which_trial_was_best(direction: str, found: int) -> None:
+    """The headline follows the direction."""
+    rows = [row(i, value, optimizer__lr=value) for i, value in enumerate((3.0, 2.0, 1.0))]
+    figure = sweep_figures.history(rows, "best loss/val", direction, "")
+    assert figure is not None
+    assert figure.texts[0].get_text() == f"Best found in trial {found}"
 
 
-@pytest.mark.parametrize("score", ["accuracy", "rmse"])
-@pytest.mark.parametrize(
-    "losses",
-    [
-        (np.array([2.3]), np.array([2.4])),
-        (np.array([2.3, 1.0]), np.array([2.4, 1.2])),
-        (np.array([2.3, 1.0, np.nan]), np.array([2.4, 1.2, np.inf])),
-        (np.array([np.nan]), np.array([np.nan])),
-        (np.zeros(4), np.zeros(4)),
-    ],
-    ids=["untrained", "one epoch", "diverged", "never finite", "zero"],
-)
-def test_odd_curves_are_drawn(losses: tuple[np.ndarray, np.ndarray], score: str) -> None:
-    """One epoch, none, a NaN tail, nothing finite, all zero: a picture all the same."""
-    assert len(overfitting.png(picture(*losses, score=score)[0])) > 5000
-
-
-def test_where_a_run_became_infinite_is_said_and_shown() -> None:
-    """The headline names the last finite epoch; the names of the curves stand at their ends, not in the margin."""
-    late = np.where(EPOCHS < 20, OVERFIT[0], np.nan)
-    figure, _ = picture(late, late)
-    assert "Diverged after epoch 19" in texts(figure)
-    names = [t for t in figure.axes[0].texts if t.get_text() in ("train", "val")]
-    assert len(names) == 2
-    assert all(0.5 < t.get_position()[0] < 0.6 for t in names)
-
-
-def test_names_of_curves_that_end_together_do_not_overlap() -> None:
-    """They are pushed apart, in the order of the curves."""
-    figure, _ = picture(OVERFIT[0], OVERFIT[0] + 1e-6)
-    heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts}
-    assert heights["val"] - heights["train"] >= overfitting.APART - 1e-9
-
-
-def test_the_baseline_is_in_the_picture_of_an_underfit() -> None:
-    """Also when both losses lie far from it."""
-    figure, _ = picture(np.full(9, 5.0), np.full(9, 5.1))
-    low, high = figure.axes[0].get_ylim()
-    assert low < 2.3 < high
-    assert "baseline 2.3" in texts(figure)
-
-
-def test_a_loss_of_zero_stays_inside_a_log_axis() -> None:
-    """Curves are drawn beyond the axes' edge by half a line, never to minus infinity."""
-    figure, _ = picture(np.where(EPOCHS < 20, 2.3 * 10.0 ** (-EPOCHS / 5), 0.0), OVERFIT[1])
-    axes = figure.axes[0]
-    assert axes.get_yscale() == "log"
-    assert all(np.nanmin(line.get_ydata()) >= axes.get_ylim()[0] for line in axes.lines if len(line.get_xdata()) > 2)
-
-
-def test_losses_at_the_limit_of_float_are_drawn() -> None:
-    """Matplotlib would overflow on them."""
-    assert overfitting.png(picture(np.array([2.3, 1e308, 1e308]), np.array([2.3, 1e308, 1e308]))[0])
-
-
-def test_a_long_title_is_cut() -> None:
-    """It ends inside the picture."""
-    figure = overfitting.canvas("Good fit", "adam " * 60)
-    assert all(t.get_window_extent().x1 < figure.bbox.x1 for t in figure.texts)
+def test_more_batch_sizes_than_colours_still_differ() -> None:
+    """Groups by size take colours from a continuous scale."""
+    settings = ranked([row(i, 1.0, optimizer__lr=10.0**-i, batch_size=2**i) for i in range(8)])
+    colours = [colour for _, colour in sweep_figures._groups(settings, "batch_size").values()]
+    assert len(set(colours)) == 8

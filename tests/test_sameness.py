@@ -156,7 +156,7 @@ def test_negative_control_order(composed: Compose, monkeypatch: pytest.MonkeyPat
 
 def test_user_models_in_company(composed: Compose) -> None:
     """Models that go by vmap: 1e-5 over 5 epochs at a stable rate."""
-    common = ("data=iris", "epochs=5", "model._target_=test_population.Wide", "~model.hidden", "~model.activation",
+    common = ("data=iris", "epochs=5", "model._target_=test_members.Wide", "~model.hidden", "~model.activation",
               "~model.dropout", "~model.init", "~model.sigma")  # fmt: skip
     configs = [composed(*common, f"seed={k}", "optimizer.lr=1e-3") for k in range(3)]
     for a, config in zip(fit(configs), configs, strict=True):

@@ -263,7 +263,7 @@ def verdicts() -> Iterator[None]:
     """Several experiments, one after the other, and at the end the table of what came out."""
     start = time.monotonic()
     yield
-    from manyfit.plots import charts
+    from manyfit.experiments import charts
 
     found = experiments.verdicts
     print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")

@@ -29,6 +29,7 @@ ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("trusted", "tune", "tune_by", "tune_beside"),
 )
+RENAMED = {"manyfit.sources": "manyfit.data.sources", "manyfit.claims": "manyfit.experiments"}  # in stored configs
 TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
 
 
@@ -366,6 +367,12 @@ def require_writable(folder: Path) -> None:
         )
 
 
+def today(path: str) -> str:
+    """The dotted name of what an earlier version stored under another."""
+    old = next((old for old in RENAMED if path.startswith(f"{old}.")), None)
+    return RENAMED[old] + path.removeprefix(old) if old else path
+
+
 def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:
     """The class or function that a component names. Only what yields a `kind` is let through.
 
@@ -373,7 +380,7 @@ def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]
         ConfigError: It does not exist, or is neither a subclass of `kind` nor a function annotated to return one.
     """
     try:
-        target = pkgutil.resolve_name(component.target)
+        target = pkgutil.resolve_name(today(component.target))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."

@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from manyfit.config.schema import ConfigError, require_trusted
+from manyfit.config.schema import ConfigError, require_trusted, today
 from manyfit.experiments.runs import Run, by, curve, differences, line, parsed
 from manyfit.experiments.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm, with_networks
 from manyfit.statistics import Effect, effect
@@ -51,10 +51,10 @@ def find(name: str, trusted: Sequence[str] = ()) -> Claim:
     Raises:
         ConfigError: There is none, its module is not trusted, or it is not annotated to return a Verdict.
     """
-    path = name if "." in name else f"manyfit.experiments.claims.course.{name}"
+    path = name if "." in name else f"manyfit.experiments.course.{name}"
     require_trusted(path, "claim", trusted)
     try:
-        found = pkgutil.resolve_name(path)
+        found = pkgutil.resolve_name(today(path))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"claim must name a function that can be imported, but got {name!r} ({error}).") from None
     if not (inspect.isfunction(found) and inspect.get_annotations(found, eval_str=True).get("return") is Verdict):

@@ -99,8 +99,8 @@ class Experiment:
 
     def conclude(self, sweep: Sweep) -> "Verdict":
         """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
+        from manyfit.experiments import charts
         from manyfit.experiments.verdict import known
-        from manyfit.plots import charts
         from manyfit.plots.overfitting import png
         from manyfit.training.prepared import prepare
 

@@ -170,9 +170,3 @@ def all_of(answers: Sequence[Answer]) -> Answer:
     if "fails" in answers:
         return "fails"
     return "undecided" if "undecided" in answers or not answers else "holds"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, the first row its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

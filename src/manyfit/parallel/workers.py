@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from manyfit.config.schema import Config, TrainingError
-from manyfit.training.loop import Report, Stops
-from manyfit.training.prepared import Trained
+
+if TYPE_CHECKING:
+    from manyfit.training.loop import Report, Stops
+    from manyfit.training.prepared import Trained
 
 
 class DeadWorkerError(Exception):
@@ -100,8 +102,8 @@ class Pool:
             worker.process.join()
 
     def train(
-        self, run: Callable[..., Trained], configs: Sequence[Config], report: Report | None, stops: Stops | None
-    ) -> Trained:
+        self, run: Callable[..., Any], configs: Sequence[Config], report: "Report | None", stops: "Stops | None"
+    ) -> "Trained":
         """Train a population in the next free worker; the arguments are those of `training.train`, which is `run`.
 
         Members of a worker that dies are given to another, once: what is told twice is the same bit for bit.
@@ -132,8 +134,8 @@ class Pool:
             self.free.put(worker)
 
     def _talk(
-        self, worker: Worker, run: Any, configs: Sequence[Config], report: Report | None, stops: Stops | None
-    ) -> Trained | Exception | None:
+        self, worker: Worker, run: Any, configs: Sequence[Config], report: "Report | None", stops: "Stops | None"
+    ) -> "Trained | Exception | None":
         """What came of it; an exception is the training's own; None: the worker is dead."""
         try:
             worker.send((run, list(configs)))

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyfit.losses import sigmoid
+
 ROWS_ON_GPU = 128  # a longer sum may be split by how many members there are
 LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
 SPLIT_ROWS = 16384  # torch splits one sum over threads from 32768 terms on, which would change its rounding
@@ -46,11 +48,6 @@ def norms(gradient: Tensor) -> Tensor:
 def _kernels() -> ModuleType | None:
     """Ours for a GPU; None with a torch that has no Triton: sums are rounded by the number of members then."""
     return importlib.import_module("manyfit.population.kernels") if importlib.util.find_spec("triton") else None
-
-
-def sigmoid(z: Tensor) -> Tensor:
-    """`1 / (1 + e^-z)`. torch's own rounds the last few elements of a tensor otherwise than the rest."""
-    return torch.exp(-z).add_(1).reciprocal_()
 
 
 def _relu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001  # one signature for all

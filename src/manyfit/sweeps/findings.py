@@ -297,3 +297,9 @@ def text(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

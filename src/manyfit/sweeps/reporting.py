@@ -8,20 +8,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from manyfit.config.schema import Config
-from manyfit.experiments.claims import Verdict
-from manyfit.experiments.verdict import markdown
-from manyfit.plots import sweeps
 from manyfit.plots.overfitting import png
 from manyfit.progress import Screen, line
 from manyfit.statistics import Effect, limits_of
-from manyfit.sweeps import confirmation, findings, rerun
+from manyfit.sweeps import confirmation, figures, findings, rerun
 from manyfit.sweeps.findings import Row as Row
-from manyfit.sweeps.findings import Setting, Space, text
+from manyfit.sweeps.findings import Setting, Space, markdown, text
 from manyfit.sweeps.grids import Child, row_of
 from manyfit.sweeps.grids import rows_of as rows_of
 from manyfit.tracking.provenance import hardware
@@ -29,8 +26,11 @@ from manyfit.tracking.tracker import TrackedRun
 from manyfit.training import recording
 from manyfit.training.prepared import Result
 
+if TYPE_CHECKING:
+    from manyfit.experiments.verdict import Verdict
+
 LISTED = 50  # settings in table.md; table.csv has all
-LR = sweeps.LR
+LR = figures.LR
 
 
 class Sweep(Protocol):
@@ -65,7 +65,7 @@ class Report:
     default_won: bool = False
     confirmed: str | None = None
     fresh: Sequence[tuple[str, Effect]] = ()
-    verdict: Verdict | None = None
+    verdict: "Verdict | None" = None
     warnings: Sequence[str] = field(default_factory=list)
     incomparable: Sequence[str] = ()
 
@@ -89,7 +89,7 @@ def conclude(
     default: Config | None = None,
     space: Space | None = None,
     confirm_seeds: int = 8,
-    verdict: Verdict | None = None,
+    verdict: "Verdict | None" = None,
 ) -> None:
     """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
 
@@ -262,12 +262,12 @@ def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one
     parent, settings, row = sweep.parent, report.settings, report.row
     title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
     ranking: dict[str, Callable[[], Any]] = {
-        "lr_sensitivity": lambda: sweeps.lr_sensitivity(settings, report.objective, title),
-        "curves": lambda: sweeps.curves(report.rows, settings, title),
-        "importance": lambda: sweeps.importance(shares, title),
+        "lr_sensitivity": lambda: figures.lr_sensitivity(settings, report.objective, title),
+        "curves": lambda: figures.curves(report.rows, settings, title),
+        "importance": lambda: figures.importance(shares, title),
     }
     if one_by_one:
-        ranking["history"] = lambda: sweeps.history(report.rows, report.objective, report.direction, title)
+        ranking["history"] = lambda: figures.history(report.rows, report.objective, report.direction, title)
     for name, drawn in ({} if report.incomparable else ranking).items():
         with parent.storing(f"{name}.png"):
             if (figure := drawn()) is not None:

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from manyfit.losses import BCE
-from manyfit.population.dense import sigmoid
+from manyfit.losses import BCE, sigmoid
 
 
 class SquaredProbability(BCE):

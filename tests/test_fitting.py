@@ -70,12 +70,12 @@ def cars(target: str) -> Table:
 def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) -> None:
     """Their argument `target` does not hide `_target_` from the grouping, from fit or from a confirmation."""
     a, b = (
-        composed(f"data._target_=test_training.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
+        composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
     )
     assert configuration.signature(a) != configuration.signature(b)
     assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]
     assert not confirmation.same(a, b)
-    with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_training.cars"):
+    with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_fitting.cars"):
         fit([a, b])
 
 
@@ -221,7 +221,7 @@ def test_a_lightning_module_is_refused(composed: Compose, name: str) -> None:
     """Of either package: it would be trained, but not by its own training_step."""
     gone = (f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma"))
     with pytest.raises(ConfigError, match="model must be a plain torch.nn.Module, but got a LightningModule"):
-        prepare(composed("data=iris", f"model._target_=test_training.{name}", *gone))
+        prepare(composed("data=iris", f"model._target_=test_fitting.{name}", *gone))
 
 
 def test_double_precision(composed: Compose) -> None:
@@ -314,7 +314,7 @@ def users(composed: Compose, name: str, *overrides: str):  # a Config
 @pytest.mark.parametrize("name", ["Scaled", "Drawing"])
 def test_users_forward_is_what_trains(composed: Compose, name: str) -> None:
     """What is measured is what the user's own forward gives, twice the same."""
-    config = users(composed, f"test_training.{name}")
+    config = users(composed, f"test_fitting.{name}")
     one, two = alone([config, config])
     assert_same_bits(one, two)
     data = prepare(config).data
@@ -326,12 +326,12 @@ def test_users_forward_is_what_trains(composed: Compose, name: str) -> None:
 def test_models_that_cannot_train_are_refused(composed: Compose) -> None:
     """Frozen parameters, and batch statistics over a last batch of one row, are found before a run."""
     with pytest.raises(ConfigError, match="model must leave all parameters trainable"):
-        prepare(users(composed, "test_training.Frozen"))
-    place = r"\(test_training.py:\d+, raise IndexError\("
+        prepare(users(composed, "test_fitting.Frozen"))
+    place = r"\(test_fitting.py:\d+, raise IndexError\("
     with pytest.raises(
         ConfigError, match=f"model must map rows of 4 features, .* says: a mistake of the user's {place}"
     ):
-        prepare(users(composed, "test_training.Broken"))
+        prepare(users(composed, "test_fitting.Broken"))
     with pytest.raises(ConfigError, match="also the 1 of an epoch's last batch"):
         prepare(users(composed, "conftest.Normed", "batch_size=105"))
 
@@ -441,14 +441,14 @@ class Interrupted(Drawing):
 def test_a_models_own_exit_is_an_error(composed: Compose) -> None:
     """What calls sys.exit has failed, and is named; nobody stopped the run."""
     with pytest.raises(TrainingError, match=r"the model, or what it uses, called sys.exit\(3\)"):
-        fit([users(composed, "test_training.Quitting")])
+        fit([users(composed, "test_fitting.Quitting")])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_wish_to_stop_is_an_exit(composed: Compose, number: signal.Signals, code: int) -> None:
     """With the code that a shell expects."""
     with pytest.raises(SystemExit) as stop:
-        fit([users(composed, "test_training.Interrupted", f"+model.signal={number:d}")])
+        fit([users(composed, "test_fitting.Interrupted", f"+model.signal={number:d}")])
     assert stop.value.code == code
 
 

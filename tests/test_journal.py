@@ -18,35 +18,35 @@ def session(tmp_path: Path) -> journal.Spool:
     return journal.Spool(journal.mlruns(tmp_path) / "spool", {"op": "session", "uri": None})
 
 
-def journal(session: journal.Spool) -> Path:
+def file_of(session: journal.Spool) -> Path:
     return session.folder / journal.JOURNAL
 
 
 def test_records_come_back_in_order(session: journal.Spool) -> None:
     """Records read back as written, and reading goes on from where it stopped."""
     session.append({"op": "a", "value": float("inf"), "text": "ä\n"})
-    records, offset = journal.read(journal(session))
+    records, offset = journal.read(file_of(session))
     assert records[1:] == [{"op": "a", "value": float("inf"), "text": "ä\n"}]
     session.append({"op": "b"})
-    assert journal.read(journal(session), offset)[0] == [{"op": "b"}]
+    assert journal.read(file_of(session), offset)[0] == [{"op": "b"}]
 
 
 def test_torn_last_line_is_ignored(session: journal.Spool) -> None:
     """A line without its end does not count, and does not hide those before it."""
     session.append({"op": "a"})
-    with journal(session).open("ab") as file:
+    with file_of(session).open("ab") as file:
         file.write(b'{"op":"b","val')
-    records, offset = journal.read(journal(session))
+    records, offset = journal.read(file_of(session))
     assert [r["op"] for r in records] == ["session", "a"]
-    assert offset == journal(session).read_bytes().rindex(b"\n") + 1
+    assert offset == file_of(session).read_bytes().rindex(b"\n") + 1
 
 
 def test_damaged_line_spares_the_others(session: journal.Spool) -> None:
     """A line that cannot be read is reported as such; the next one is read."""
-    with journal(session).open("ab") as file:
+    with file_of(session).open("ab") as file:
         file.write(b"\0\0\0\n")
     session.append({"op": "a"})
-    assert [r["op"] for r in journal.read(journal(session))[0]] == ["session", "unreadable", "a"]
+    assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "unreadable", "a"]
 
 
 def test_threads_do_not_mix_lines(session: journal.Spool) -> None:
@@ -59,7 +59,7 @@ def test_threads_do_not_mix_lines(session: journal.Spool) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = {(r["n"], r["i"]) for r in journal.read(journal(session))[0][1:]}
+    found = {(r["n"], r["i"]) for r in journal.read(file_of(session))[0][1:]}
     assert found == {(n, i) for n in range(8) for i in range(200)}
 
 
@@ -78,7 +78,7 @@ def test_full_disk_holds_back_and_goes_on(session: journal.Spool, monkeypatch: p
     assert "No space left" in str(session.error)
     session.append({"op": "b"})
     assert session.error is None
-    assert [r["op"] for r in journal.read(journal(session))[0]] == ["session", "a", "b"]
+    assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "a", "b"]
 
 
 def test_living_session_is_no_orphan(session: journal.Spool, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {  # each a population
     "early stop": [("trainer.patience=1", "optimizer.lr=0.1", "data.label_noise=0.3")],
     "population": [("model.dropout=0.3", "seed=1"), ("seed=2", "optimizer.lr=0.01"), ("model.dropout=0.1", "seed=3")],
     "a user's model": [
-        ("model._target_=test_distributed.Users", "~model.hidden", "~model.activation", "~model.init", "~model.sigma")
+        ("model._target_=test_ddp.Users", "~model.hidden", "~model.activation", "~model.init", "~model.sigma")
     ],
 }
 
