@@ -25,8 +25,7 @@ def main(cfg: "DictConfig") -> float:
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
             return app.resume(cfg, context.overrides.task)
-        number = 0 if context.mode == RunMode.RUN else context.job.num
-        return app.run(schema.parse(cfg, context.runtime.choices), number)
+        return app.run(schema.parse(cfg, context.runtime.choices))
     except (schema.ConfigError, schema.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
@@ -51,7 +50,7 @@ def obey() -> None:
         schema.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
         with ddp.sigterm_exits(), ddp.lead():
             start(main, conf)
-    except schema.ConfigError as error:
+    except (schema.ConfigError, schema.TrainingError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,6 +14,7 @@ from conftest import CONF, ROOT, Compose
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
 from hydra_plugins.manyfit.grid import jobs_of
+from manyfit.config.schema import ConfigError
 from manyfit.sweeps.parent import Sweep
 from test_cli import client, command, runs
 
@@ -183,7 +184,7 @@ def test_grids_become_jobs() -> None:
     assert len(jobs_of(cfg, grids, ["optimizer.lr=0.1"], [])) == 4 + 10  # the rest is still drawn
     assert len(jobs_of(OmegaConf.merge(cfg, {"quick": True}), grids, [], [])) == 4 + 4
     for wrong in ({**drawn}, {**drawn, "draws": "many"}, {"seed": "1,2", "draws": 4}):
-        with pytest.raises(SystemExit, match="error: grids: draws must say how many points of its intervals to draw"):
+        with pytest.raises(ConfigError, match="grids: draws must say how many points of its intervals to draw"):
             jobs_of(cfg, [wrong], [], [])
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +28,12 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, ROOT, Compose, made, options
-from manyfit import app
 from manyfit.config import schema as configuration
-from manyfit.config.schema import ConfigError, with_seed
+from manyfit.config.schema import Config, ConfigError, TrainingError, with_seed
 from manyfit.progress import Screen
-from manyfit.sweeps import parent, reporting, rounds, space, study
+from manyfit.sweeps import parent, reporting, rounds, space
 from manyfit.sweeps.pruning import Judge
-from manyfit.sweeps.study import Ledger, lost, values_of
+from manyfit.sweeps.study import DATA, Ledger, derived_seed, lost, values_of
 from manyfit.training import prepared
 from manyfit.training.grouping import grouped
 from manyfit.training.prepared import prepare
@@ -137,7 +137,7 @@ def test_a_wrong_setting_is_refused_with_its_key(override: str) -> None:
 
 def opened(folder: Path, total: int = 6, fingerprint: Mapping[str, Any] | None = None, **changes: Any) -> Ledger:
     def sampler(trials: int) -> tuple[RandomSampler, int]:
-        seed = study.derived_seed(0, trials)
+        seed = derived_seed(0, trials)
         return RandomSampler(seed=seed), seed
 
     arguments: dict[str, Any] = {
@@ -318,17 +318,29 @@ class Counting(Screen):
         return super().stage(words, runs, done)
 
 
-def search(swept: Sequence[str], *overrides: str, launch: Any = None, screen: Screen | None = None) -> None:
-    """`rounds.run` with a launcher that trains each round as populations, as the launcher fused does."""
+@dataclass(frozen=True)
+class Job:
+    """As the sweeper composes it."""
 
-    def trained(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
-        configs = {
-            first + i: configuration.parse(cfg := whole(*job), cfg.hydra.runtime.choices) for i, job in enumerate(jobs)
-        }
-        return list(app.train_jobs(configs, {}, None).values())
+    number: int
+    overrides: Sequence[str]
+
+    def config(self) -> Config:
+        """Accepted, or refused."""
+        cfg = whole(*self.overrides)
+        return configuration.parse(cfg, cfg.hydra.runtime.choices)
+
+
+def search(swept: Sequence[str], *overrides: str, train: Any = parent.Sweep.run, screen: Screen | None = None) -> None:
+    """`rounds.run` as the sweeper calls it; `train` stands in for `Sweep.run`."""
+
+    def jobs(given: Sequence[Sequence[str]], first: int) -> list[Job]:
+        return [Job(number, job) for number, job in enumerate(given, first)]
 
     fixed = [*SMALL, *overrides]
-    rounds.run(lambda given: whole(*given), parsed(*swept), fixed, launch or trained, screen or Screen(""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parent.Sweep, "run", train)
+        rounds.run(lambda given: whole(*given), parsed(*swept), fixed, jobs, screen or Screen(""))
 
 
 @pytest.mark.parametrize("pruner", options("pruner"))
@@ -343,21 +355,19 @@ def test_every_sampler_goes_with_every_pruner(sampler: str, pruner: str, reporte
 
 
 def answered(loss: Callable[[float, float, int], float]) -> Any:
-    """A launcher whose trainings come to a loss given by learning rate, dropout and seed, without being run."""
+    """Trainings that come to a loss given by learning rate, dropout and seed, without being run."""
 
-    def launch(jobs: Sequence[Sequence[str]], first: int) -> Sequence[Any]:
-        sweep = parent.current[-1]
-        for number, job in enumerate(jobs, first):
-            values = dict(override.split("=", 1) for override in job)
+    def train(sweep: parent.Sweep, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            values = dict(override.split("=", 1) for override in job.overrides)
             run = sweep.tracker.start(experiment="", name="", params={}, tags={})
             seed, lr = int(values.get("seed", 0)), float(values["optimizer.lr"])
             config = with_seed(sweep.config, seed)
             config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
             result = made(config, loss(lr, float(values["model.dropout"]), seed))
-            sweep.children[number] = parent.Child(number, config, run, result)
-        return [None] * len(jobs)
+            sweep.children[job.number] = parent.Child(job.number, config, run, result)
 
-    return launch
+    return train
 
 
 TWO = ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
@@ -383,7 +393,7 @@ def cliff(lr: float, dropout: float, seed: int) -> float:  # noqa: ARG001
 def test_a_sampler_learns_where_trainings_diverge(sampler: str, trials: int, reported: list[SimpleNamespace]) -> None:
     """The last of its proposals lie elsewhere; chance would put half of them there."""
     given = [f"sampler={sampler}", f"sweep.n_trials={trials}", "sweep.round=8", "seed=1"]
-    search(TWO, *given, "sweep.storage='sqlite:///:memory:'", launch=answered(cliff))
+    search(TWO, *given, "sweep.storage='sqlite:///:memory:'", train=answered(cliff))
     assert sum(row.state == "diverged" for row in reported[:16]) >= 3
     assert sum(row.state == "diverged" for row in reported[-8:]) <= 1
 
@@ -395,7 +405,7 @@ def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, repo
     swept = ["optimizer.lr=range(0.0005,0.0020,0.0005)", "model.dropout=range(0,0.2,0.1)"]
     given = [f"sampler={sampler}", "sweep.n_trials=6", "sweep.round=3", f"sweep.direction={direction}"]
     given += ["sweep.objective.metric=accuracy/val"] if direction == "maximize" else []
-    search(swept, *given, launch=answered(cliff))
+    search(swept, *given, train=answered(cliff))
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     worst = np.inf if direction == "minimize" else -np.inf
     diverged = [trial for trial in study.trials if trial.user_attrs.get("ended") == "diverged"]
@@ -408,7 +418,7 @@ def test_a_diverged_trial_is_the_worst_of_all(sampler: str, direction: str, repo
 def test_an_exhausted_space_is_told(reported: list[SimpleNamespace], capsys: pytest.CaptureFixture[str]) -> None:
     """Three settings of twenty trials: each is trained once."""
     swept = ["optimizer.lr=choice(0.0001,0.0002,0.0003)", "model.dropout=choice(0.1)"]
-    search(swept, "sweep.n_trials=20", "sweep.round=5", launch=answered(cliff))
+    search(swept, "sweep.n_trials=20", "sweep.round=5", train=answered(cliff))
     assert sorted(row.params["optimizer.lr"] for row in reported) == [0.0001, 0.0002, 0.0003]
     assert "the space has only 3 settings: each is tried once, instead of 20 trials" in capsys.readouterr().out
 
@@ -420,7 +430,7 @@ def test_a_trials_seeds_are_one_observation(reported: list[SimpleNamespace]) -> 
         return 0.5 + 0.1 * seed if lr < 1e-3 or seed < 2 else np.nan
 
     swept = ["optimizer.lr=choice(0.0001,0.01)", "model.dropout=choice(0.1)"]
-    search(swept, "sampler=grid", "sweep.seeds=3", launch=answered(loss))
+    search(swept, "sampler=grid", "sweep.seeds=3", train=answered(loss))
     trials = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials
     assert [trial.user_attrs["ended"] for trial in trials] == ["finished", "diverged"]
     assert [trial.value for trial in trials] == [pytest.approx(0.6), np.inf]
@@ -437,7 +447,7 @@ def test_rows_of_an_earlier_session_are_the_same(reported: list[SimpleNamespace]
     """Values, seeds, curves and configs are read back from the study."""
     swept = ["optimizer.lr=choice(0.0001,0.0002)", "model.dropout=choice(0.1)"]
     for _ in range(2):
-        search(swept, "sampler=grid", "sweep.seeds=2", launch=answered(cliff))
+        search(swept, "sampler=grid", "sweep.seeds=2", train=answered(cliff))
     for first, again in zip(reported[:4], reported[4:], strict=True):
         assert (first.number, first.seed, first.state) == (again.number, again.seed, again.state)
         assert first.value == again.value
@@ -482,7 +492,7 @@ def test_jobs_that_belong_together_share_a_population(together: int, composed: C
 def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) -> None:
     """It kept one run in attributes of their own, its curve as well, and told diverged trials as failed."""
     swept = ["optimizer.lr=choice(0.0001,0.0002,0.01)", "model.dropout=choice(0.1)"]
-    search(swept, "sampler=grid", "sweep.n_trials=1", launch=answered(cliff))
+    search(swept, "sampler=grid", "sweep.n_trials=1", train=answered(cliff))
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     fingerprint = dict(study.user_attrs["fingerprint"])
     del fingerprint["sweep.seeds"]
@@ -496,13 +506,13 @@ def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) 
         kept = {"params": params, "distributions": first.distributions, "user_attrs": known}
         study.add_trial(create_trial(state=state, value=value, **kept))
     reported.clear()
-    search(swept, "sampler=grid", "pruner=median", launch=answered(cliff))
+    search(swept, "sampler=grid", "pruner=median", train=answered(cliff))
     assert [(row.state, row.value, row.seed, row.run_id) for row in reported[1:2]] == [("finished", 0.4, 0, "b")]
     assert [row.state for row in reported] == ["finished", "finished", "diverged"]
     assert np.isnan(reported[2].value)
     np.testing.assert_allclose(reported[1].loss_val, [2.0, 1.0, 0.4])
     with pytest.raises(ConfigError, match=r"sweep\.seeds must be 1 as in study .*, but got 2"):
-        search(swept, "sampler=grid", "sweep.seeds=2", launch=answered(cliff))
+        search(swept, "sampler=grid", "sweep.seeds=2", train=answered(cliff))
 
 
 def test_a_report_that_fails_loses_no_trial(
@@ -519,11 +529,11 @@ def test_a_report_that_fails_loses_no_trial(
     with monkeypatch.context() as broken:
         broken.setattr("manyfit.sweeps.reporting.summary", fail)
         with pytest.raises(RuntimeError, match="no ink"):
-            search(swept, *given, launch=answered(cliff))
+            search(swept, *given, train=answered(cliff))
     assert "the report failed; the 2 trials of study" in capsys.readouterr().err
     study = optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
-    search(swept, *given, launch=answered(cliff))
+    search(swept, *given, train=answered(cliff))
     assert "2 runs of 2 settings" in capsys.readouterr().out
     assert len(study.trials) == 2
 
@@ -548,7 +558,7 @@ def test_a_pruned_child_is_a_pruned_trial(reported: list[SimpleNamespace]) -> No
 
 def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported: list[SimpleNamespace]) -> None:
     """The other trials go on; the exit names the first reason."""
-    with pytest.raises(SystemExit, match="error: 1 of 2 trials failed; the first is 1: data.train_size must be in"):
+    with pytest.raises(TrainingError, match="1 of 2 trials failed; the first is 1: data.train_size must be in"):
         search(["data.train_size=choice(50,1000)"], "sampler=grid")
     assert [row.state for row in reported] == ["finished", "failed"]
 
@@ -585,17 +595,17 @@ def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
     swept = ["optimizer.lr=choice(0.1,0.2)", "model.dropout=choice(0.1)"]
     rows = "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(60))
     Path("own.csv").write_text("x,y\n" + rows)
-    search(swept, *own, launch=answered(cliff))
+    search(swept, *own, train=answered(cliff))
     Path("own.csv").write_text("x,y\n" + rows.replace("a", "c"))
     prepared._dataset.cache_clear()  # another process's would not know the table as it was
     prepared._prepared.clear()
     with pytest.raises(ConfigError, match="data, by their digest, must be ........ as in study own, but got"):
-        search(swept, *own, launch=answered(cliff))
+        search(swept, *own, train=answered(cliff))
     assert len(reported) == 2
     study = optuna.load_study(study_name="own", storage="sqlite:///mlruns/optuna.db")
     known = study.user_attrs["fingerprint"]
-    study.set_user_attr("fingerprint", {k: v for k, v in known.items() if k not in (study.DATA, "data.drop")})
-    search(swept, *own, launch=answered(cliff))
+    study.set_user_attr("fingerprint", {k: v for k, v in known.items() if k not in (DATA, "data.drop")})
+    search(swept, *own, train=answered(cliff))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_before_a_study_exists(reported: list[SimpleNamespace]) -> None:
@@ -617,13 +627,13 @@ def test_a_trials_value_is_that_of_the_weights_that_are_kept(reported: list[Simp
 def test_an_interrupt_in_training_leaves_no_trial_running(
     reported: list[SimpleNamespace], ending: type[BaseException]
 ) -> None:
-    """What the launcher raises comes through, and the study can go on."""
+    """What training raises comes through, and the study can go on."""
 
     def interrupted(*_: Any) -> Sequence[Any]:
         raise ending
 
     with pytest.raises(ending):
-        search(["optimizer.lr=choice(0.1,0.2)"], "sampler=grid", launch=interrupted)
+        search(["optimizer.lr=choice(0.1,0.2)"], "sampler=grid", train=interrupted)
     search(["optimizer.lr=choice(0.1,0.2)"], "sampler=grid")
     check(optuna.load_study(study_name=None, storage="sqlite:///mlruns/optuna.db").trials, 2)
     assert sorted(row.params["optimizer.lr"] for row in reported) == [0.1, 0.2]

@@ -1,9 +1,6 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,28 +9,24 @@ from omegaconf import DictConfig
 from manyfit.config.schema import Config, ConfigError, TrainingError, parse, place_of
 from manyfit.config.secrets import mask
 from manyfit.experiments import claims
-from manyfit.experiments import experiment as experiments
 from manyfit.experiments.experiment import Experiment
 from manyfit.progress import Screen, line
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
-from manyfit.sweeps.parent import Sweep, collect_garbage, current, objective, tracker_of, value_of, where
+from manyfit.sweeps.parent import Composed, Sweep, collect_garbage, objective, tracker_of, value_of, where
 from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Result
 
 
-def run(config: Config, number: int = 0) -> float:
-    """Train, track and sum up one run; returns its best validation loss. In a sweep it becomes a child.
+def run(config: Config) -> float:
+    """Train, track and sum up one run; returns its best validation loss.
 
     Raises:
         ConfigError: Something in the config cannot be used; no run exists then.
         TrainingError: The training came to a bad end; its run says so.
     """
-    if current:
-        (child,) = current[-1].train({number: config})
-        return objective(child)
     with Screen(f"{config.experiment}: {config.title()}") as screen:
         return _alone(config, screen)
 
@@ -114,34 +107,32 @@ def _further(result: "Result") -> str:
     return " ".join([f"epochs={2 * config.epochs}", *patience, *_trusting(config)])
 
 
-def train_jobs(
-    jobs: Mapping[int, Config | ConfigError],
-    names: Mapping[int, str],
-    max_members: int | None = None,
-    workers: int | None = None,
+def unreported(
+    jobs: Mapping[int, Composed], max_members: int | None = None, workers: int | None = None
 ) -> dict[int, float | Exception]:
-    """Train accepted jobs, by job number, as populations.
+    """Train what Hydra's own sweeper launches, as populations: a sweep without a report.
 
     Args:
-        jobs: Their configs, or why they were refused.
-        names: For those that were refused.
+        jobs: By number.
         max_members: Largest population; None: as large as pays.
         workers: Processes that train populations side by side; None: one for each GPU.
 
     Returns:
-        Each job's objective, or its error.
+        Each job's best validation loss, or its error.
     """
-    configs = {number: job for number, job in jobs.items() if isinstance(job, Config)}
-    outcomes: dict[int, float | Exception] = {n: job for n, job in jobs.items() if isinstance(job, ConfigError)}
-    if not current and not configs:
+    outcomes: dict[int, float | Exception] = {}
+    configs: list[Config] = []
+    for number, job in jobs.items():
+        try:
+            configs.append(job.config())
+        except ConfigError as error:
+            outcomes[number] = error
+    if not configs:
         return outcomes
-    with contextlib.ExitStack() as closing:
-        sweep = current[-1] if current else closing.enter_context(_jobs(configs))
+    about = f"{len(jobs)} jobs on {configs[0].experiment}"
+    with Screen(about) as screen, Sweep("jobs", configs[0], screen=screen) as sweep:
         sweep.max_members, sweep.workers = max_members, workers
-        for number, refusal in outcomes.items():
-            assert isinstance(refusal, Exception)
-            sweep.refuse(number, names[number], refusal)
-        for child in sweep.train(configs):
+        for child in sweep.run(list(jobs.values())):
             try:
                 outcomes[child.number] = objective(child)
             except Exception as error:
@@ -149,24 +140,16 @@ def train_jobs(
     return outcomes
 
 
-@contextlib.contextmanager
-def _jobs(configs: Mapping[int, Config]) -> Iterator[Sweep]:
-    """What Hydra's own sweeper launches: a sweep without a report."""
-    first = next(iter(configs.values()))
-    with Screen(f"{len(configs)} jobs on {first.experiment}") as screen, Sweep("jobs", first, screen=screen) as sweep:
-        yield sweep
-
-
-@contextlib.contextmanager
 def grid(
     first: DictConfig,
     arguments: Sequence[str],
     jobs: Sequence[Sequence[str]],
     compose: Callable[[Sequence[str]], Config],
+    train: Callable[[Sweep, list[list[str]]], None],
     *,
     beside: Sequence[Sequence[str]] = (),
     wish: bool = False,
-) -> Iterator[list[list[str]]]:
+) -> Sweep:
     """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
 
     Args:
@@ -174,23 +157,20 @@ def grid(
         arguments: Of the command.
         jobs: The overrides of each.
         compose: From a job's overrides to its config.
+        train: The sweep's jobs that are to be run: each was tried, and is there once.
         beside: The overrides of those to be trained beside what an experiment tunes.
         wish: Whether data.train_size is an experiment's, which the data may cap.
 
-    Yields:
-        The jobs that are to be run: each was tried, and is there once.
-
     Raises:
-        SystemExit: Some jobs cannot be run, and nothing was; or some failed: says how many, and why the first did.
+        ConfigError: Some jobs cannot be run, and nothing was.
+        TrainingError: Some failed: says how many, and why the first did; or a claim could not be judged.
     """
     if not jobs:
-        sys.exit("error: a grid must have a job, but a key has no value.")
+        raise ConfigError("a grid must have a job, but a key has no value.")
     swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
     alike = not any(override.startswith(("data=", "data.")) for override in swept)
-    try:  # where the data are swept over, what all jobs share names other data, or none
-        config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    # where the data are swept over, what all jobs share names other data, or none
+    config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
     name = config.choices.get("experiment")
     on = config.experiment if alike else "several data"
     about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
@@ -200,18 +180,19 @@ def grid(
             if experiment and claims.looks_at_networks(experiment.claim):
                 sweep.keep = None
             with screen.stage("training", len(accepted)):
-                yield accepted
+                train(sweep, accepted)
             broken = _concluded(sweep, experiment)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
-        sys.exit(
-            f"error: {len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
+        raise TrainingError(
+            f"{len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
         )
     if broken:
-        sys.exit(f"error: the claim could not be judged: {mask(broken)}")
+        raise TrainingError(f"the claim could not be judged: {mask(broken)}")
+    return sweep
 
 
 def _accepted(
@@ -225,16 +206,13 @@ def _accepted(
     """The experiment, if it is one, and the jobs that are to be run; see `grid`."""
     with screen.stage("importing torch"):
         import torch  # noqa: F401  (seconds, and everything below takes it)
-    try:
-        with screen.stage(f"checking {len(jobs)} jobs"):
-            experiment = Experiment.of(first)
-            checked = checking.check(jobs, compose, wish)
-            if experiment:
-                apart = checking.check(beside, compose, wish)
-                experiment = replace(experiment, beside=tuple(apart.configs.values()))
-                experiment.accept(list(checked.configs.values()))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    with screen.stage(f"checking {len(jobs)} jobs"):
+        experiment = Experiment.of(first)
+        checked = checking.check(jobs, compose, wish)
+        if experiment:
+            apart = checking.check(beside, compose, wish)
+            experiment = replace(experiment, beside=tuple(apart.configs.values()))
+            experiment.accept(list(checked.configs.values()))
     if experiment and first.quick:
         screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
     for note in checked.told():
@@ -247,23 +225,12 @@ def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
     with sweep.screen.stage("drawing"):
         from manyfit.sweeps import reporting
 
-        verdict, broken = None, ""
+        broken = ""
         try:
-            verdict = experiment.conclude(sweep) if experiment else None
+            sweep.verdict = experiment.conclude(sweep) if experiment else None
         except Exception as error:  # of a claim, perhaps the user's own: the runs and their report stay
             broken = f"{type(error).__name__}: {error}{place_of(error)}"
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
-        reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=verdict)
+        reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=sweep.verdict)
     return broken
-
-
-@contextlib.contextmanager
-def verdicts() -> Iterator[None]:
-    """Several experiments, one after the other, and at the end the table of what came out."""
-    start = time.monotonic()
-    yield
-    from manyfit.experiments import charts
-
-    found = experiments.verdicts
-    print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")

@@ -72,6 +72,13 @@ class Composer:
         self.parsed: dict[str, Override] = {}
         self.composed: dict[tuple[str, ...], Composed] = {}
 
+    def jobs(self, overrides: Sequence[Sequence[str]], first: int) -> list[Composed]:
+        """Consecutive jobs, the first of this number, each with its `.hydra/` written."""
+        composed = [self.load(job, number) for number, job in enumerate(overrides, first)]
+        for job in composed:
+            job.save()
+        return composed
+
     def load(self, overrides: Sequence[str], number: int) -> Composed:
         """The job with these overrides and this number; raises ConfigError."""
         parsed = [self._parse(override) for override in overrides]

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.manyfit.composing import Composed, Composer
-from manyfit.config.schema import Config, ConfigError
+from manyfit.config.schema import ConfigError
 
 
 @dataclass
@@ -32,14 +32,13 @@ ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedCon
 
 
 class FusedLauncher(Launcher):
-    """Composes every job as Hydra's basic launcher does, and trains them as populations instead of one by one."""
+    """For Hydra's own sweeper: composes every job as its basic launcher does, and trains them as populations.
+
+    Our sweepers have no use for it but for what it is set to, `limits`.
+    """
 
     def __init__(self, max_members: int | None = None, workers: int | str = "auto") -> None:
-        if max_members is not None and max_members < 1:
-            raise ValueError(f"hydra.launcher.max_members must be >= 1 or null, but got {max_members}.")
-        if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
-            raise ValueError(f"hydra.launcher.workers must be >= 1 or auto, but got {workers}.")
-        self.max_members, self.workers = max_members, None if workers == "auto" else int(workers)
+        self.max_members, self.workers = _checked(max_members, workers)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra hands over what is needed to compose jobs."""
@@ -50,21 +49,33 @@ class FusedLauncher(Launcher):
         """Train these jobs; each return value is the job's best validation loss, or its error."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs: list[Composed] = []
-        configs: dict[int, Config | ConfigError] = {}
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            job = self.composer.load(overrides, number)
-            job.save()
-            jobs.append(job)
-            try:
-                configs[number] = job.config()
-            except ConfigError as error:
-                configs[number] = error
-        names = {job.number: " ".join(job.overrides) for job in jobs}
+        jobs = self.composer.jobs(job_overrides, initial_job_idx)
         from manyfit import app
 
-        outcomes = app.train_jobs(configs, names, self.max_members, self.workers)
+        outcomes = app.unreported({job.number: job for job in jobs}, self.max_members, self.workers)
         return [_returned(job, outcomes[job.number]) for job in jobs]
+
+
+def limits(launcher: DictConfig) -> tuple[int | None, int | None]:
+    """The largest population, and how many processes train them side by side, None being what pays.
+
+    Args:
+        launcher: hydra.launcher; Hydra's basic one trains one by one.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    if launcher._target_ != FusedConfig._target_:
+        return 1, 1
+    return _checked(launcher.max_members, launcher.workers)
+
+
+def _checked(max_members: int | None, workers: int | str) -> tuple[int | None, int | None]:
+    if max_members is not None and max_members < 1:
+        raise ConfigError(f"hydra.launcher.max_members must be >= 1 or null, but got {max_members}.")
+    if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
+        raise ConfigError(f"hydra.launcher.workers must be >= 1 or auto, but got {workers}.")
+    return max_members, None if workers == "auto" else int(workers)
 
 
 def _returned(job: Composed, outcome: float | Exception) -> JobReturn:

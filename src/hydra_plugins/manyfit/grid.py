@@ -1,22 +1,26 @@
 """The sweeper `grid`: every combination of the values given, as Hydra's own, with a parent run and a report."""
 
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
-from manyfit.config.schema import Config, ConfigError, DataConfig
+from hydra_plugins.manyfit.fused import limits
+from manyfit.config.schema import Config, ConfigError, DataConfig, TrainingError
 from manyfit.sweeps.checking import SIZE
+
+if TYPE_CHECKING:
+    from manyfit.experiments.verdict import Verdict
+    from manyfit.sweeps.parent import Sweep
 
 OF_ALL_DATA = {f"data.{key}" for key in DataConfig.model_fields} - {"data.target"}
 
@@ -37,70 +41,68 @@ class GridSweeper(BasicSweeper):
     """Unlike Hydra's, it goes on after a failed job, and says at the end how many failed."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self.task_function = task_function
+        """What Hydra hands over; no launcher is made."""
+        del task_function
+        self.hydra_context, self.config = hydra_context, config
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Launch every combination, as children of one run, and report on them; experiment=all: every experiment."""
+    def sweep(self, arguments: list[str]) -> None:
+        """Train every combination, as children of one run, and report on them; experiment=all: every experiment."""
         assert self.config is not None
         assert self.hydra_context is not None
-        self.multirun = self.config
-        loader = self.hydra_context.config_loader
         if self.config.hydra.runtime.choices.get("experiment") != "all":
-            return self._sweep(self.config, arguments, 0)
+            self._sweep(self.config, arguments, 0)
+            return
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
-        returns: list[Sequence[JobReturn]] = []
+        found: list[tuple[str, Verdict]] = []
         failed: dict[str, str] = {}
-        from manyfit import app
+        start, number, loader = time.monotonic(), 0, self.hydra_context.config_loader
+        for name in loader.get_group_options("experiment"):
+            if name != "all":
+                given = [f"experiment={name}", *rest]
+                cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+                try:
+                    done = self._sweep(cfg, given, number)
+                except (ConfigError, TrainingError) as error:
+                    failed[name] = str(error)
+                else:
+                    number += len(done.children)
+                    found += [(name, done.verdict)] if done.verdict else []
+        from manyfit.experiments import charts
 
-        with app.verdicts():
-            for name in loader.get_group_options("experiment"):
-                if name != "all":
-                    given = [f"experiment={name}", *rest]
-                    cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
-                    self.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=cfg)
-                    try:
-                        returns += self._sweep(cfg, given, sum(len(r) for r in returns))
-                    except ConfigError as error:
-                        failed[name] = str(error)
-                    except SystemExit as error:
-                        if error.code in (130, 143):  # the user's wish
-                            raise
-                        failed[name] = str(error.code)
+        print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")
         if failed:
-            sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
-        return returns
+            raise TrainingError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 
-    def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> list[Sequence[JobReturn]]:
+    def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> "Sweep":
         """One sweep; its first job has this number."""
         from manyfit import app
 
         assert self.hydra_context is not None
-        assert self.launcher is not None
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
-            sys.exit("error: experiment must be one of them, or all, but got several: each is a sweep of its own.")
+            raise ConfigError("experiment must be one of them, or all, but got several: each is a sweep of its own.")
         given = OverridesParser.create().parse_overrides(arguments)
         first = loader.load_sweep_config(cfg, [o.input_line or "" for o in given if not o.is_sweep_override()])
-        jobs = jobs_of(cfg, cfg.grids or [{}], arguments, self._parse_config())
+        always = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+        jobs = jobs_of(cfg, cfg.grids or [{}], arguments, always)
         seedless = [o.input_line or "" for o in given if o.key_or_group != "seed"]
-        beside = jobs_of(cfg, cfg.tune_beside, seedless, self._parse_config())
+        beside = jobs_of(cfg, cfg.tune_beside, seedless, always)
         composer = Composer(loader, cfg)
         wish = cfg.hydra.runtime.choices.get("experiment") and SIZE not in {o.key_or_group for o in given}
-        returns: list[Sequence[JobReturn]] = []
 
         def compose(job: Sequence[str]) -> Config:
             return composer.load(job, 0).config()
 
-        with app.grid(first, arguments, jobs, compose, beside=beside, wish=bool(wish)) as accepted:
-            folder = Path(self.multirun.hydra.sweep.dir)
+        def train(sweep: "Sweep", accepted: list[list[str]]) -> None:
+            sweep.max_members, sweep.workers = limits(cfg.hydra.launcher)
+            folder = Path(cfg.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.multirun, folder / "multirun.yaml")
+            OmegaConf.save(self.config, folder / "multirun.yaml")
             size = self.max_batch_size or max(1, len(accepted))
             for start in range(0, len(accepted), size):
-                returns.append(self.launcher.launch(accepted[start : start + size], initial_job_idx=number + start))
-        return returns
+                sweep.run(composer.jobs(accepted[start : start + size], number + start))
+
+        return app.grid(first, arguments, jobs, compose, train, beside=beside, wish=bool(wish))
 
 
 def jobs_of(
@@ -140,11 +142,10 @@ def _drawn(intervals: list[Override], draws: Any) -> list[tuple[str, ...]]:
 
     if not intervals or not isinstance(draws, int) or draws < 1:
         keys = ", ".join(one.get_key_element() for one in intervals) or "no key"
-        sys.exit(f"error: grids: draws must say how many points of its intervals to draw, but got {draws} for {keys}.")
-    try:
-        return [overrides(point) for point in quasi_random(space(intervals), draws)]
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+        raise ConfigError(
+            f"grids: draws must say how many points of its intervals to draw, but got {draws} for {keys}."
+        )
+    return [overrides(point) for point in quasi_random(space(intervals), draws)]
 
 
 def _quick(jobs: list[list[str]], epochs: int) -> list[list[str]]:

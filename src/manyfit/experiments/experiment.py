@@ -35,9 +35,6 @@ class Sweep(Protocol):
     def train(self, configs: Mapping[int, Config], /) -> Sequence[Any]: ...  # noqa: D102
 
 
-verdicts: list[tuple[str, "Verdict"]] = []  # of this process, for the table of experiment=all
-
-
 @dataclass(frozen=True)
 class Experiment:
     """What is asked of a grid's runs.
@@ -117,7 +114,6 @@ class Experiment:
             verdict = self.claim(runs)
         sentence = " ".join([known(verdict.sentence), *warnings])
         verdict = replace(verdict, sentence=sentence, headline=known(verdict.headline))
-        verdicts.append((self.name, verdict))
         effect = verdict.effect
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]
         sweep.parent.metrics([(name, value, 0) for name, value in numbers])

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from manyfit.config.schema import Config, ConfigError, TrainingError
 from manyfit.config.secrets import mask
@@ -17,12 +17,28 @@ from manyfit.progress import Screen, line
 from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
+    from manyfit.experiments.verdict import Verdict
     from manyfit.parallel.workers import Pool
     from manyfit.training.fitting import Place
     from manyfit.training.prepared import Job, Result
     from manyfit.training.recording import Recorder
 
 KEPT = 8  # networks: the best setting's best run, whose model is stored, is hardly ever behind more runs than that
+
+
+class Composed(Protocol):
+    """A job of a sweep: its number, what it was asked for, and its config, which may be refused."""
+
+    @property
+    def number(self) -> int:
+        """Counted over the sweep."""
+
+    @property
+    def overrides(self) -> Sequence[str]:
+        """Its own."""
+
+    def config(self) -> Config:
+        """Raises ConfigError."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,7 @@ class Sweep:
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
+        verdict: On the claim of an experiment.
         screen: What a person sees.
         again: What the same command does after an interrupt.
     """
@@ -70,6 +87,7 @@ class Sweep:
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
+    verdict: "Verdict | None" = None
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
     again: str = "The same command starts all of them again, as a sweep of its own."
 
@@ -80,14 +98,12 @@ class Sweep:
         self.parent = self.tracker.start(
             experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
         )
-        current.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the parent run truthfully, and deliver."""
-        current.remove(self)
         if self.pool:
             self.pool.__exit__(kind, error, trace)
         if error is None:
@@ -98,7 +114,7 @@ class Sweep:
             self.tracker.__exit__(kind, error, trace)
         self.screen.say(where(self.tracker, self.parent))
         if error is None and self.tracker.lost:
-            sys.exit(f"error: {self.tracker.lost}")
+            raise TrainingError(self.tracker.lost)
 
     def _kept(self) -> str:
         """What an interrupt leaves."""
@@ -107,6 +123,16 @@ class Sweep:
             return f"{done} of {self.total} runs were done; nothing of them is kept: tracking=off. {self.again}"
         training = "those in training are KILLED and keep their epochs"
         return f"{done} of {self.total} runs are done and kept, {training}. {self.again}"
+
+    def run(self, jobs: Sequence[Composed]) -> list[Child]:
+        """Train the jobs that are accepted; each of the others gets a run that says why not."""
+        accepted: dict[int, Config] = {}
+        for job in jobs:
+            try:
+                accepted[job.number] = job.config()
+            except ConfigError as error:
+                self.refuse(job.number, " ".join(job.overrides), error)
+        return self.train(accepted)
 
     def train(self, configs: Mapping[int, Config]) -> list[Child]:
         """Train configs, by job number, as populations; their runs are children of the parent run.
@@ -269,9 +295,6 @@ def collect_garbage() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
-
-
-current: list[Sweep] = []  # the sweep that this process is in the middle of, so that a single run knows
 
 
 def objective(child: Child) -> float:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
 from manyfit.config import schema as configuration
-from manyfit.config.schema import Config, ConfigError, with_seed
+from manyfit.config.schema import Config, ConfigError, TrainingError, with_seed
 from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
 from manyfit.progress import Screen, line
@@ -29,25 +29,36 @@ from manyfit.training.prepared import prepare
 
 __all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
 
-Launch = Callable[[Sequence[Sequence[str]], int], Sequence[Any]]
+Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Composed]]
 Compose = Callable[[Sequence[str]], DictConfig]
 
 AGAIN = "The study remembers them: the same command goes on with the trials that are left."
 
 
-def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launch: Launch, screen: Screen) -> None:
+def run(
+    compose: Compose,
+    swept: Sequence[Override],
+    fixed: Sequence[str],
+    jobs: Jobs,
+    screen: Screen,
+    limits: tuple[int | None, int | None] = (None, None),
+) -> parent.Sweep | None:
     """Search until the study has its total, and report.
 
     Args:
         compose: From overrides to the composed config, with the groups sweep, sampler and pruner.
         swept: The space.
         fixed: What every job is given besides.
-        launch: Hydra's launcher: the jobs' overrides and the first job's number -> their returns.
+        jobs: From the overrides of jobs and the first one's number to what is trained.
         screen: What a person sees.
+        limits: The largest population, and how many processes; None: as pays.
+
+    Returns:
+        The sweep; None where an earlier one has reported on the whole study.
 
     Raises:
         ConfigError: Something cannot be used; no trial was made then.
-        SystemExit: Trials failed; says how many, and why the first did.
+        TrainingError: Trials failed; says how many, and why the first did.
     """
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
@@ -64,11 +75,12 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
         screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
         more = "" if spaces.size(space) in range(done + 1) else f"sweep.n_trials={2 * done} goes on, "
         screen.say(line("further", f"{more}sweep.study=NAME begins anew"))
-        return
+        return None
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
     with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
-        session = Session(search, sweep, launch, tuple(fixed))
+        sweep.max_members, sweep.workers = limits
+        session = Session(search, sweep, jobs, tuple(fixed))
         session.go()
         try:
             with screen.stage("reading the study"):
@@ -78,6 +90,7 @@ def run(compose: Compose, swept: Sequence[Override], fixed: Sequence[str], launc
         finally:
             search.note_run_ids(sweep.children.values())
     session.complain()
+    return sweep
 
 
 def _check_objective(sought: Settings, default: Config) -> None:
@@ -118,7 +131,7 @@ class Session:
 
     search: Search
     sweep: parent.Sweep
-    launch: Launch
+    compose: Jobs
     fixed: tuple[str, ...]
     trials: dict[int, Trial] = field(default_factory=dict)  # by job number
     jobs: dict[int, range] = field(default_factory=dict)  # by trial number
@@ -165,7 +178,7 @@ class Session:
                 seeded = (f"seed={seed}",) if len(seeds) > 1 else ()
                 given.append((*self.fixed, *spaces.overrides(trial.params), *seeded))
         try:
-            self.launch(given, first)
+            self.sweep.run(self.compose(given, first))
         finally:
             with self.sweep.screen.stage("telling Optuna"):
                 self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
@@ -211,11 +224,11 @@ class Session:
         self.search.ledger.tell(trial, TrialState.FAIL, None, known)
 
     def complain(self) -> None:
-        """Raise SystemExit if trials failed; a diverged one is an answer, not a failure."""
+        """Raise TrainingError if trials failed; a diverged one is an answer, not a failure."""
         if self.failed:
             number, reason = next(iter(self.failed.items()))
-            sys.exit(
-                f"error: {len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
+            raise TrainingError(
+                f"{len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
             )
 
 
