@@ -93,7 +93,7 @@ def test_living_session_is_no_orphan(session: journal.Spool, tmp_path: Path) -> 
 def test_killed_session_is_an_orphan_with_all_it_wrote(tmp_path: Path) -> None:
     """After kill -9 every record that was appended is there."""
     code = (
-        "import sys, time; from pathlib import Path; from manyfit.tracking import spool\n"
+        "import sys, time; from pathlib import Path; from manyfit.tracking import journal\n"
         "s = journal.Spool(Path(sys.argv[1]), {'op': 'session'})\n"
         "for i in range(1000): s.append({'op': 'm', 'i': i})\n"
         "print('ready', flush=True); time.sleep(60)"

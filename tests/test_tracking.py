@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from manyfit import cli
-from manyfit.tracking import journal, tracker
+from manyfit.tracking import journal
+from manyfit.tracking import tracker as tracking
 from manyfit.tracking.store import MAX_PARAM, Store, Values
 from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
 
@@ -285,10 +286,10 @@ def check_killed(root: Path) -> None:
 def test_sync_delivers_a_killed_session(root: Path, when: str) -> None:
     """After kill -9 of training and courier, sync loses and doubles nothing, and the open run is KILLED."""
     killed_trainer(root, when, and_courier=True)
-    report = tracker.sync(root)
+    report = tracking.sync(root)
     assert (report.sessions, report.runs, report.held) == (1, 2, ())
     check_killed(root)
-    assert tracker.sync(root).sessions == 0
+    assert tracking.sync(root).sessions == 0
 
 
 def test_courier_survives_its_session(root: Path) -> None:
@@ -325,9 +326,9 @@ def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
     assert not tracker.close()
     (folder,) = journal.sessions(root)
     shutil.copytree(folder, tmp_path / "copy")
-    assert tracker.sync(root).runs == 1
+    assert tracking.sync(root).runs == 1
     shutil.copytree(tmp_path / "copy", folder)
-    assert tracker.sync(root).held == ()
+    assert tracking.sync(root).held == ()
     (found,) = runs(root)
     assert found.info.status == "FINISHED"
     assert len(client(root).get_metric_history(found.info.run_id, "m")) == 21
@@ -343,7 +344,7 @@ def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
     with (tracker._spool.folder / journal.JOURNAL).open("ab") as file:
         file.write(b'{"op":"metrics","run":')
     abandon(tracker)
-    assert tracker.sync(root).held == ()
+    assert tracking.sync(root).held == ()
     (found,) = runs(root)
     assert (found.info.status, found.data.metrics) == ("KILLED", {"m": 1.0})
 
@@ -353,7 +354,7 @@ def test_sync_leaves_a_living_session_alone(root: Path) -> None:
     """A session whose process lives is not replayed by another."""
     tracker = Tracker(None, root)
     start(tracker)
-    assert tracker.sync(root) == tracker.SyncReport(0, 0, 0, (), 1)
+    assert tracking.sync(root) == tracking.SyncReport(0, 0, 0, (), 1)
     assert runs(root) == []
     abandon(tracker)
 
@@ -361,7 +362,7 @@ def test_sync_leaves_a_living_session_alone(root: Path) -> None:
 def test_four_first_starters(tmp_path: Path) -> None:
     """Four processes that start at once on an empty folder all get their runs into one store."""
     code = (
-        "import sys; from pathlib import Path; from manyfit.tracking import Tracker\n"
+        "import sys; from pathlib import Path; from manyfit.tracking.tracker import Tracker\n"
         "with Tracker(None, Path(sys.argv[1])) as t:\n"
         "    t.start(experiment='one', name=sys.argv[2], params={}, tags={}).end('FINISHED')\n"
         "    sys.exit(0 if t.close() else t.last_error)"
@@ -394,7 +395,7 @@ def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
     assert str(port) in str(tracker.last_error)
     (folder,) = journal.sessions(tmp_path)
     assert not any(b"secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    (held,) = tracker.sync(tmp_path).held
+    (held,) = tracking.sync(tmp_path).held
     assert "MLFLOW_TRACKING_URI must be" in held
 
 
@@ -404,7 +405,7 @@ def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> N
     with pytest.raises(
         ValueError, match=rf"tracking.uri must be a store that answers, but http://\*\*\*@127.0.0.1:{port} "
     ):
-        tracker.runs_named(uri, tmp_path, "ab")
+        tracking.runs_named(uri, tmp_path, "ab")
 
 
 @pytest.fixture
@@ -445,9 +446,9 @@ def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callabl
         run.model(torch.nn.Linear(4, 3), np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
         run.end("FINISHED")
         assert not tracker.close()
-    assert len(tracker.sync(tmp_path).held) == 1
+    assert len(tracking.sync(tmp_path).held) == 1
     server = MlflowClient(serve())
-    assert tracker.sync(tmp_path).runs == 1
+    assert tracking.sync(tmp_path).runs == 1
     experiment = server.get_experiment_by_name("digits")
     assert experiment is not None
     (found,) = server.search_runs([experiment.experiment_id])
@@ -465,13 +466,13 @@ def test_refused_value_spares_the_others(root: Path) -> None:
     run.metrics([("bad*name", 1.0, 0)] + [("m", float(i), i) for i in range(10)])
     run.end("FINISHED")
     tracker.close()
-    assert tracker.sync(root).refused == 1
+    assert tracking.sync(root).refused == 1
     (found,) = runs(root)
     assert len(history(root, found.info.run_id, "m")) == 10
     assert found.info.status == "FINISHED"
     (kept,) = (root / "mlruns" / "rejected").glob("*.jsonl")
     assert "bad*name" in kept.read_text()
-    assert any(line.startswith("problem") and "refused" in line for line in tracker.doctor(root))
+    assert any(line.startswith("problem") and "refused" in line for line in tracking.doctor(root))
 
 
 @pytest.mark.usefixtures("no_courier")
@@ -480,13 +481,13 @@ def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
     first = Tracker(None, root)
     start(first, params={"lr": 1, "epochs": 5}).metrics([("m", float(i), i) for i in range(5)])
     abandon(first)
-    tracker.sync(root)
+    tracking.sync(root)
     (before,) = runs(root)
     second = Tracker(None, root)
     run = start(second, params={"lr": 1, "epochs": 9}, run_id=before.info.run_id)
     run.metrics([("m", i + 0.5, i) for i in range(3, 9)])
     abandon(second)
-    tracker.sync(root)
+    tracking.sync(root)
     (after,) = runs(root)
     values = dict(history(root, after.info.run_id, "m"))
     assert values == {i: float(i) for i in range(5)} | {i: i + 0.5 for i in range(5, 9)}
@@ -504,7 +505,7 @@ def test_deleted_experiment_is_restored(root: Path) -> None:
     tracker = Tracker(None, root)
     start(tracker).end("FINISHED")
     tracker.close()
-    assert tracker.sync(root).held == ()
+    assert tracking.sync(root).held == ()
     assert [run.info.experiment_id for run in runs(root)] == [experiment]
 
 
@@ -516,16 +517,16 @@ def test_runs_left_open_are_ended(root: Path) -> None:
         _ = 1 / 0
     with Tracker(None, root) as tracker:
         start(tracker, name="killed")
-    tracker.sync(root)
+    tracking.sync(root)
     assert {run.info.run_name: run.info.status for run in runs(root)} == {"failed": "FAILED", "killed": "KILLED"}
 
 
 def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
     """A run left RUNNING by a session that is gone becomes KILLED; other people's runs are left alone."""
     home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
-    ours = client(root).create_run("0", tags={"manyfit.tracking.journal": home}).info.run_id
-    others = client(root).create_run("0", tags={"manyfit.tracking.journal": "elsewhere:/x/mlruns/spool/y"}).info.run_id
-    assert any("repaired: 1 runs" in line for line in tracker.doctor(root))
+    ours = client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id
+    others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
+    assert any("repaired: 1 runs" in line for line in tracking.doctor(root))
     assert client(root).get_run(ours).info.status == "KILLED"
     assert client(root).get_run(others).info.status == "RUNNING"
 

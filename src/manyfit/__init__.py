@@ -1,8 +1,24 @@
-"""Fit many networks as one, and watch each of them overfit."""
+"""Fit many networks as one, and watch each of them overfit: `manyfit.fit`, `grid`, `search`; `runs` and `histories`."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads MKL: it then picks its kernels by shape alone, not by the alignment of pointers, so that a
 # run's curve does not depend on who trains beside it (NOTES.md, bit-equality).
 os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+if TYPE_CHECKING:
+    from manyfit.config.schema import ConfigError, TrainingError
+    from manyfit.library import Run, Runs, fit, grid, histories, runs, search
+
+__all__ = ["ConfigError", "Run", "Runs", "TrainingError", "fit", "grid", "histories", "runs", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is public, once it is asked for: a command has other things to import first."""
+    if name not in __all__:
+        raise AttributeError(f"module 'manyfit' has no attribute {name!r}")
+    home = "manyfit.config.schema" if name.endswith("Error") else "manyfit.library"
+    return getattr(importlib.import_module(home), name)

@@ -27,7 +27,13 @@ def run(config: Config) -> float:
         ConfigError: Something in the config cannot be used; no run exists then.
         TrainingError: The training came to a bad end; its run says so.
     """
-    with Screen(f"{config.experiment}: {config.title()}") as screen:
+    result, _ = fit(config)
+    return value_of(result)
+
+
+def fit(config: Config, says: bool = True) -> "tuple[Result, TrackedRun]":
+    """Train, track and sum up one run, however it ends; `says` whether the sum is printed."""
+    with Screen(f"{config.experiment}: {config.title()}", says) as screen:
         return _alone(config, screen)
 
 
@@ -39,10 +45,11 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
         screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
         for change in earlier.changes:
             screen.say(line("", change))
-        return _alone(earlier.config, screen, earlier)
+        result, _ = _alone(earlier.config, screen, earlier)
+    return value_of(result)
 
 
-def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> float:
+def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "tuple[Result, TrackedRun]":
     with screen.stage("importing torch"):
         from manyfit.training.prepared import prepare
     try:
@@ -81,7 +88,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> fl
         _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
     if tracker.lost:
         raise TrainingError(tracker.lost)
-    return value_of(result)
+    return result, recorder.runs[0]
 
 
 def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resume: str | None) -> None:
@@ -149,6 +156,7 @@ def grid(
     *,
     beside: Sequence[Sequence[str]] = (),
     wish: bool = False,
+    says: bool = True,
 ) -> Sweep:
     """A sweep over a grid: a parent run, and at the end its report, or the verdict on its claim.
 
@@ -160,6 +168,7 @@ def grid(
         train: The sweep's jobs that are to be run: each was tried, and is there once.
         beside: The overrides of those to be trained beside what an experiment tunes.
         wish: Whether data.train_size is an experiment's, which the data may cap.
+        says: Whether the report is printed.
 
     Raises:
         ConfigError: Some jobs cannot be run, and nothing was.
@@ -174,7 +183,7 @@ def grid(
     name = config.choices.get("experiment")
     on = config.experiment if alike else "several data"
     about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
-    with Screen(about) as screen:
+    with Screen(about, says) as screen:
         experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
         with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
             if experiment and claims.looks_at_networks(experiment.claim):
@@ -232,5 +241,5 @@ def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
             broken = f"{type(error).__name__}: {error}{place_of(error)}"
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
-        reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=sweep.verdict)
+        sweep.report = reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=sweep.verdict)
     return broken

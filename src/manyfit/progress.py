@@ -120,10 +120,11 @@ class Screen:
 
     Args:
         head: The first line: what this command is about.
+        says: Whether results are printed; a library hands them over.
     """
 
-    def __init__(self, head: str) -> None:
-        self.head, self.start = head, time.monotonic()
+    def __init__(self, head: str, says: bool = True) -> None:
+        self.head, self.says, self.start = head, says, time.monotonic()
         self.stages: list[_Stage] = [_Stage("at work")]
         self.populations: list[_Population] = []
         self.best = math.inf  # validation loss so far
@@ -203,6 +204,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A result, on stdout, above the live line."""
+        if not self.says:
+            return
         if self._live and sys.stdout.isatty():
             self._live.console.print(text)
             return

@@ -50,7 +50,7 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         if self.config.hydra.runtime.choices.get("experiment") != "all":
-            self._sweep(self.config, arguments, 0)
+            self.train(self.config, arguments, 0)
             return
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         found: list[tuple[str, Verdict]] = []
@@ -61,7 +61,7 @@ class GridSweeper(BasicSweeper):
                 given = [f"experiment={name}", *rest]
                 cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
                 try:
-                    done = self._sweep(cfg, given, number)
+                    done = self.train(cfg, given, number)
                 except (ConfigError, TrainingError) as error:
                     failed[name] = str(error)
                 else:
@@ -73,8 +73,8 @@ class GridSweeper(BasicSweeper):
         if failed:
             raise TrainingError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 
-    def _sweep(self, cfg: DictConfig, arguments: list[str], number: int) -> "Sweep":
-        """One sweep; its first job has this number."""
+    def train(self, cfg: DictConfig, arguments: list[str], number: int, says: bool = True) -> "Sweep":
+        """One sweep; its first job has this number; `says` whether its report is printed."""
         from manyfit import app
 
         assert self.hydra_context is not None
@@ -102,7 +102,7 @@ class GridSweeper(BasicSweeper):
             for start in range(0, len(accepted), size):
                 sweep.run(composer.jobs(accepted[start : start + size], number + start))
 
-        return app.grid(first, arguments, jobs, compose, train, beside=beside, wish=bool(wish))
+        return app.grid(first, arguments, jobs, compose, train, beside=beside, wish=bool(wish), says=says)
 
 
 def jobs_of(

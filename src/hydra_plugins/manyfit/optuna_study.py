@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +15,9 @@ from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import limits
 from manyfit.config import schema as configuration
 from manyfit.progress import Screen
+
+if TYPE_CHECKING:
+    from manyfit.sweeps import parent
 
 
 @dataclass
@@ -36,6 +40,10 @@ class OptunaStudy(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search the space of `sweep.space` and of the command line, which wins."""
+        self.search(arguments)
+
+    def search(self, arguments: list[str], says: bool = True) -> "parent.Sweep | None":
+        """The sweep; None where an earlier one has reported on the whole study; `says`: print the report."""
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
@@ -46,7 +54,7 @@ class OptunaStudy(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        with Screen(self._about(fixed)) as screen:
+        with Screen(self._about(fixed), says) as screen:
             with screen.stage("importing torch and Optuna"):
                 from manyfit.sweeps import rounds
 
@@ -54,7 +62,7 @@ class OptunaStudy(Sweeper):
             swept = [o for o in given if o.is_sweep_override()]
             swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
             jobs = Composer(loader, self.config).jobs
-            rounds.run(self._compose, swept, fixed, jobs, screen, limits(self.config.hydra.launcher))
+            return rounds.run(self._compose, swept, fixed, jobs, screen, limits(self.config.hydra.launcher))
 
     def _about(self, fixed: Sequence[str]) -> str:
         """What is searched, in a line."""

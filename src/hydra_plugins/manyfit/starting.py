@@ -54,8 +54,8 @@ def start(task: TaskFunction, conf: Path) -> None:
     for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
     if not flags & {"shell_completion", "hydra_help", "version"}:  # whose words are no overrides
-        with _hydra(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
-            mode = _mode(app.config_loader, given, options.multirun)
+        with hydra_on(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
+            mode = mode_of(app.config_loader, given, options.multirun)
             if not flags - {"config_dir"}:
                 go = app.multirun if mode == RunMode.MULTIRUN else app.run
                 go("config", task, [*given, f"hydra.mode={mode.name}"])
@@ -68,7 +68,7 @@ def start(task: TaskFunction, conf: Path) -> None:
 
 
 @contextlib.contextmanager
-def _hydra(conf: Path, more: str | None) -> Iterator[Hydra]:
+def hydra_on(conf: Path, more: str | None) -> Iterator[Hydra]:
     """Hydra on a folder, and on that of --config-dir, as `hydra.main` sets it up."""
     version.setbase("1.3")
     path = create_config_search_path(str(conf))
@@ -102,7 +102,7 @@ def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[Non
         raise ConfigError(" ".join(str(cause if isinstance(cause, ValueError) else error).split())) from None
 
 
-def _mode(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode:
+def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode:
     """Whether this is one run or a sweep; checks what is composed."""
     try:
         cfg = loader.load_configuration("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)

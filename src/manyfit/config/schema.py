@@ -426,7 +426,7 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
 
 def place_of(error: Exception) -> str:
     """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
-    homes = str(Path(__file__).parent), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    homes = str(Path(__file__).parents[1]), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
 

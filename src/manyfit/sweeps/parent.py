@@ -19,6 +19,7 @@ from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
 if TYPE_CHECKING:
     from manyfit.experiments.verdict import Verdict
     from manyfit.parallel.workers import Pool
+    from manyfit.sweeps.reporting import Report
     from manyfit.training.fitting import Place
     from manyfit.training.prepared import Job, Result
     from manyfit.training.recording import Recorder
@@ -71,6 +72,7 @@ class Sweep:
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
         verdict: On the claim of an experiment.
+        report: What was found, once it is known.
         screen: What a person sees.
         again: What the same command does after an interrupt.
     """
@@ -88,6 +90,7 @@ class Sweep:
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
     verdict: "Verdict | None" = None
+    report: "Report | None" = None
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
     again: str = "The same command starts all of them again, as a sweep of its own."
 

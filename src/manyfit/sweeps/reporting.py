@@ -90,7 +90,7 @@ def conclude(
     space: Space | None = None,
     confirm_seeds: int = 8,
     verdict: "Verdict | None" = None,
-) -> None:
+) -> Report:
     """Report on a sweep: files, tags, metrics and note of its parent run, and a summary in the terminal.
 
     Args:
@@ -128,6 +128,7 @@ def conclude(
         with sweep.screen.stage("drawing"):
             _store(sweep, report, shares, one_by_one=space is not None or default is not None)
     sweep.screen.say(summary(report))
+    return report
 
 
 def value_of(result: Result, objective: str, direction: str = "minimize") -> float:

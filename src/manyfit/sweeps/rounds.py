@@ -247,7 +247,7 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
     ended = [trial for trial in trials if trial.state.is_finished()]
     found = [reporting.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
     try:
-        reporting.conclude(
+        sweep.report = reporting.conclude(
             sweep,
             found,
             objective=str(search.settings.objective),

@@ -1,12 +1,17 @@
 """Runs read back from MLflow: what a claim is judged by is what the user sees."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from manyfit.tracking.store import OURS, PARENT, Store
+
+KIND = "manyfit.kind"  # a tag of parent runs
+PLAIN = ("seed", "batch_size", "epochs")  # params whose key has no dot
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,68 @@ def named(uri: str, root: Path, prefix: str) -> list[Named]:
             Named(run.info.run_id, run.data.tags[OURS], run.info.status) for run in runs if OURS in run.data.tags
         )
     )
+
+
+def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFrame:
+    """A row for each run of training: id, experiment, name, status, began, then tags, params and last metrics.
+
+    Args:
+        uri: The store.
+        root: Folder that holds `mlruns/`.
+        experiment: Its name; None: of all.
+        where: See `filtered`.
+
+    Raises:
+        ValueError: There is no such experiment.
+    """
+    store = Store(uri, root)
+    names = {e.experiment_id: e.name for e in store.client.search_experiments()}
+    if experiment is not None and experiment not in names.values():
+        raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
+    chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
+    found = store.client.search_runs(chosen, filtered(where), max_results=50000)
+    return pd.DataFrame(
+        {
+            "id": run.info.run_id,
+            "experiment": names[run.info.experiment_id],
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "began": pd.Timestamp(run.info.start_time, unit="ms"),
+            **{key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+            **run.data.params,
+            **run.data.metrics,
+        }
+        for run in found
+        if OURS in run.data.tags and KIND not in run.data.tags
+    )
+
+
+def filtered(where: str) -> str:
+    """MLflow's filter from one with bare names: `optimizer.lr = '0.01' and accuracy/test > 0.9`.
+
+    A name with a slash is a metric's, one with a dot a param's, any other a tag's, as `optimizer = 'adam'`.
+    """
+
+    def full(match: re.Match[str]) -> str:
+        name = match[1]
+        kind = "metrics" if "/" in name else "params" if "." in name or name in PLAIN else "tags"
+        return f"{kind}.`{name}` {match[2]}"
+
+    theirs = r"(?<![`'.\w])(?!(?:params|tags|metrics|attributes)\.)"
+    return re.sub(theirs + r"([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)", full, where)
+
+
+def histories(uri: str, root: Path, ids: Sequence[str]) -> pd.DataFrame:
+    """A row for each run and epoch, a column for each metric that has more than one value.
+
+    Args:
+        uri: The store.
+        root: Folder that holds `mlruns/`.
+        ids: MLflow's, of runs.
+    """
+    store, frames = Store(uri, root), []
+    for run_id in ids:
+        curves = Curves(store, run_id, tuple(store.client.get_run(run_id).data.metrics))
+        frame = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items() if len(curve) > 1})
+        frames.append(frame.rename_axis("epoch").reset_index().assign(id=run_id))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

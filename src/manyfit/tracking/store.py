@@ -53,7 +53,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
-OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.journal", "mlflow.parentRunId"
+OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows first
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
 
@@ -250,7 +250,7 @@ class Store:
             self.client.set_terminated(run_id, status, when)
 
     def running(self) -> dict[str, str]:
-        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.journal`."""
+        """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.spool`."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         runs = self._search(experiments, "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY)
         return {run.info.run_id: run.data.tags[HOME] for run in runs if HOME in run.data.tags}

@@ -11,11 +11,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
@@ -23,7 +23,11 @@ from manyfit.tracking.journal import SyncReport, resolve_uri
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from manyfit.tracking.reading import Named, StoredRun
+
+T = TypeVar("T")
 
 __all__ = [
     "DatasetRecord",
@@ -292,12 +296,34 @@ def runs_named(uri: str | None, root: Path, prefix: str) -> "list[Named]":
     Raises:
         ValueError: The store cannot be asked.
     """
-    from manyfit.tracking import reading, uploader
+    from manyfit.tracking import reading
+
+    return _asked(uri, root, lambda store, folder: reading.named(store, folder, prefix))
+
+
+def table(uri: str | None, root: Path, experiment: str | None, where: str) -> "pd.DataFrame":
+    """See `reading.table`; raises ValueError if the store cannot be asked, or not that."""
+    from manyfit.tracking import reading
+
+    return _asked(uri, root, lambda store, folder: reading.table(store, folder, experiment, where))
+
+
+def histories(uri: str | None, root: Path, ids: Sequence[str]) -> "pd.DataFrame":
+    """See `reading.histories`; raises ValueError if the store cannot be asked."""
+    from manyfit.tracking import reading
+
+    return _asked(uri, root, lambda store, folder: reading.histories(store, folder, ids))
+
+
+def _asked(uri: str | None, root: Path, ask: Callable[[str, Path], T]) -> T:
+    from manyfit.tracking import uploader
 
     root = Path(root).absolute()
     uri = journal.resolve_uri(uri, root)
     try:
-        return reading.named(uri, root, prefix)
+        return ask(uri, root)
+    except ValueError:
+        raise
     except Exception as error:  # MLflow's, and those of what it goes through
         raise ValueError(
             f"tracking.uri must be a store that answers, but {mask(uri)} does not: {uploader.explain(error)}"

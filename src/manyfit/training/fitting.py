@@ -39,6 +39,7 @@ from manyfit.training.recording import Recorder
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
+TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
 Place = Callable[[Callable[..., Trained], Sequence[Config], Report | None, Stops | None], Trained]
@@ -72,7 +73,8 @@ def fit(
 
     Raises:
         ValueError: Before any run exists: something in a config cannot be used, or they may not share a population.
-        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the runs are KILLED and keep their epochs.
+        KeyboardInterrupt: Ctrl-C; the runs are KILLED and keep their epochs.
+        SystemExit: 143 after SIGTERM, likewise.
         Exception: One of the training's own. A lone run is FAILED then; those of a population stay open, since it need
             not be the fault of all.
     """
@@ -129,16 +131,15 @@ def train(
     jobs, ranks = [prepare(config) for config in configs], ranks or Ranks()
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
-    trainer = _trainer(configs[0], device, state["epoch"] if state else 0)
-    module = _module(jobs, trainer.strategy.root_device, ranks)
-    module.report, module.stops = report, stops
-    if state:
-        module.load_state(state)
-        for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
-            probe.load_state_dict(its)
-    with warnings.catch_warnings(), _threads(module), _arithmetic(configs[0]), contextlib.ExitStack() as closing:
-        warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, and on its own torch
-        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # the steps before it
+    with _settings(configs[0]), contextlib.ExitStack() as closing:
+        trainer = _trainer(configs[0], device, state["epoch"] if state else 0)
+        module = _module(jobs, trainer.strategy.root_device, ranks)
+        module.report, module.stops = report, stops
+        if state:
+            module.load_state(state)
+            for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
+                probe.load_state_dict(its)
+        closing.enter_context(_threads(module))
         if keep and first:
             writer = checkpoints.Writer(keep, COPIES_KEPT * module.population.weights.nbytes)
             module.keep = functools.partial(_keep, closing.enter_context(writer), jobs)
@@ -185,7 +186,7 @@ def _exits(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.received_sigterm:
             raise SystemExit(143) from None
         if isinstance(stop.__context__, KeyboardInterrupt):
-            raise SystemExit(130) from None
+            raise KeyboardInterrupt from None
         raise TrainingError(f"the model, or what it uses, called sys.exit({stop.code!r})") from stop
 
 
@@ -204,37 +205,47 @@ def _threads(module: Training) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _arithmetic(config: Config) -> Iterator[None]:
-    """Of a GPU's products; and no filling of memory before it is written, which torch does where it is to repeat."""
+def _settings(config: Config) -> Iterator[None]:
+    """What a training sets for the whole process, Lightning's part included, is as it was afterwards.
+
+    torch fills all memory before it is written where operations are to repeat: nothing here reads it before.
+    """
     deterministic: Any = torch.utils.deterministic  # torch leaves it untyped
     tf32, fill = torch.backends.cuda.matmul.allow_tf32, deterministic.fill_uninitialized_memory
+    repeats, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, loggers = torch.backends.cudnn.benchmark, {name: logging.getLogger(name).level for name in TALKATIVE}
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.precision == "tf32"
     deterministic.fill_uninitialized_memory = False
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            for words in ("GPU available but not used", "This instance was constructed with capturable=True"):
+                warnings.filterwarnings("ignore", words)  # by trainer=cpu; by the steps before a graph
+            warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, on its own torch
+            yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
+        torch.use_deterministic_algorithms(repeats, warn_only=warns)
         deterministic.fill_uninitialized_memory = fill
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
-    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # devices, tips: the run's summary says what matters
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "GPU available but not used")  # by trainer=cpu
-        return pl.Trainer(
-            accelerator="gpu" if on_gpu(config.trainer) else "cpu",
-            devices=[device] if on_gpu(config.trainer) else 1,
-            plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
-            precision="32-true" if config.trainer.precision == "tf32" else config.trainer.precision,
-            max_epochs=config.epochs - epochs_done,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=probes.callbacks(config.probes),
-            deterministic=config.trainer.deterministic,
-        )
+    return pl.Trainer(
+        accelerator="gpu" if on_gpu(config.trainer) else "cpu",
+        devices=[device] if on_gpu(config.trainer) else 1,
+        plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
+        precision="32-true" if config.trainer.precision == "tf32" else config.trainer.precision,
+        max_epochs=config.epochs - epochs_done,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=probes.callbacks(config.probes),
+        deterministic=config.trainer.deterministic,
+    )
 
 
 def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training:

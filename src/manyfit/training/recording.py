@@ -14,6 +14,8 @@ from manyfit.tracking import provenance
 from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
 from manyfit.training.prepared import Job, Result, prepare
 
+CHOSEN = ("data", "model", "loss", "optimizer", "schedule")  # groups whose option is a tag
+
 
 class Recorder:
     """Writes every epoch of every member to its own tracked run, and closes the runs truthfully.
@@ -94,7 +96,7 @@ def _start(
         experiment=job.config.experiment,
         name=job.config.title(),
         params=job.config.flat(),
-        tags=provenance.tags() | dict(tags),
+        tags=provenance.tags() | _chosen(job.config) | dict(tags),
         parent=parent,
         dataset=record,
         run_id=run_id,
@@ -102,6 +104,11 @@ def _start(
     if isinstance(tracker, Tracker):  # of a thousand runs it takes seconds
         run.file("config.yaml", job.config.yaml().encode())
     return run
+
+
+def _chosen(config: Config) -> dict[str, str]:
+    """What a search of runs asks for: `tags.optimizer = 'adam'`."""
+    return {group: option for group in CHOSEN if (option := config.choices.get(group))}
 
 
 def _summarise(run: TrackedRun, result: Result) -> None:
@@ -119,9 +126,8 @@ def _summarise(run: TrackedRun, result: Result) -> None:
 
 def store_artifacts(run: TrackedRun, result: Result) -> None:
     """The picture, the environment, the model of the best epoch and the names of its columns."""
-    title = f"{result.config.experiment}: {result.config.title()}"
     with run.storing("overfitting.png"):
-        run.file("overfitting.png", overfitting.png(overfitting.overfitting(result.metrics, result.summary, title)))
+        run.file("overfitting.png", picture(result))
     run.file("environment.txt", provenance.environment().encode())
     names = {"features": result.features, "classes": result.classes}
     run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
@@ -129,6 +135,12 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
     with run.storing("model"), torch.no_grad():
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
         run.model(result.predictor, result.example, outputs)
+
+
+def picture(result: Result) -> bytes:
+    """The overfitting curve as a PNG."""
+    title = f"{result.config.experiment}: {result.config.title()}"
+    return overfitting.png(overfitting.overfitting(result.metrics, result.summary, title))
 
 
 def note(result: Result) -> str:

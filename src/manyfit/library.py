@@ -1,0 +1,402 @@
+"""manyfit from Python: the trainings, errors and bits of the command, as objects that show themselves in a notebook."""
+
+import contextlib
+import ctypes
+import html
+import io
+import warnings
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manyfit.config.schema import Config, ConfigError, parse, refuse_passwords
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from hydra.core.config_loader import ConfigLoader
+    from numpy.typing import ArrayLike
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from manyfit.sweeps.parent import Child, Sweep
+    from manyfit.sweeps.reporting import Report
+    from manyfit.training.prepared import Result
+
+SHORT = {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay", "n_trials": "sweep.n_trials"}
+GROUPS = ("hidden", "activation", "dropout", "init", "sigma")  # keys of model=mlp, which another model does not have
+
+
+class Picture(bytes):
+    """A PNG that a notebook shows. `Path("run.png").write_bytes(picture)` keeps it."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that is over.
+
+    Attributes:
+        id: MLflow's, under which it is stored; None with tracking="off".
+        config: What it was.
+        result: Everything that is known of it.
+    """
+
+    id: str | None
+    config: Config
+    result: "Result"
+
+    @property
+    def curves(self) -> "pd.DataFrame":
+        """Every metric of every epoch: a row an epoch, 0 being the untrained network, a column a metric.
+
+        >>> run = fit("data=iris", epochs=3, tracking="off")
+        >>> run.curves[["loss/train", "loss/val"]].shape
+        (4, 2)
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(dict(self.result.metrics))
+        return frame.rename_axis("epoch")
+
+    @property
+    def verdict(self) -> str:
+        """How the curves are to be read, in a sentence."""
+        from manyfit import curves
+
+        return curves.sentence(self.result.summary)
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Measured once, with the weights of the best epoch: `{"loss/test": ..., "accuracy/test": ...}`."""
+        return dict(self.result.test)
+
+    def predict(self, x: "ArrayLike | pd.DataFrame") -> "np.ndarray":
+        """What the weights of the best epoch say.
+
+        Args:
+            x: (rows, features), raw, in the order of `result.features`; of a frame, its columns of these names.
+
+        Returns:
+            (rows, classes) probabilities, in the order of `result.classes`; of a regression (rows, 1) values.
+
+        Raises:
+            ValueError: x has other columns, or the network was let go: of a sweep, only the best are kept.
+
+        >>> run = fit("data=iris", epochs=3, tracking="off")
+        >>> run.predict([[5.1, 3.5, 1.4, 0.2]]).shape
+        (1, 3)
+        """
+        import numpy as np
+        import pandas as pd
+        import torch
+
+        if self.result.predictor is None:
+            raise ValueError("run must be one whose network was kept: of a sweep, those are the best. Train it by fit.")
+        if isinstance(x, pd.DataFrame):
+            missing = [name for name in self.result.features if name not in x.columns]
+            if missing:
+                raise ValueError(f"x must have the columns {', '.join(self.result.features)}, but has no {missing[0]}.")
+            x = x[list(self.result.features)].to_numpy()
+        rows = np.asarray(x, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
+            wide = len(self.result.features)
+            raise ValueError(
+                f"x must have the shape (rows, {wide}), but got {rows.shape}. Its columns are the features."
+            )
+        with torch.no_grad():
+            return self.result.predictor(torch.from_numpy(rows)).numpy()  # type: ignore[no-any-return]
+
+    def plot(self) -> Picture:
+        """Its overfitting curve, as its page in MLflow has it."""
+        from manyfit.training.recording import picture
+
+        return Picture(picture(self.result))
+
+    def _repr_html_(self) -> str:
+        test = ", ".join(f"{name} {value:.4g}" for name, value in self.test.items())
+        about = f"{self.config.experiment}: {self.config.title()}" + (f" ({self.id[:8]})" if self.id else "")
+        words = "".join(f"<p>{html.escape(line)}</p>" for line in (about, self.verdict, test))
+        return f'{words}<img src="data:image/png;base64,{b64encode(self.plot()).decode()}" width="720">'
+
+
+@dataclass(frozen=True)
+class Runs(Sequence[Run]):
+    """A sweep that is over: its runs, and what was found.
+
+    Attributes:
+        id: MLflow's, of the parent run.
+        runs: In the order of their jobs; without those that could not be trained.
+        report: What the terminal said; None if the study had been reported on before.
+    """
+
+    id: str | None
+    runs: tuple[Run, ...]
+    report: "Report | None"
+
+    def __getitem__(self, index: Any) -> Any:
+        """A run, or some."""
+        return self.runs[index]
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.runs)
+
+    def best(self) -> Run:
+        """The best run of the setting that is recommended.
+
+        Raises:
+            ValueError: There is none: no run has a value, or what varies cannot be compared.
+        """
+        row = self.report.row if self.report else None
+        if row is None or row.config is None or row.result is None:
+            raise ValueError("runs must have a best one, but none has a value that can be compared. See its note.")
+        return Run(row.run.run_id if row.run else None, row.config, row.result)
+
+    def table(self) -> "pd.DataFrame":
+        """A row for each setting, best first: its values, the objective's mean and interval over seeds."""
+        import pandas as pd
+
+        from manyfit.sweeps import reporting
+
+        return pd.read_csv(io.StringIO(reporting.table_csv(self.report.settings if self.report else [])))
+
+    def _repr_html_(self) -> str:
+        from manyfit.sweeps import reporting
+
+        said = reporting.note(self.report) if self.report else "The study had been reported on before."
+        return f"<pre>{html.escape(said)}</pre>{self.table().to_html(index=False)}"
+
+
+def fit(
+    *overrides: str, model: "type[nn.Module] | str | None" = None, data: Any = None, target: str = "y", **settings: Any
+) -> Run:
+    """Train one network, and track it as `python run.py` does.
+
+    Args:
+        overrides: As on the command line: `"optimizer=adam"`, `"data=digits"`.
+        model: An option of conf/model, or a class of your own: `nn.Module` that takes `in_features` and `out_features`.
+        data: An option of conf/data; a frame with a column named `target`; or `(x, y)`, x (rows, features), y (rows,).
+            What is in memory is kept as a file under mlruns/data, so that the run can be made again.
+        target: The column to predict.
+        settings: Any other key, such as `epochs=50`, `lr=1e-3`, `tracking="off"`.
+
+    Raises:
+        ConfigError: Something cannot be used; no run exists then. It is a ValueError.
+        TrainingError: The training came to a bad end; its run says so.
+        KeyboardInterrupt: The run is KILLED and keeps its epochs.
+
+    >>> run = fit("optimizer=adam", data="iris", epochs=3, tracking="off")
+    >>> sorted(run.test)
+    ['accuracy/test', 'loss/test']
+    """
+    given, trusted = _overrides(overrides, model, data, target, settings)
+    with _hydra(given) as loader:
+        cfg = _composed(loader, given, trusted, multirun=False)
+    config = parse(cfg, cfg.hydra.runtime.choices)
+    from manyfit import app
+
+    _say_if_late()
+    result, run = app.fit(config, says=False)
+    return Run(run.run_id, config, result)
+
+
+def grid(*overrides: str, model: Any = None, data: Any = None, target: str = "y", **settings: Any) -> Runs:
+    """Train every combination of the values given, as populations, and report: `python run.py -m ...`.
+
+    Args:
+        overrides: As on the command line: `"optimizer.lr=1e-3,1e-2"`, `"seed=range(8)"`.
+        model: See `fit`.
+        data: See `fit`.
+        target: See `fit`.
+        settings: See `fit`; a list is values to try: `lr=[1e-3, 1e-2]`.
+
+    Raises:
+        ConfigError: Some cannot be run, and nothing was.
+        TrainingError: Some failed; the parent run says which.
+
+    >>> runs = grid("data=iris", "seed=range(2)", lr=[0.01, 0.1], epochs=3, tracking="off")
+    >>> len(runs), runs.best().config.optimizer.lr in (0.01, 0.1)
+    (4, True)
+    """
+    given, trusted = _overrides(overrides, model, data, target, settings)
+    from hydra_plugins.manyfit.grid import GridSweeper
+
+    _say_if_late()
+    with _hydra(given) as loader:
+        sweeper = _set_up(GridSweeper(None), loader, given, trusted)
+        return _runs(sweeper.train(sweeper.config, [*given, *trusted], 0, says=False))
+
+
+def search(*overrides: str, model: Any = None, data: Any = None, target: str = "y", **settings: Any) -> Runs:
+    """Search a space by Optuna, confirm what is best on fresh seeds, and report: `python run.py sweep=...`.
+
+    Args:
+        overrides: As on the command line: `"sweep=lr_batch_size"`, or `"model.dropout=interval(0,0.6)"`.
+        model: See `fit`.
+        data: See `fit`.
+        target: See `fit`.
+        settings: See `fit`; `n_trials=64`.
+
+    Raises:
+        ConfigError: Something cannot be used; there is no study then.
+        TrainingError: Trials failed; the study goes on when asked again.
+
+    >>> found = search("data=iris", "optimizer.lr=choice(0.01,0.1)", n_trials=2, epochs=2, tracking="off")
+    >>> found.best().config.optimizer.lr in (0.001, 0.01, 0.1)
+    True
+    """
+    given, trusted = _overrides(overrides, model, data, target, settings)
+    from hydra_plugins.manyfit.optuna_study import OptunaStudy
+
+    _say_if_late()
+    with _hydra(given) as loader:
+        done = _set_up(OptunaStudy(), loader, given, trusted).search([*given, *trusted], says=False)
+    return _runs(done) if done else Runs(None, (), None)
+
+
+def runs(experiment: str | None = None, where: str = "", uri: str | None = None) -> "pd.DataFrame":
+    """Stored runs, a row each: id, experiment, name, status, when it began, what it was, what was measured last.
+
+    Args:
+        experiment: Its name; None: of all.
+        where: A filter, such as `"optimizer = 'adam' and optimizer.lr = '0.001' and accuracy/test > 0.9"`, or MLflow's.
+        uri: The store; None: `mlruns/` here, or MLFLOW_TRACKING_URI.
+
+    Raises:
+        ValueError: There is no such experiment, the store does not answer, or MLflow does not understand the filter.
+    """
+    from manyfit.tracking import tracker
+
+    return tracker.table(uri, Path.cwd(), experiment, where)
+
+
+def histories(ids: "Sequence[str] | pd.DataFrame", uri: str | None = None) -> "pd.DataFrame":
+    """The curves of stored runs: a row for each run and epoch, a column for each metric.
+
+    Args:
+        ids: MLflow's, or what `runs` gave.
+        uri: See `runs`.
+
+    Raises:
+        ValueError: The store does not answer.
+    """
+    from manyfit.tracking import tracker
+
+    return tracker.histories(uri, Path.cwd(), list(ids if isinstance(ids, Sequence) else ids["id"]))
+
+
+def _overrides(
+    overrides: Sequence[str], model: Any, data: Any, target: str, settings: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """As on the command line; and what a class of the caller's own needs to be trusted."""
+    given, trusted = list(overrides), []
+    if isinstance(model, type):
+        if "<locals>" in model.__qualname__:
+            raise ConfigError(f"model must be a class at the top of a module, but got {model.__qualname__}.")
+        given += [f"model._target_={model.__module__}.{model.__qualname__}", *(f"~model.{key}" for key in GROUPS)]
+        trusted = [f"trusted=[{model.__module__}]"]
+    elif model is not None:
+        given.append(f"model={model}")
+    if isinstance(data, str):
+        given.append(f"data={data}")
+    elif data is not None:
+        given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={target}"]
+    return [*given, *(f"{SHORT.get(key, key)}={_text(value)}" for key, value in settings.items())], trusted
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _kept(data: Any, target: str) -> Path:
+    """A frame, or (x, y), as a file that is named after what is in it."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        frame = data
+    else:
+        x, y = data
+        frame = x if isinstance(x, pd.DataFrame) else pd.DataFrame(np.asarray(x)).rename(columns="x{}".format)
+        frame = frame.assign(**{target: np.asarray(y)})
+    content = io.BytesIO()
+    frame.to_parquet(content, index=False)
+    path = Path("mlruns/data") / f"{sha256(content.getvalue()).hexdigest()[:16]}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+@contextlib.contextmanager
+def _hydra(given: Sequence[str]) -> Iterator["ConfigLoader"]:
+    """Hydra on our conf/, whatever else the caller's process uses it for; it refuses in our words."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from hydra_plugins.manyfit.starting import hydra_on, in_our_words
+
+    theirs, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().hydra = None
+    refuse_passwords(dict(override.partition("=")[::2] for override in given))
+    try:
+        with hydra_on(_conf(), None) as hydra, in_our_words(hydra.config_loader, given):
+            yield hydra.config_loader
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
+
+
+def _say_if_late() -> None:
+    """MKL is told how to choose its kernels when manyfit is imported, and listens until it has computed something."""
+    import torch
+
+    library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
+    mode = getattr(ctypes.CDLL(str(library)), "mkl_serv_cbwr_get", None) if library.exists() else None
+    if mode is not None and mode(1) == 1:  # off; another processor's torch has another library
+        warnings.warn(
+            "torch had computed before manyfit was imported: curves may differ in their last bits from the command's. "
+            "Import manyfit first, or set MKL_CBWR=AUTO in the environment.",
+            stacklevel=3,
+        )
+
+
+def _conf() -> Path:
+    return Path(__file__).parents[2] / "conf"
+
+
+def _composed(loader: "ConfigLoader", given: list[str], trusted: list[str], *, multirun: bool) -> "DictConfig":
+    """What the command would compose, after it refused what it refuses."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from hydra_plugins.manyfit.starting import mode_of
+
+    mode_of(loader, given, multirun)
+    cfg = loader.load_configuration("config", [*given, *trusted], RunMode.MULTIRUN if multirun else RunMode.RUN)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def _set_up(sweeper: Any, loader: "ConfigLoader", given: list[str], trusted: list[str]) -> Any:
+    """A sweeper, as Hydra sets it up."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.types import HydraContext
+
+    cfg = _composed(loader, given, trusted, multirun=True)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    sweeper.setup(hydra_context=context, task_function=None, config=cfg)
+    return sweeper
+
+
+def _runs(sweep: "Sweep") -> Runs:
+    children: list[Child] = [child for _, child in sorted(sweep.children.items()) if child.result]
+    found = tuple(Run(child.run.run_id, child.config, child.result) for child in children if child.result)
+    return Runs(sweep.parent.run_id, found, sweep.report)

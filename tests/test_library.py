@@ -1,0 +1,201 @@
+"""manyfit from Python: what the command does, as objects, with nothing of the process changed."""
+
+import doctest
+import gc
+import inspect
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from sklearn.datasets import load_diabetes, load_wine
+from torch import Tensor, nn
+
+import manyfit as mf
+from conftest import Compose, assert_same_bits
+from manyfit import library
+from manyfit.tracking.reading import filtered
+from manyfit.training.fitting import fit
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Own(nn.Module):
+    """A model of the caller's."""
+
+    def __init__(self, in_features: int, out_features: int, width: int = 8, interrupt: bool = False) -> None:
+        super().__init__()
+        self.layers, self.interrupt = nn.Sequential(nn.Linear(in_features, width), nn.ELU()), interrupt
+        self.output = nn.Linear(width, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, features) -> (rows, classes)."""
+        if self.interrupt and self.training and torch.is_grad_enabled():
+            raise KeyboardInterrupt
+        return self.output(self.layers(x))
+
+
+def test_every_example_is_true() -> None:
+    """Those of the docstrings; every public name has a docstring."""
+    assert doctest.testmod(library).failed == 0
+    assert all(inspect.getdoc(getattr(mf, name)) for name in mf.__all__)
+
+
+def test_the_same_bits_as_the_command(composed: Compose) -> None:
+    """Of a single run, and of members of a grid."""
+    (expected,) = fit([composed("data=wine", "epochs=3", "optimizer.lr=0.01", "seed=1")])
+    assert_same_bits(mf.fit("data=wine", lr=0.01, seed=1, epochs=3, tracking="off").result, expected)
+    runs = mf.grid("seed=range(3)", data="wine", lr=[0.01, 0.1], epochs=3, tracking="off")
+    (same,) = (run for run in runs if (run.config.seed, run.config.optimizer.lr) == (1, 0.01))
+    for name in set(expected.metrics) - {"time/seconds"}:
+        np.testing.assert_array_equal(same.result.metrics[name], expected.metrics[name])
+
+
+def test_what_is_stored_is_found_again() -> None:
+    """By bare names; curves by epoch; the best run is one of them."""
+    runs = mf.grid("optimizer=sgd,adam", "seed=range(2)", data="iris", epochs=4)
+    frame = mf.runs(where="optimizer = 'adam' and accuracy/test >= 0 and epochs = '4'")
+    assert list(frame["optimizer"]) == ["adam"] * 2
+    assert set(mf.runs("iris")["id"]) == {run.id for run in runs}
+    histories = mf.histories(frame)
+    assert len(histories) == 2 * 5
+    (of_one,) = (run for run in runs if run.id == frame["id"][0])
+    stored = histories[histories["id"] == of_one.id]["loss/val"]
+    np.testing.assert_array_equal(stored, of_one.curves["loss/val"])
+    assert runs.best().id in set(frame["id"]) | {run.id for run in runs}
+    assert list(runs.table()["n"]) == [2, 2]
+    with pytest.raises(ValueError, match="experiment must be one of .*iris.*, but got 'nothing'"):
+        mf.runs("nothing")
+
+
+@pytest.mark.parametrize(
+    ("where", "theirs"),
+    [
+        ("optimizer = 'adam'", "tags.`optimizer` = 'adam'"),
+        (
+            "optimizer.lr='0.1' and accuracy/test > 0.9",
+            "params.`optimizer.lr` ='0.1' and metrics.`accuracy/test` > 0.9",
+        ),
+        ("params.`optimizer.lr` = '0.1'", "params.`optimizer.lr` = '0.1'"),
+        ("metrics.x > 1 and seed = '3'", "metrics.x > 1 and params.`seed` = '3'"),
+    ],
+)
+def test_a_filter_of_bare_names(where: str, theirs: str) -> None:
+    """A metric's has a slash, a param's a dot; MLflow's own way of saying it stays."""
+    assert filtered(where).replace(" ", "") == theirs.replace(" ", "")
+
+
+def test_ones_own_data_and_model() -> None:
+    """A frame, arrays, a class; what is in memory is kept as a file, so that the run can be made again."""
+    x, y = load_wine(return_X_y=True, as_frame=True)
+    run = mf.fit(model=Own, data=(x, y), epochs=3, tracking="off")
+    assert isinstance(run.result.predictor.network, Own)
+    np.testing.assert_allclose(run.predict(x).sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(run.predict(x[x.columns[::-1]]), run.predict(x.to_numpy()))
+    again = mf.fit(
+        f"data.path={run.config.data.arguments['path']}", "data.target=y", data="csv", epochs=1, tracking="off"
+    )
+    assert len(again.result.features) == x.shape[1]
+    values = mf.fit(data=load_diabetes(as_frame=True, scaled=False).frame, target="target", epochs=2, tracking="off")
+    assert values.predict(np.zeros((2, 10))).shape == (2, 1)
+
+
+def test_what_is_refused_is_refused_in_the_commands_words() -> None:
+    """As a ConfigError, which is a ValueError; nothing is written."""
+
+    class Local(Own):
+        pass
+
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"lr": -1}, "optimizer.lr must be > 0, but got -1"),
+        ({"optimizer": "adma"}, r"optimizer must be one of .*, but got adma. Did you mean adam\?"),
+        ({"optimzer": "adam"}, r"optimzer must be a key of the config, .* Did you mean optimizer\?"),
+        ({"model": Local}, "model must be a class at the top of a module"),
+        ({"seed": [1, 2]}, "seed must be one value in a single run, but got 1,2"),
+    ]
+    for given, words in refused:
+        with pytest.raises(mf.ConfigError, match=words):
+            mf.fit(**given)
+    assert not Path("mlruns").exists()
+
+
+def test_predict_says_what_it_needs() -> None:
+    """Columns by name, or their number."""
+    run = mf.fit(data="iris", epochs=1, tracking="off")
+    with pytest.raises(ValueError, match=r"x must have the shape \(rows, 4\), but got \(1, 3\)"):
+        run.predict([[1, 2, 3]])
+    with pytest.raises(ValueError, match="x must have the columns .*, but has no"):
+        run.predict(pd.DataFrame({"a": [1.0]}))
+
+
+def test_they_show_themselves() -> None:
+    """A run with its picture, a sweep with its table; a picture is a PNG."""
+    run = mf.fit(data="iris", epochs=2, tracking="off")
+    assert run.plot().startswith(b"\x89PNG")
+    assert "data:image/png;base64," in run._repr_html_()
+    assert run.verdict in run._repr_html_()
+    runs = mf.grid(data="iris", lr=[0.01, 0.1], epochs=2, tracking="off")
+    assert "<table" in runs._repr_html_()
+
+
+def _process() -> dict[str, Any]:
+    """What a library has to leave as it found it."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "default dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "torch's random numbers": torch.get_rng_state().tolist(),
+        "NumPy's": np.random.get_state()[1].tolist(),
+        "collector": (gc.isenabled(), gc.get_threshold()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "levels": [logging.getLogger(name).level for name in ("", "pytorch_lightning", "lightning_fabric", "mlflow")],
+        "filters": list(warnings.filters),
+        "folder": Path.cwd(),
+        "hydra": GlobalHydra.instance().hydra,
+        "recursion": sys.getrecursionlimit(),
+    }
+
+
+def test_nothing_of_the_process_is_changed() -> None:
+    """By a run, a grid and a refusal."""
+    mf.fit(data="iris", epochs=1, tracking="off")  # what is imported at first sets things of its own
+    before = _process()
+    mf.fit(data="iris", epochs=2, tracking="off")
+    mf.grid(data="iris", seed=[1, 2], epochs=2)
+    with pytest.raises(mf.ConfigError):
+        mf.fit(lr=-1)
+    assert _process() == before
+
+
+def test_ctrl_c_is_keyboard_interrupt() -> None:
+    """The run is KILLED, and the process goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        mf.fit("+model.interrupt=true", model=Own, data="iris", epochs=2)
+    assert list(mf.runs()["status"]) == ["KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("first", "warned"), [("import torch", False), ("import torch; torch.ones(50, 60) @ torch.ones(60, 70)", True)]
+)
+def test_torch_before_manyfit(tmp_path: Path, first: str, warned: bool) -> None:
+    """The same bits, or what to do."""
+    code = f"{first}\nimport manyfit as mf\nmf.fit(data='iris', epochs=1, tracking='off')"
+    bare = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert ("Import manyfit first" in done.stderr) == warned
