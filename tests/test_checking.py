@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Compose
+from conftest import Compose, command
 from manyfit.config.schema import ConfigError
 from manyfit.sweeps.checking import Checked, check
-from test_cli import command
 from test_launcher import children
 
 SMALL = ("data=wine", "model.hidden=[4]")

@@ -14,23 +14,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from conftest import ROOT, epochs_stored
+from conftest import ROOT, command, epochs_stored
 from manyfit import cli
 
 RUN = str(ROOT / "run.py")
 SMALL = ["data=iris", "epochs=3", "model.hidden=[8]"]
-
-
-def command(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, RUN, *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def client(folder: Path) -> MlflowClient:

@@ -10,13 +10,13 @@ from hydra.types import RunMode
 from mlflow.entities import Run
 from omegaconf import OmegaConf, open_dict
 
-from conftest import CONF, ROOT, Compose
+from conftest import CONF, ROOT, Compose, command
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
 from hydra_plugins.manyfit.grid import jobs_of
 from manyfit.config.schema import ConfigError
 from manyfit.sweeps.parent import Sweep
-from test_cli import client, command, runs
+from test_cli import client, runs
 
 GRID = ["-m", "data=iris", "epochs=3", "model.hidden=[8]", "optimizer=sgd,adam", "optimizer.lr=1e-3,3e-2", "seed=0,1"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from conftest import Compose
+from conftest import Compose, command
 from manyfit import resume
 from manyfit.config.schema import ConfigError
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
-from test_cli import SMALL, client, command, runs
+from test_cli import SMALL, client, runs
 
 
 def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> None:
