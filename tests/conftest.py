@@ -82,21 +82,25 @@ SERVER.set_forkserver_preload(
 )
 
 
-def command(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, *overrides: str, run: Path = ROOT / "run.py", seconds: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python run.py` in a process of its own, a fork of one that has imported what takes seconds."""
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
-        given = (list(overrides), str(folder), {**os.environ, **environment}, str(out), str(err))
+        given = (run, list(overrides), str(folder), {**os.environ, **environment}, str(out), str(err))
         process = SERVER.Process(target=_be_the_command, args=given)
         process.start()
-        process.join(120)
+        process.join(seconds)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(list(overrides), 120, err.read_text())
+            raise subprocess.TimeoutExpired(list(overrides), seconds, err.read_text())
         return subprocess.CompletedProcess(list(overrides), process.exitcode, out.read_text(), err.read_text())
 
 
-def _be_the_command(overrides: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
+def _be_the_command(
+    run: Path, overrides: list[str], folder: str, environment: dict[str, str], out: str, err: str
+) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -104,7 +108,8 @@ def _be_the_command(overrides: list[str], folder: str, environment: dict[str, st
         os.dup2(os.open(path, flags | os.O_CREAT, 0o600), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # for good
     warnings.resetwarnings()
-    sys.argv, sys.path[0] = [str(ROOT / "run.py"), *overrides], str(ROOT)
+    sys.argv, sys.path[0] = [str(run), *overrides], str(run.parent)
+    sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

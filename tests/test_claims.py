@@ -1,9 +1,7 @@
 """Claims: statistics against closed forms and scipy, the three answers, and an experiment from command to verdict."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, options
+from conftest import ROOT, command, options
 from manyfit.config.schema import ConfigError
 from manyfit.experiments import charts, claims, runs, verdict
 from manyfit.experiments.claims import Chart, Region, Run, Series
@@ -190,10 +188,7 @@ def own(folder: Path, change: tuple[str, str] = ("", "")) -> subprocess.Complete
     (folder / "experiment").mkdir()
     (folder / "experiment" / "wine_width.yaml").write_text(blocks["yaml"])
     (folder / "mychecks.py").write_text(blocks["python"].replace(*change))
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), f"--config-dir={folder}", "experiment=wine_width"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return command(folder, f"--config-dir={folder}", "experiment=wine_width", PYTHONPATH=str(folder))
 
 
 def test_the_readmes_own_experiment(tmp_path: Path) -> None:
@@ -221,14 +216,7 @@ def test_a_claim_that_raises_loses_nothing(tmp_path: Path) -> None:
 def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list]:
     """The folder, the output and the runs of all quick versions in one command, which ends with their table."""
     folder = tmp_path_factory.mktemp("course")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "experiment=all", "quick=true"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = command(folder, "experiment=all", "quick=true", seconds=400)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, stored_runs(folder)
 

@@ -27,7 +27,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from conftest import CONF, ROOT, Compose, made, options
+from conftest import CONF, ROOT, Compose, command, made, options
 from manyfit.config import schema as configuration
 from manyfit.config.schema import Config, ConfigError, TrainingError, with_seed
 from manyfit.progress import Screen
@@ -677,11 +677,11 @@ def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> Non
     process.kill()
     process.wait()
     assert 4 <= done(tmp_path) < 12
-    subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    command(tmp_path, *COMMAND[2:]).check_returncode()
     check(shared(tmp_path), 12)
     assert all(len(trial.intermediate_values) == 21 for trial in shared(tmp_path) if not lost(trial))
     stored = {run.info.run_id for run in runs(tmp_path)}
-    third = subprocess.run(COMMAND, cwd=tmp_path, check=True, timeout=120, capture_output=True, text=True)
+    third = command(tmp_path, *COMMAND[2:])
     told = re.search(r"shared has its 12 trials; run (\w{8}) reports on them", third.stdout)
     assert told
     assert {run.info.run_id for run in runs(tmp_path)} == stored
@@ -722,8 +722,7 @@ def test_two_processes_share_one_study_in_postgresql(tmp_path: Path, monkeypatch
 def test_a_password_in_the_storage_is_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     url = "postgresql+psycopg://me:hunter2@localhost/db"
-    line = [sys.executable, str(ROOT / "run.py"), "sweep=lr", f"sweep.storage='{url}'"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = command(tmp_path, "sweep=lr", f"sweep.storage='{url}'")
     assert done.returncode == 1
     assert "sweep.storage must hold no password" in done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="ignore")]

@@ -1,16 +1,14 @@
 """Passwords: what is taken for one, how text is shown without it, and that none gets to disk or screen."""
 
-import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, command
 from manyfit.config.secrets import held_by, mask
 
 CANARY = "Kanarienvogel"
@@ -62,14 +60,8 @@ def test_held_by(tree: dict[str, Any], keys: list[str]) -> None:
 def _command(
     folder: Path, *arguments: str, run: Path = ROOT / "run.py", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, str(run), *arguments],
-        cwd=folder,
-        capture_output=True,
-        timeout=400,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    done = command(folder, *arguments, run=run, seconds=400, **environment)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.encode(), done.stderr.encode())
 
 
 def _leaks(folder: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:

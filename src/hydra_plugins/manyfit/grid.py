@@ -78,6 +78,7 @@ class GridSweeper(BasicSweeper):
         from manyfit import app
 
         assert self.hydra_context is not None
+        most, workers = limits(cfg.hydra.launcher)
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
             raise ConfigError("experiment must be one of them, or all, but got several: each is a sweep of its own.")
@@ -94,7 +95,7 @@ class GridSweeper(BasicSweeper):
             return composer.load(job, 0).config()
 
         def train(sweep: "Sweep", accepted: list[list[str]]) -> None:
-            sweep.max_members, sweep.workers = limits(cfg.hydra.launcher)
+            sweep.max_members, sweep.workers = most, workers
             folder = Path(cfg.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")

@@ -46,7 +46,7 @@ class OptunaStudy(Sweeper):
         """The sweep; None where an earlier one has reported on the whole study; `says`: print the report."""
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
+        launching, loader = limits(self.config.hydra.launcher), self.hydra_context.config_loader
         parse = OverridesParser.create(config_loader=loader).parse_overrides
         given = parse(arguments)
         fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
@@ -62,7 +62,7 @@ class OptunaStudy(Sweeper):
             swept = [o for o in given if o.is_sweep_override()]
             swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
             jobs = Composer(loader, self.config).jobs
-            return rounds.run(self._compose, swept, fixed, jobs, screen, limits(self.config.hydra.launcher))
+            return rounds.run(self._compose, swept, fixed, jobs, screen, launching)
 
     def _about(self, fixed: Sequence[str]) -> str:
         """What is searched, in a line."""
