@@ -12,16 +12,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from nbclient import NotebookClient
 from sklearn.datasets import load_diabetes, load_wine
 from torch import Tensor, nn
 
 import manyfit as mf
-from conftest import Compose, assert_same_bits
+from conftest import ROOT, Compose, assert_same_bits
 from manyfit import library
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
@@ -199,3 +201,13 @@ def test_torch_before_manyfit(tmp_path: Path, first: str, warned: bool) -> None:
         [sys.executable, "-c", code], env=bare, capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert ("Import manyfit first" in done.stderr) == warned
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path) -> None:
+    """docs/notebook.ipynb runs from top to bottom, and shows what it says."""
+    book = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/png;base64" in data.get("text/html", "") for data in shown) == 2
+    assert sum("<table" in data.get("text/html", "") for data in shown) >= 4
