@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch, as manyfit itself does
 
@@ -29,6 +30,7 @@ from torch import nn
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
 from manyfit.config.schema import Config
+from manyfit.experiments import claims
 from manyfit.training.prepared import Result
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
@@ -51,6 +53,11 @@ def assert_same_bits(a: Result, b: Result) -> None:
         np.testing.assert_array_equal(a.metrics[name], b.metrics[name], err_msg=name)
     assert torch.equal(a.weights, b.weights)
     assert a.test == b.test
+
+
+def judged_by(name: str) -> ModuleType:
+    """What judges one of our experiments: the file beside its YAML."""
+    return claims.load(ROOT / "experiments" / f"{name}.py")
 
 
 def made(config: Config, end: float) -> Result:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, command, options
+from conftest import CONF, ROOT, command, judged_by, options
 from manyfit.config.schema import ConfigError
-from manyfit.experiments import charts, claims, runs, verdict
-from manyfit.experiments.claims import Chart, Region, Run, Series
-from manyfit.experiments.course import overfitting
-from manyfit.experiments.course.generalisation import descends_again
+from manyfit.experiments import Chart, Region, Run, Series, charts, claims, runs, verdict
 from manyfit.plots.overfitting import png
 from manyfit.statistics import POSITIVE, effect
 from test_cli import runs as stored_runs
+
+overfitting = judged_by("overfitting").overfitting
+descends_again = judged_by("overfitting").descends_again
 
 SEEDS = range(8)
 
@@ -176,8 +176,8 @@ def test_charts_draw_what_they_are_given() -> None:
 @pytest.mark.parametrize("name", ["nothing_of_that_name", "os.system", "manyfit.statistics.effect"])
 def test_only_judges_are_let_through(name: str) -> None:
     """What is not trusted, is not there, or is not annotated to return a Verdict, is refused by the key's name."""
-    with pytest.raises(ConfigError, match=r"^claim must (name a function|be of a module)"):
-        claims.find(name)
+    with pytest.raises(ConfigError, match=r"^claim must (name a function|be of a module|be one of batch_size, )"):
+        claims.find(name, [CONF])
 
 
 def own(folder: Path, change: tuple[str, str] = ("", "")) -> subprocess.CompletedProcess[str]:

@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.experiments import charts
-from manyfit.experiments.claims import Run, Verdict
-from manyfit.experiments.course import batch_size, dropout, minibatch_parallel, optimizers
-from manyfit.experiments.course.masks import PASSES, masked
-from manyfit.experiments.course.steps import noise_of, speed
+from conftest import judged_by
+from manyfit.experiments import Run, Verdict, charts
 from manyfit.experiments.runs import in_unit
 from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss
 from manyfit.models import MLP, Predictor
 from manyfit.plots.overfitting import png
+
+batch_size = judged_by("batch_size").batch_size
+dropout = judged_by("dropout").dropout
+minibatch_parallel = judged_by("minibatch_parallel").minibatch_parallel
+optimizers = judged_by("optimizers").optimizers
+PASSES = judged_by("dropout").PASSES
+masked = judged_by("dropout").masked
+noise_of = judged_by("batch_size").noise_of
+speed = judged_by("minibatch_parallel").speed
 
 TRUE, FALSE, UNCLEAR = 1.0, -1.0, 0.0
 ANSWERS = [(TRUE, "holds"), (FALSE, "fails"), (UNCLEAR, "undecided")]

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from manyfit.experiments.claims import Run
-from manyfit.experiments.course import dying_relu, vanishing_gradient, zero_centred
+from conftest import judged_by
+from manyfit.experiments import Run
+
+dying_relu = judged_by("dying_relu").dying_relu
+vanishing_gradient = judged_by("vanishing_gradient").vanishing_gradient
+zero_centred = judged_by("zero_centred").zero_centred
 
 SEEDS = range(8)
 

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.experiments.claims import Run, Verdict
-from manyfit.experiments.course import early_stopping, learning_rate, losses, nonlinearity, perceptron, relu_convergence
+from conftest import judged_by
+from manyfit.experiments import Run, Verdict
+
+early_stopping = judged_by("early_stopping").early_stopping
+learning_rate = judged_by("learning_rate").learning_rate
+losses = judged_by("losses").losses
+nonlinearity = judged_by("nonlinearity").nonlinearity
+perceptron = judged_by("perceptron").perceptron
+relu_convergence = judged_by("relu_convergence").relu_convergence
 
 Made = Callable[[float | None], list[Run]]
 TRUE, FALSE = 1.0, 0.0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Compose
+from conftest import CONF, Compose
 from manyfit.config.schema import ConfigError
 from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment, reached
@@ -58,7 +58,7 @@ def test_the_best_rate_is_trained_again_on_fresh_seeds(
     usual = composed(*common, "optimizer.lr=1e-2")
     with Sweep("tuned", configs[0]) as sweep:
         sweep.train(configs)
-        claim = claims.find("perceptron")
+        claim = claims.find("perceptron", [CONF])
         experiment = Experiment("mine", claim, ("optimizer.lr",), "loss/train", seeds=3, beside=(usual,))
         told = experiment._retrain(sweep)
         again = [child for number, child in sweep.children.items() if number not in configs]
@@ -75,7 +75,7 @@ def test_the_best_rate_is_trained_again_on_fresh_seeds(
 
 def test_a_claim_about_classes_refuses_numbers(composed: Compose) -> None:
     """Before anything is run; and a claim needs two runs."""
-    experiment = Experiment("perceptron", claims.find("perceptron"))
+    experiment = Experiment("perceptron", claims.find("perceptron", [CONF]))
     classes, numbers = (
         [composed("model=perceptron", f"data={data}", f"seed={s}") for s in range(2)] for data in ("iris", "diabetes")
     )

@@ -9,6 +9,11 @@ from torch.nn import functional as F
 CLASSIFICATION, REGRESSION = "classification", "regression"
 
 
+def sigmoid(z: Tensor) -> Tensor:
+    """`1 / (1 + e^-z)`. torch's own rounds the last few elements of a tensor otherwise than the rest."""
+    return torch.exp(-z).add_(1).reciprocal_()
+
+
 class Loss(ABC):
     """A loss per example, and the task it suits. Means are taken by whoever knows the weights of the rows."""
 
@@ -90,6 +95,22 @@ class BCE(Loss):
         return torch.logit(targets.float().mean())[None]
 
 
+class SquaredProbability(BCE):
+    """`(p - y)^2` of one logit, with `p = sigmoid(z)`. Source: Brier 1950, halved to the one probability."""
+
+    unit = "squared error"
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return (sigmoid(outputs.squeeze(-1)) - targets.to(outputs.dtype)).square()
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """By the logit: `2 (p - y) p (1 - p)`, which vanishes where a wrong answer is certain."""
+        p = sigmoid(outputs)
+        error = p - targets[..., None].to(outputs.dtype)
+        return error.squeeze(-1).square(), 2 * error * p * (1 - p)
+
+
 class MSE(Loss):
     """Squared error `(z - y)^2`, in units of the (standardised) target, squared."""
 
@@ -132,11 +153,6 @@ class Huber(Loss):
     def constant(self, targets: Tensor) -> Tensor:
         """The median: near the best constant for every delta."""
         return targets.median()[None]
-
-
-def sigmoid(z: Tensor) -> Tensor:
-    """`1 / (1 + e^-z)`. torch's own rounds the last few elements of a tensor otherwise than the rest."""
-    return torch.exp(-z).add_(1).reciprocal_()
 
 
 def auto(task: str, classes: int) -> Loss:

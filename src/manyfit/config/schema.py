@@ -29,7 +29,11 @@ ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("trusted", "tune", "tune_by", "tune_beside"),
 )
-RENAMED = {"manyfit.sources": "manyfit.data.sources", "manyfit.claims": "manyfit.experiments"}  # in stored configs
+RENAMED = {  # since configs were stored
+    "manyfit.sources": "manyfit.data.sources",
+    "manyfit.claims.course.squared": "manyfit.losses",
+    "manyfit.claims": "manyfit.experiments",
+}
 TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
 
 

@@ -1,65 +1,64 @@
 """Claims put to the test: from the finished runs of an experiment, read back from the store, to a verdict."""
 
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from manyfit.config.schema import ConfigError, require_trusted, today
-from manyfit.experiments.runs import Run, by, curve, differences, line, parsed
-from manyfit.experiments.verdict import Chart, Region, Series, Verdict, about, all_of, decide, holm, with_networks
-from manyfit.statistics import Effect, effect
+from manyfit.experiments.runs import Run, parsed
+from manyfit.experiments.verdict import Verdict
 
 if TYPE_CHECKING:
     from manyfit.tracking.reading import StoredRun
     from manyfit.training.prepared import Job, Result
 
-__all__ = [
-    "Chart",
-    "Claim",
-    "Effect",
-    "Region",
-    "Run",
-    "Series",
-    "Verdict",
-    "about",
-    "all_of",
-    "by",
-    "curve",
-    "decide",
-    "differences",
-    "effect",
-    "find",
-    "holm",
-    "line",
-    "looks_at_networks",
-    "runs_of",
-    "task_of",
-    "with_networks",
-]
-
 Claim = Callable[[Sequence[Run]], Verdict]
 
 
-def find(name: str, trusted: Sequence[str] = ()) -> Claim:
-    """The function that judges a claim: one of `manyfit.experiments.course`, or your own by its dotted name.
+def find(name: str, folders: Sequence[Path], trusted: Sequence[str] = ()) -> Claim:
+    """The function that judges a claim.
 
     Args:
-        name: Of the claim.
-        trusted: See `config.require_trusted`.
+        name: Of a function in the file of that name beside the experiments' YAMLs, or your own by its dotted name.
+        folders: Of the groups of options, such as conf/.
+        trusted: See `config.require_trusted`; a file beside a YAML that was chosen is trusted.
 
     Raises:
         ConfigError: There is none, its module is not trusted, or it is not annotated to return a Verdict.
     """
-    path = name if "." in name else f"manyfit.experiments.course.{name}"
-    require_trusted(path, "claim", trusted)
+    files = [folder / "experiment" / f"{name}.py" for folder in folders]
     try:
-        found = pkgutil.resolve_name(today(path))
+        if "." in name:
+            require_trusted(name, "claim", trusted)
+            found = pkgutil.resolve_name(today(name))
+        else:
+            found = getattr(load(next(file for file in files if file.exists())), name)
+    except StopIteration:
+        known = sorted(file.stem for folder in folders for file in (folder / "experiment").glob("*.py"))
+        raise ConfigError(
+            f"claim must be one of {', '.join(known)}, or the dotted name of a function of yours, but got {name!r}."
+        ) from None
     except (ImportError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"claim must name a function that can be imported, but got {name!r} ({error}).") from None
     if not (inspect.isfunction(found) and inspect.get_annotations(found, eval_str=True).get("return") is Verdict):
         raise ConfigError(f"claim must name a function that is annotated to return a Verdict, but got {name!r}.")
     return found
+
+
+def load(file: Path) -> ModuleType:
+    """The module of a file that lies beside an experiment's YAML."""
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def task_of(claim: Claim) -> str | None:

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -12,10 +13,12 @@ from omegaconf import DictConfig
 
 from manyfit.config.schema import Config, ConfigError, with_seed
 from manyfit.experiments import claims
+from manyfit.experiments.runs import Run
 from manyfit.progress import Screen
 
 if TYPE_CHECKING:
-    from manyfit.experiments.claims import Claim, Verdict
+    from manyfit.experiments.claims import Claim
+    from manyfit.experiments.verdict import Verdict
     from manyfit.tracking.tracker import TrackedRun
     from manyfit.training.prepared import Result
 
@@ -77,7 +80,9 @@ class Experiment:
             )
         name = cfg.hydra.runtime.choices.get("experiment") or str(cfg.claim)
         seeds = 2 if cfg.quick else REPORT_SEEDS
-        return cls(name, claims.find(str(cfg.claim), tuple(cfg.trusted or ())), tuple(cfg.tune), cfg.tune_by, seeds)
+        folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
+        claim = claims.find(str(cfg.claim), folders, tuple(cfg.trusted or ()))
+        return cls(name, claim, tuple(cfg.tune), cfg.tune_by, seeds)
 
     def accept(self, configs: Sequence[Config]) -> None:
         """Raise ConfigError where the claim cannot judge runs of these configs."""
@@ -182,7 +187,7 @@ def reached(result: "Result | None", what: str) -> float:
     curve = result.metrics[name] * (-1 if sign == ">=" else 1)
     if sign is None:
         return float(np.nanmin(curve))
-    return claims.Run({}, {name: curve}).reaches(name, float(text) * (-1 if sign == ">=" else 1))
+    return Run({}, {name: curve}).reaches(name, float(text) * (-1 if sign == ">=" else 1))
 
 
 def _edge(key: str, best: Config, tried: Sequence[Config]) -> str | None:

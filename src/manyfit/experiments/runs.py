@@ -169,3 +169,22 @@ def curve(name: str, runs: Sequence[Run], metric: str, over: str | None = None) 
     low, high = interval(stacked[:, keep], limits=limits_of(metric))
     x = np.mean([run.metrics[over][:length] for run in runs], 0) if over else np.arange(length)
     return Series(name, list(x[keep]), list(stacked[:, keep].mean(0)), list(low), list(high))
+
+
+def by_batch_size(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """Runs by the number of examples that a step sees."""
+    sizes: dict[int, list[Run]] = defaultdict(list)
+    for run in runs:
+        sizes[batch_of(run)].append(run)
+    return dict(sorted(sizes.items()))
+
+
+def batch_of(run: Run) -> int:
+    """How many examples a step sees."""
+    size = run["batch_size"]
+    return int(run["data.train_size"] if size == "full" else size)
+
+
+def nearest(sizes: Iterable[int], size: int) -> int:
+    """The one of these that is nearest to a size, in proportion."""
+    return min(sizes, key=lambda one: abs(math.log(one / size)))

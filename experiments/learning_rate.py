@@ -1,12 +1,24 @@
-"""How to descend: the learning rate, the optimizer, the batch."""
+"""How the rate decides whether a network descends, and how fast."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyfit.experiments.runs import Run, by, curve, differences, in_unit, line
-from manyfit.experiments.verdict import Chart, Series, Verdict, decide, told
-from manyfit.statistics import SHARE, effect
+from manyfit.experiments import (
+    SHARE,
+    Chart,
+    Run,
+    Series,
+    Verdict,
+    by,
+    curve,
+    decide,
+    differences,
+    effect,
+    in_unit,
+    line,
+    told,
+)
 
 HALF = 0.5  # of the starting loss
 

@@ -1,4 +1,4 @@
-"""Dropout: what masks do to a network in training, and what it is as an average of masked networks."""
+"""What masks do to a network in training, and what it is as an average of masked networks."""
 
 import copy
 import math
@@ -9,9 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyfit.experiments.runs import Run, banded, by, differences, in_unit, line
-from manyfit.experiments.verdict import Chart, Series, Verdict, all_of, decide, told, with_networks
-from manyfit.statistics import POSITIVE, effect
+from manyfit.experiments import (
+    POSITIVE,
+    Chart,
+    Run,
+    Series,
+    Verdict,
+    all_of,
+    banded,
+    by,
+    decide,
+    differences,
+    effect,
+    in_unit,
+    line,
+    told,
+    with_networks,
+)
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Job

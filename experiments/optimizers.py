@@ -6,9 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from manyfit.experiments.runs import Run, banded, by, differences, in_unit, line
-from manyfit.experiments.verdict import Chart, Series, Verdict, all_of, holm
-from manyfit.statistics import POSITIVE, Effect, effect
+from manyfit.experiments import (
+    POSITIVE,
+    Chart,
+    Effect,
+    Run,
+    Series,
+    Verdict,
+    all_of,
+    banded,
+    by,
+    differences,
+    effect,
+    holm,
+    in_unit,
+    line,
+)
 
 TOLERANCE = 1.1  # a rate is good if its loss is at most so many times that of the best rate
 LR = "optimizer.lr"

@@ -1,13 +1,31 @@
-"""What a step costs and what it brings: batch sizes."""
+"""What a batch size costs and what it brings."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from manyfit.experiments.runs import Run, banded, by, curve, differences, in_unit, line
-from manyfit.experiments.verdict import Chart, Series, Verdict, all_of, decide, told
-from manyfit.statistics import POSITIVE, Effect, effect
+from manyfit.experiments import (
+    POSITIVE,
+    Chart,
+    Effect,
+    Run,
+    Series,
+    Verdict,
+    all_of,
+    banded,
+    batch_of,
+    by,
+    by_batch_size,
+    curve,
+    decide,
+    differences,
+    effect,
+    in_unit,
+    line,
+    nearest,
+    told,
+)
 
 MINI = 32  # a mini-batch
 CLOCKS = {  # what a descent may be plotted against, and the metric that counts it
@@ -15,7 +33,6 @@ CLOCKS = {  # what a descent may be plotted against, and the metric that counts 
     "steps": "progress/steps",
     "seconds, all seeds side by side": "time/seconds",
 }
-TIMES = 4.0  # as many examples/s: less is not parallel
 
 
 def batch_size(runs: Sequence[Run]) -> Verdict:
@@ -30,12 +47,12 @@ def batch_size(runs: Sequence[Run]) -> Verdict:
     The rule for noise is the third. How much of the path of the training loss goes up was 0 for every batch at the ends
     of epochs, and steps with more noise than gradient were all there was with 1 and with 32: neither could decide.
     """
-    epochs = min(runs, key=lambda run: (_size(run), run["epochs"]))["epochs"]
+    epochs = min(runs, key=lambda run: (batch_of(run), run["epochs"]))["epochs"]
     fixed = [run for run in runs if run["epochs"] == epochs]
-    grid = by_size([run for run in fixed if run.stage == "grid"])
-    tuned = by_size([run for run in fixed if run.stage == "report"])
+    grid = by_batch_size([run for run in fixed if run.stage == "grid"])
+    tuned = by_batch_size([run for run in fixed if run.stage == "report"])
     one, full = min(grid), max(grid)
-    mini = _nearest(list(tuned))
+    mini = nearest(list(tuned), MINI)
     slope = effect(_slopes(grid))
     noise = effect(_noisier(tuned[one], tuned[mini]))
     cost = effect(differences(tuned[full], tuned[mini], lambda run: run.best("loss/train")))
@@ -105,14 +122,6 @@ def _descent(x: str, over: str | None, tuned: Mapping[int, Sequence[Run]]) -> Ch
     )
 
 
-def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """Runs by examples per step."""
-    sizes: dict[int, list[Run]] = {}
-    for run in runs:
-        sizes.setdefault(_size(run), []).append(run)
-    return dict(sorted(sizes.items()))
-
-
 def _best(run: Run) -> float:
     return run.best("loss/val")
 
@@ -135,15 +144,6 @@ def _noise_by_size(sizes: Mapping[int, Sequence[Run]]) -> Series:
     middle = {size: float(np.median(np.concatenate([noise_of(run) for run in of]))) for size, of in sizes.items()}
     known = {size: value for size, value in middle.items() if math.isfinite(value)}
     return Series("noise", list(known), list(known.values()))
-
-
-def _size(run: Run) -> int:
-    size = run["batch_size"]
-    return int(run["data.train_size"] if size == "full" else size)
-
-
-def _nearest(sizes: Sequence[int]) -> int:
-    return min(sizes, key=lambda size: abs(math.log(size / MINI)))
 
 
 def _rate(run: Run) -> float:
@@ -175,42 +175,4 @@ def _best_rates(grid: Mapping[int, Sequence[Run]]) -> Series:
 def _at_steps(runs: Sequence[Run], mini: int, epochs: float) -> dict[int, list[Run]]:
     """Tuned runs with as many steps as the mini-batch has in so many epochs."""
     report = [run for run in runs if run.stage == "report"]
-    return by_size([run for run in report if math.isclose(run["epochs"] / _size(run), epochs / mini)])
-
-
-def minibatch_parallel(runs: Sequence[Run]) -> Verdict:
-    """In batches of 32 (or the nearest tried) at least 4 times as many examples/s as one by one, paired by seed.
-
-    Timed from the end of the first epoch to the end of the last, evaluation of both included.
-    """
-    sizes = by_size([run for run in runs if not run.diverged])
-    one, mini = min(sizes), _nearest([size for size in sizes if size > min(sizes)] or list(sizes))
-    singly = {run.seed: speed(run) for run in sizes[one]}
-    times = effect([speed(run) / singly[run.seed] for run in sizes[mini] if run.seed in singly])
-    means = {size: effect([speed(run) for run in of]).mean for size, of in sizes.items()}
-    fastest = max(means, key=lambda size: means[size])
-    linear = Series("if every step took as long", list(sizes), [means[one] * size / one for size in sizes])
-    return Verdict(
-        decide(times, TIMES),
-        times,
-        f"times as many examples/s in batches of {mini} as of {one}",
-        f"{means[one]:.3g} examples/s in batches of {one}, {means[mini]:.3g} in batches of {mini}, at most "
-        f"{means[fastest]:.3g} in batches of {fastest}.",
-        f"Batches of {mini}: {times.mean:.0f} times the throughput",
-        (
-            Chart(
-                "batch size, examples",
-                "throughput, examples/s",
-                [line("measured", sizes, speed, limits=POSITIVE), linear],
-                x_log=True,
-                y_log=True,
-            ),
-        ),
-    )
-
-
-def speed(run: Run) -> float:
-    """Examples a second, the first epoch left out."""
-    examples, seconds = run.metrics["progress/examples"], run.metrics["time/seconds"]
-    passed = seconds[-1] - seconds[1]
-    return float((examples[-1] - examples[1]) / passed) if passed > 0 else math.nan
+    return by_batch_size([run for run in report if math.isclose(run["epochs"] / batch_of(run), epochs / mini)])
