@@ -170,7 +170,7 @@ def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
             end.close()
 
 
-DIES = "import os, sys; from manyfit.rank_process import announce; announce(sys.argv[1], 1); os._exit(3)"
+DIES = "import os, sys; from manyfit.parallel.rank_process import announce; announce(sys.argv[1], 1); os._exit(3)"
 
 
 def test_a_rank_that_dies_before_its_first_word_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from manyfit.config.schema import ConfigError
         ("data.label_noise=1", "data.label_noise must be < 1, but got 1"),
         (
             "trainer.precision=8",
-            "trainer.precision must be '32-true', '64-true', 'bf16-mixed' or '16-mixed', but got 8",
+            "trainer.precision must be '32-true', '64-true', 'bf16-mixed', '16-mixed' or 'tf32', but got 8",
         ),
         ("trainer.patience=0", "trainer.patience must be >= 1, but got 0"),
         ("optimizer=lbfgs", "batch_size must be full with optimizer lbfgs, but got 32"),
@@ -154,6 +154,6 @@ def test_what_is_trusted(
         configuration.require_trusted(path, "model._target_", trusted)
     else:
         with pytest.raises(
-            ConfigError, match=r"model._target_ must be of a module beside run.py, or of manyfit, torch.nn"
+            ConfigError, match=r"model._target_ must be of a module in this folder, or of manyfit, torch.nn"
         ):
             configuration.require_trusted(path, "model._target_", trusted)
