@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
-from manyfit.config import secrets
+from manyfit.config import place, secrets
 from manyfit.config.secrets import mask
 
 T = TypeVar("T")
@@ -319,11 +319,11 @@ def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
         trusted: Modules that the user vouches for, with all that is in them.
 
     Raises:
-        ConfigError: Its module is neither trusted nor beside run.py.
+        ConfigError: Its module is neither trusted nor the user's own.
     """
     if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
         return
-    known = f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}"
+    known = f"{key} must be of a module {place.modules()}, or of {', '.join(TRUSTED)}, but got {path!r}"
     if not _spec(path.partition(".")[0]):
         raise ConfigError(f"{known}, and there is no module of that name.")
     raise ConfigError(
@@ -426,7 +426,7 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
 
 def place_of(error: Exception) -> str:
     """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
-    homes = str(Path(__file__).parent), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    homes = str(Path(__file__).parents[1]), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
 
