@@ -313,7 +313,7 @@ def test_help_of_manyfit(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     said = capsys.readouterr().out
     assert "manyfit run --help" in said
-    for example in ("manyfit run ", "manyfit ui  ", "manyfit sync  ", "manyfit doctor  "):
+    for example in ("manyfit run ", "manyfit init ", "manyfit ui  ", "manyfit sync  ", "manyfit doctor  "):
         assert f"\n  {example}" in said
 
 

@@ -1,4 +1,4 @@
-"""The command `manyfit`: train, look at the runs, deliver what was held back, look after the store."""
+"""The command `manyfit`: train, begin a project, look at the runs, deliver what was held back, look after the store."""
 
 import argparse
 import contextlib
@@ -17,6 +17,7 @@ MLFLOW_TRACKING_URI names."""
 
 EXAMPLES = """examples:
   manyfit run optimizer=adam                         train an MLP on handwritten digits
+  manyfit init mine                                  a folder to start from: a network of your own, and its test
   manyfit ui                                         http://127.0.0.1:5000 shows the runs of this folder
   MLFLOW_TRACKING_URI=sqlite:///other.db manyfit ui  those of another store
   manyfit sync                                       after an outage: deliver what was held back
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("run", help="train: one run, a sweep, an experiment", add_help=False)
+    init = commands.add_parser("init", help="begin a project: a folder with a network of your own, options and a test")
+    init.add_argument("name", metavar="NAME", help="the new folder")
+    init.set_defaults(command=_init)
     ui = commands.add_parser("ui", help="show the runs in a browser (MLflow's UI)")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
@@ -62,6 +66,13 @@ def _run(arguments: Sequence[str]) -> int:
 
     sys.path.insert(0, str(Path.cwd()))
     return running.command(arguments, place.folders())
+
+
+def _init(options: argparse.Namespace) -> int:
+    from manyfit import project
+
+    print(project.create(Path(options.name)))
+    return 0
 
 
 def _root() -> Path:
