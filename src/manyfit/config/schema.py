@@ -103,7 +103,7 @@ class OptimizerConfig(Component):
 class TrainerConfig(Node):
     """Where and how training runs."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"

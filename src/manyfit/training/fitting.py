@@ -223,7 +223,7 @@ def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GPU available but not used")  # by trainer=cpu
         return pl.Trainer(
-            accelerator="gpu" if on_gpu(config.trainer) else "cpu",
+            accelerator=devices.kind(config.trainer),
             devices=[device] if on_gpu(config.trainer) else 1,
             plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
             precision="32-true" if config.trainer.precision == "tf32" else config.trainer.precision,
