@@ -300,8 +300,8 @@ def test_help_of_manyfit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert "python run.py --help" in said
-    for example in ("manyfit ui  ", "manyfit sync  ", "manyfit doctor  "):
+    assert "manyfit run --help" in said
+    for example in ("manyfit run ", "manyfit init ", "manyfit ui  ", "manyfit sync  ", "manyfit doctor  "):
         assert f"\n  {example}" in said
 
 

@@ -1,6 +1,7 @@
 """Every option of every config group, found by listing its folder, composes, builds and trains."""
 
 import pytest
+import torch
 
 from conftest import Compose, options
 from manyfit.training.fitting import fit
@@ -24,6 +25,8 @@ def test_option_trains(composed: Compose, option: str, request: pytest.FixtureRe
     """It composes, and two epochs give finite losses."""
     if option in ("trainer=gpu", "trainer=ddp"):
         pytest.skip("needs a GPU: pytest -m gpu")
+    if option == "trainer=mps" and not torch.backends.mps.is_available():
+        pytest.skip("needs a Mac")
     if option == "trainer=slurm":
         pytest.skip("needs srun, or what it sets: tests/test_ddp.py")
     if option in ("data=csv", "data=openml"):

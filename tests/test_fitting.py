@@ -6,6 +6,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningModule
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import Compose, assert_same_bits
 from manyfit import curves
@@ -20,8 +23,9 @@ from manyfit.config import schema as configuration
 from manyfit.config.schema import ConfigError, TrainingError
 from manyfit.data.sources import moons, xor
 from manyfit.data.table import Table
+from manyfit.parallel import devices
 from manyfit.sweeps import confirmation
-from manyfit.training import fitting
+from manyfit.training import fitting, loop, probes
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import grouped, kept
 from manyfit.training.loop import Training
@@ -263,6 +267,59 @@ def test_no_gpu(composed: Compose) -> None:
     """A GPU that is not there is named before anything runs."""
     with pytest.raises(ConfigError, match="trainer.accelerator must be available, but got 'gpu'"):
         prepare(composed("trainer=gpu"))
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this is a Mac")
+def test_no_mps(composed: Compose) -> None:
+    """Nor is a Mac's."""
+    with pytest.raises(ConfigError, match="trainer.accelerator must be available, but got 'mps'"):
+        prepare(composed("trainer=mps"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.precision=64-true", "trainer.precision must be another than '64-true' on mps, which has no float64"),
+        ("trainer.precision=16-mixed", "trainer.precision must be another than '16-mixed'"),
+        ("trainer.devices=2", "trainer.devices must be 1 on mps, but got 2"),
+        ("trainer.cuda_graph=true", "trainer.cuda_graph must be auto or false here"),
+    ],
+)
+def test_what_mps_cannot(composed: Compose, monkeypatch: pytest.MonkeyPatch, override: str, words: str) -> None:
+    """It is named; that torch has mps is all that is made up here."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.kind(prepare(composed("trainer=mps", "trainer.devices=auto")).config.trainer) == "mps"
+    with pytest.raises(ConfigError, match=words):
+        prepare(composed("trainer=mps", override))
+
+
+class NoFloat64(TorchDispatchMode):
+    """As a device that has none: of what an epoch computes nothing may be float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do it and look at what came out."""
+        out = func(*args, **(kwargs or {}))
+        assert not any(torch.is_tensor(x) and x.dtype == torch.float64 for x in tree_leaves(out)), func
+        return out
+
+
+@pytest.mark.parametrize("data", ["iris", "diabetes"])
+def test_sums_without_float64(composed: Compose, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    """Where `wide` says float32, as on mps, evaluations compute no float64, and give nearly the same."""
+    overrides = [f"data={data}", "epochs=2", "probes=[gradient_noise,update_angle]", "model.dropout=0.1"]
+    (usual,) = fit([composed(*overrides)])
+    for module in (loop, probes):
+        monkeypatch.setattr(module, "wide", lambda _: torch.float32)
+    evaluate = Training.evaluate
+
+    def watched(self: Training, *arguments: Any) -> Any:
+        with NoFloat64():
+            return evaluate(self, *arguments)
+
+    monkeypatch.setattr(Training, "evaluate", watched)
+    (narrow,) = fit([composed(*overrides)])
+    for name in set(usual.metrics) - {"time/seconds", "examples_per_second"}:
+        np.testing.assert_allclose(narrow.metrics[name], usual.metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 class Scaled(nn.Sequential):

@@ -68,17 +68,17 @@ def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.M
     tracker: Any = SimpleNamespace(lost=None, last_error=None, elsewhere="", page=lambda path: f"the page {path}")
     run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))
     assert where(tracker, run, "epochs=9") == (
-        "         id  store678  (python run.py resume=store678 epochs=9 goes on with it)\n"
+        "         id  store678  (manyfit run resume=store678 epochs=9 goes on with it)\n"
         "       page  the page #/experiments/7/runs/store6789"
     )
     assert where(tracker, run, "").splitlines()[0] == (
-        "         id  store678  (python run.py resume=store678 goes on with it)"
+        "         id  store678  (manyfit run resume=store678 goes on with it)"
     )
     assert where(tracker, run).splitlines()[0] == "         id  store678"
     tracker.last_error, run.run_id = "no server", None
     assert where(tracker, run, "") == (
         "       look  held back in mlruns/spool (no server); nothing is lost: manyfit sync delivers it  "
-        "(python run.py resume=own45678 goes on with it)"
+        "(manyfit run resume=own45678 goes on with it)"
     )
 
 

@@ -249,7 +249,7 @@ def test_the_command_composes_the_config(composed: Compose, overrides: tuple[str
     """Parsed back as a shell and Hydra do, it is the same config."""
     config = composed(*overrides)
     words = shlex.split(rerun.command(config))
-    assert words[:2] == ["python", "run.py"]
+    assert words[:2] == ["manyfit", "run"]
     again = composed(*words[2:])
     assert again.flat() == config.flat()
     assert again == config
@@ -335,7 +335,7 @@ def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str]
     note = parent.tagged["mlflow.note.content"]
     assert "on iris: 24 runs of 6 settings with 4 seeds" in note
     assert "optimizer.lr=0.01** won: best loss/val 0.3" in note
-    assert "python run.py data=iris optimizer=adam" in note
+    assert "manyfit run data=iris optimizer=adam" in note
     assert " best  optimizer=adam, optimizer.lr=0.01" in capsys.readouterr().out
 
 

@@ -79,7 +79,7 @@ def test_a_stored_config_trusts_nobody(composed: Compose) -> None:
     """Only the command says which modules may run, whatever a checkpoint says."""
     config = composed("trusted=[evil]", "model._target_=evil.Net")
     stored: dict[str, Any] = {"source": {**config.source, "trusted": ["evil"]}, "choices": dict(config.choices)}
-    with pytest.raises(ConfigError, match="model._target_ must be of a module beside run.py"):
+    with pytest.raises(ConfigError, match="model._target_ must be of a module in this folder"):
         resume._changed(stored, OmegaConf.create({"trusted": []}), [])
     assert resume._changed(stored, OmegaConf.create({"trusted": ["evil"]}), []).model.target == "evil.Net"
 

@@ -154,6 +154,6 @@ def test_what_is_trusted(
         configuration.require_trusted(path, "model._target_", trusted)
     else:
         with pytest.raises(
-            ConfigError, match=r"model._target_ must be of a module beside run.py, or of manyfit, torch.nn"
+            ConfigError, match=r"model._target_ must be of a module in this folder, or of manyfit, torch.nn"
         ):
             configuration.require_trusted(path, "model._target_", trusted)

@@ -38,7 +38,8 @@ QUIET = (
         ),
         ("schedule=step schedule.step_size=1", "schedule.step_size must be a key .* no such key. schedule=step has .*"),
         ("model.hidden={a:1}", "model.hidden must be of the kind of its default, \\[64, 64\\], but got {a:1}."),
-        ("-m data=iris --cfg job", "Only one of .*"),
+        ("-m data=iris --cfg job", "--multirun and --cfg must be asked one at a time, but got both. Leave out one."),
+        ("--resolve", "--package and --resolve must stand beside --cfg, but got them alone. Add --cfg job."),
         ("sweep=lr -m lr=1,2", "lr must be a key .* Did you mean optimizer.lr?"),
         ("optmizer=adam", "optmizer must be a key .* Did you mean optimizer?"),
         (
@@ -60,7 +61,7 @@ def test_mistyped(tmp_path: Path, command: str, answer: str) -> None:
     """One line says which key or option was meant; nothing is imported for it that takes seconds."""
     arguments = [sys.executable, "-c", QUIET, *command.split()]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    first = "" if "--cfg" in command else " +manyfit  starting\n"
+    first = "" if "--cfg" in command or "--resolve" in command else " +manyfit  starting\n"
     assert re.fullmatch(f"{first}error: {answer}\n".replace("?", "\\?"), done.stderr), done.stderr
     assert done.returncode == 1
     assert done.stdout == ""
@@ -91,3 +92,14 @@ def test_plus_adds_an_argument(tmp_path: Path) -> None:
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "  maximize: false" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["--cfg job", "data=iris optimizer=adam --help", "--info config"])
+def test_a_folder_of_ones_own_comes_first(tmp_path: Path, command: str) -> None:
+    """A file of --config-dir is taken before that of the same name in conf/, by whatever is asked."""
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "adam.yaml").write_text("_target_: torch.optim.Adam\nlr: 0.5\n")
+    arguments = [sys.executable, "-c", QUIET, "--config-dir", "mine", *command.split()]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  lr: 0.5" in done.stdout

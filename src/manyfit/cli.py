@@ -1,4 +1,4 @@
-"""The command `manyfit`: look at the runs, deliver what was held back, look after the store."""
+"""The command `manyfit`: train, begin a project, look at the runs, deliver what was held back, look after the store."""
 
 import argparse
 import contextlib
@@ -10,10 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ABOUT = """The runs of ./mlruns, or of the store that MLFLOW_TRACKING_URI names. `python run.py` makes them:
-`python run.py --help` says how."""
+from manyfit.config import place
+
+ABOUT = """`manyfit run` trains networks: `manyfit run --help` says how. Its runs are in ./mlruns, or in the store that
+MLFLOW_TRACKING_URI names."""
 
 EXAMPLES = """examples:
+  manyfit run optimizer=adam                         train an MLP on handwritten digits
+  manyfit init mine                                  a folder to start from: a network of your own, and its test
   manyfit ui                                         http://127.0.0.1:5000 shows the runs of this folder
   MLFLOW_TRACKING_URI=sqlite:///other.db manyfit ui  those of another store
   manyfit sync                                       after an outage: deliver what was held back
@@ -22,7 +26,11 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and obey; the exit code is 0 only if all is well."""
-    options = _parser().parse_args(arguments)
+    place.require_posix()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:
+        return _run(given[1:])  # what follows is Hydra's, --help too
+    options = _parser().parse_args(given)
     try:
         return int(options.command(options))
     except ValueError as error:
@@ -37,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="manyfit", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
+    commands.add_parser("run", help="train: one run, a sweep, an experiment", add_help=False)
+    init = commands.add_parser("init", help="begin a project: a folder with a network of your own, options and a test")
+    init.add_argument("name", metavar="NAME", help="the new folder")
+    init.set_defaults(command=_init)
     ui = commands.add_parser("ui", help="show the runs in a browser (MLflow's UI)")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
@@ -48,10 +60,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(arguments: Sequence[str]) -> int:
+    """As run.py, with the options and modules of the working directory first."""
+    from manyfit import running
+
+    sys.path.insert(0, str(Path.cwd()))
+    return running.command(arguments, place.folders())
+
+
+def _init(options: argparse.Namespace) -> int:
+    from manyfit import project
+
+    print(project.create(Path(options.name)))
+    return 0
+
+
 def _root() -> Path:
     """The folder we are in, if there are runs in it."""
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlruns").is_dir():
-        raise ValueError(f"mlruns/ must be here, but {Path.cwd()} has none. Go to the folder where you started run.py.")
+        raise ValueError(
+            f"mlruns/ must be here, but {Path.cwd()} has none. Go to the folder where your runs were started."
+        )
     return Path.cwd()
 
 

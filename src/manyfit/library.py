@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manyfit.config import place
 from manyfit.config.schema import Config, ConfigError, parse, refuse_passwords
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def _hydra(given: Sequence[str]) -> Iterator["ConfigLoader"]:
     GlobalHydra.instance().hydra = None
     refuse_passwords(dict(override.partition("=")[::2] for override in given))
     try:
-        with hydra_on(_conf(), None) as hydra, in_our_words(hydra.config_loader, given):
+        with hydra_on(place.folders()) as hydra, in_our_words(hydra.config_loader, given):
             yield hydra.config_loader
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
@@ -366,10 +367,6 @@ def _say_if_late() -> None:
             "Import manyfit first, or set MKL_CBWR=AUTO in the environment.",
             stacklevel=3,
         )
-
-
-def _conf() -> Path:
-    return Path(__file__).parents[2] / "conf"
 
 
 def _composed(loader: "ConfigLoader", given: list[str], trusted: list[str], *, multirun: bool) -> "DictConfig":

@@ -2,12 +2,12 @@
 
 import contextlib
 import difflib
-import sys
+import functools
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -21,6 +21,8 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from manyfit import manual
+from manyfit.config import place
 from manyfit.config.schema import ASIDE, Config, ConfigError, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
@@ -34,48 +36,79 @@ LAUNCHERS = (  # in this process, where the sweep is: what others start knows of
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 )
 ALIKE = 0.75  # of a key from anywhere else
+COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")  # of Hydra's options, of which there may be one
 SYNONYMS = {"learning_rate": "lr", "l2": "weight_decay", "layers": "hidden", "gpus": "devices"}  # not alike in letters
 
 
-def start(task: TaskFunction, conf: Path) -> None:
+def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path]) -> None:
     """Do what `hydra.main` does, which would write first, and print errors of its own.
 
     Args:
         task: Is given the composed config of a single run.
-        conf: The folder of config.yaml.
+        arguments: Of the command line.
+        folders: Of options; the first that has a file wins, and the last has config.yaml.
 
     Raises:
         ConfigError: Something on the command line, or in a file that it chooses, cannot be used.
     """
-    refuse_passwords(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))  # before argparse repeats it
-    options = get_args_parser().parse_intermixed_args()  # -m may stand anywhere
+    refuse_passwords(dict(argument.partition("=")[::2] for argument in arguments))  # before argparse repeats it
+    parser = get_args_parser()
+    options = parser.parse_intermixed_args(list(arguments))  # -m may stand anywhere
     given: list[str] = options.overrides
-    flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "run", "multirun"}
+    flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "config_dir"}
     for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
-    if not flags & {"shell_completion", "hydra_help", "version"}:  # whose words are no overrides
-        with hydra_on(conf, options.config_dir) as app, in_our_words(app.config_loader, given):
+    with hydra_on([*_added(options.config_dir), *folders]) as app, in_our_words(app.config_loader, given):
+        if not flags & {"shell_completion", "hydra_help"}:  # whose words are no overrides
             mode = mode_of(app.config_loader, given, options.multirun)
-            if not flags - {"config_dir"}:
-                go = app.multirun if mode == RunMode.MULTIRUN else app.run
-                go("config", task, [*given, f"hydra.mode={mode.name}"])
-                return
-    asked = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)  # --help, --cfg, ...
-    try:
-        asked()
-    except ValueError as error:  # two of them that exclude each other
-        raise ConfigError(str(error)) from None
+        if flags - {"run", "multirun"}:
+            _answer(app, options, parser)
+        else:
+            go = app.multirun if mode == RunMode.MULTIRUN else app.run
+            go("config", task, [*given, f"hydra.mode={mode.name}"])
+
+
+def _answer(app: Hydra, options: Namespace, parser: ArgumentParser) -> None:
+    """What Hydra says when it is asked something: --help, --cfg and the like; as `hydra.main` has it."""
+    asked = [name for name in COMMANDS if getattr(options, name)]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"--{' and --'.join(asked)} must be asked one at a time, but got both. Leave out one.".replace("_", "-")
+        )
+    if options.help or options.hydra_help:
+        (app.app_help if options.help else app.hydra_help)("config", parser, options)
+    elif options.cfg:
+        app.show_cfg("config", options.overrides, options.cfg, options.package, options.resolve)
+    elif options.info:
+        app.show_info(options.info, "config", options.overrides)
+    elif not options.shell_completion:
+        raise ConfigError("--package and --resolve must stand beside --cfg, but got them alone. Add --cfg job.")
+    elif place.called() == "manyfit run":
+        raise ConfigError("--shell-completion must be left out: what Hydra completes are commands of one word.")
+    else:
+        try:
+            app.shell_completion("config", options.overrides)
+        except ValueError as error:  # of its words
+            raise ConfigError(str(error)) from None
+
+
+def _added(folder: str | None) -> list[Path]:
+    """That of --config-dir."""
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir must be a folder, but got {folder}.")
+    return [] if folder is None else [Path(folder).absolute()]
 
 
 @contextlib.contextmanager
-def hydra_on(conf: Path, more: str | None) -> Iterator[Hydra]:
-    """Hydra on a folder, and on that of --config-dir, as `hydra.main` sets it up."""
+def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
+    """Hydra on folders of options, as `hydra.main` sets it up; and what --help asks for of ours."""
     version.setbase("1.3")
-    path = create_config_search_path(str(conf))
-    if more is not None:
-        if not Path(more).is_dir():
-            raise ConfigError(f"--config-dir must be a folder, but got {more}.")
-        path.prepend("command-line", f"file://{Path(more).absolute()}", "schema")
+    OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, folders), replace=True)
+    OmegaConf.register_new_resolver("called", place.called, replace=True)
+    *first, last = folders
+    path = create_config_search_path(str(last))
+    for folder in first:
+        path.prepend("own", f"file://{folder}", "main")
     try:
         yield Hydra.create_main_hydra2("run", path)
     finally:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
-from manyfit.config import secrets
+from manyfit.config import place, secrets
 from manyfit.config.secrets import mask
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class OptimizerConfig(Component):
 class TrainerConfig(Node):
     """Where and how training runs."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"
@@ -323,11 +323,11 @@ def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
         trusted: Modules that the user vouches for, with all that is in them.
 
     Raises:
-        ConfigError: Its module is neither trusted nor beside run.py.
+        ConfigError: Its module is neither trusted nor the user's own.
     """
     if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
         return
-    known = f"{key} must be of a module beside run.py, or of {', '.join(TRUSTED)}, but got {path!r}"
+    known = f"{key} must be of a module {place.modules()}, or of {', '.join(TRUSTED)}, but got {path!r}"
     if not _spec(path.partition(".")[0]):
         raise ConfigError(f"{known}, and there is no module of that name.")
     raise ConfigError(

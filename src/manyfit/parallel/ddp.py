@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -94,7 +94,7 @@ class Launched:
         """Who it is says its address, and the kernel: a rank that is dead already can be named."""
         accepted, address = self.door.accept()
         rank = int(Path(address).name)
-        number, _, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        number = _peer(accepted)
         channel = connection.Connection(accepted.detach())
         process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
         if process is None:
@@ -144,11 +144,20 @@ class Launched:
         return 0, TrainingError(f"rank {rank} of {self.world} {how}")
 
 
+def _peer(accepted: socket.socket) -> int:
+    """The process at the other end, as the kernel knows it."""
+    if sys.platform == "darwin":
+        return int(struct.unpack("i", accepted.getsockopt(0, 2, 4))[0])  # SOL_LOCAL, LOCAL_PEERPID of sys/un.h
+    number, _, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(number)
+
+
 @contextlib.contextmanager
 def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launched]:
     """Start the ranks, and leave nothing of them: no process, no file, no variable in the environment."""
     environment = dict(os.environ)
-    short = None if len(tempfile.gettempdir()) <= 85 else "/tmp"  # a socket's path has at most 108 bytes
+    others = set(multiprocessing.active_children())  # a notebook may have some
+    short = None if len(tempfile.gettempdir()) <= 81 else "/tmp"  # a socket's path has at most 104 bytes on macOS
     with (
         tempfile.TemporaryDirectory(prefix="manyfit-", dir=short) as folder,
         sigterm_exits(),
@@ -162,11 +171,11 @@ def own_ranks(run: Train, configs: Sequence[Any], count: int) -> Iterator[Launch
         try:
             yield Launched(door, over, count)
         except BaseException:
-            _stop(agent)
+            _stop(agent, others)
             raise
         finally:
             agent.join(PATIENCE)
-            _stop(agent)
+            _stop(agent, others)
             over.close()
             os.environ.clear()
             os.environ.update(environment)
@@ -201,21 +210,12 @@ def _start(folder: str, count: int, end: connection.Connection, task: tuple[Any,
         elastic_launch(config, work)(f"{folder}/door", *task)
 
 
-def _stop(agent: threading.Thread) -> None:
-    """End ranks that are still there; first in a way that lets them finish what they are writing."""
+def _stop(agent: threading.Thread, others: Collection[BaseProcess]) -> None:
+    """End ranks that are still there, and no others; first in a way that lets them finish what they are writing."""
     for end in ("terminate", "kill"):
-        for process in _ranks_of(agent):
+        for process in set(multiprocessing.active_children()).difference(others) if agent.is_alive() else ():
             getattr(process, end)()
         agent.join(PATIENCE)
-
-
-def _ranks_of(agent: threading.Thread) -> list[BaseProcess]:
-    """Of this process's children those that the agent started: a notebook may have others."""
-    try:
-        started = Path(f"/proc/self/task/{agent.native_id}/children").read_text().split()
-    except FileNotFoundError:  # the agent has ended, and so have they
-        return []
-    return [process for process in multiprocessing.active_children() if str(process.pid) in started]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,11 @@ def on_gpu(trainer: TrainerConfig) -> bool:
     return trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
 
 
+def kind(trainer: TrainerConfig) -> str:
+    """Lightning's word for what training runs on: gpu (CUDA), mps (the GPU of a Mac, if it is asked for) or cpu."""
+    return "gpu" if on_gpu(trainer) else "mps" if trainer.accelerator == "mps" else "cpu"
+
+
 def gpus(trainer: TrainerConfig) -> int:
     """How many GPUs a config may train on."""
     import torch
@@ -37,7 +42,7 @@ def world(trainer: TrainerConfig) -> int:
     if trainer.devices != "auto":
         return trainer.devices
     outside = launched(trainer.launcher)
-    return outside if outside > 1 else gpus(trainer) or os.cpu_count() or 1
+    return outside if outside > 1 else gpus(trainer) or (1 if trainer.accelerator == "mps" else os.cpu_count() or 1)
 
 
 def check(config: Config) -> None:
@@ -51,6 +56,8 @@ def check(config: Config) -> None:
     count, outside = world(config.trainer), launched(config.trainer.launcher)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator must be available, but got 'gpu' and there is no GPU. Use trainer=cpu.")
+    if config.trainer.accelerator == "mps":
+        _check_mps(config.trainer, count)
     if config.trainer.precision in ("16-mixed", "tf32") and not on_gpu(config.trainer):
         instead = {"16-mixed": "bf16-mixed", "tf32": "32-true"}[config.trainer.precision]
         raise ConfigError(
@@ -74,3 +81,19 @@ def check(config: Config) -> None:
     optimizer = target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
     if count > 1 and isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
         raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")
+
+
+def _check_mps(trainer: TrainerConfig, count: int) -> None:
+    """Refuse what a Mac's GPU cannot do, or where there is none."""
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise ConfigError(
+            "trainer.accelerator must be available, but got 'mps' and there is no GPU of a Mac. Use trainer=cpu."
+        )
+    if trainer.precision == "64-true":
+        raise ConfigError(
+            "trainer.precision must be another than '64-true' on mps, which has no float64. Use 32-true or trainer=cpu."
+        )
+    if count > 1:
+        raise ConfigError(f"trainer.devices must be 1 on mps, but got {count}. Use trainer=ddp_cpu.")

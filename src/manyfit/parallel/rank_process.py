@@ -13,6 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manyfit.config import place
 from manyfit.config.schema import Config
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def group() -> Iterator[tuple["Ranks", int]]:
     device = int(environment["LOCAL_RANK"]) % (gpus or 1)  # srun may show each of its tasks one GPU only
     if gpus:
         torch.cuda.set_device(device)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(max(1, place.cores() // int(environment.get("LOCAL_WORLD_SIZE", 1))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size()), device

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from manyfit.config import place
 from manyfit.config.schema import Config, TrainingError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Pool:
     """
 
     def __init__(self, count: int) -> None:
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        threads = max(1, place.cores() // count)
         self.turn = threading.Lock()
         self.stopped: BaseException | None = None
         gpus = torch.cuda.device_count() or 1

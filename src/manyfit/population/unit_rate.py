@@ -33,7 +33,8 @@ class UnitRate:
         self, weights: Tensor, cls: type[torch.optim.Optimizer], options: Mapping[str, Any], weight_decay: Tensor
     ) -> None:
         self.delta = torch.zeros_like(weights, requires_grad=True)
-        fused = {"fused": True} if "fused" in inspect.signature(cls).parameters and weights.is_floating_point() else {}
+        plain = weights.device.type == "mps" or not weights.is_floating_point()  # on mps not every optimizer is fused
+        fused = {} if plain or "fused" not in inspect.signature(cls).parameters else {"fused": True}
         self.raw: torch.optim.Optimizer = cls([self.delta], **{"lr": 1.0, "weight_decay": 0.0, **fused, **options})
         self.decay = weight_decay.to(weights)[:, None]
         self.decays = bool(weight_decay.any())

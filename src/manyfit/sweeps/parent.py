@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from manyfit.config import place
 from manyfit.config.schema import Config, ConfigError, TrainingError
 from manyfit.config.secrets import mask
 from manyfit.parallel.ddp import sigterm_exits
@@ -333,7 +334,7 @@ def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str | None = No
     if tracker.lost:
         return line("look", "manyfit ui, for what reached the disk")
     short = (run.run_id or run.id)[:8]
-    command = " ".join(filter(None, [f"{tracker.elsewhere}python run.py resume={short}", resume]))
+    command = " ".join(filter(None, [f"{tracker.elsewhere}{place.called()} resume={short}", resume]))
     again = "" if resume is None else f"  ({command} goes on with it)"
     if tracker.last_error or run.run_id is None or run.place is None:
         why = tracker.last_error or "the store refused the run"

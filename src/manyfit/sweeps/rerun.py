@@ -4,17 +4,16 @@ import contextlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
+from manyfit.config import place
 from manyfit.config import schema as configuration
 from manyfit.config.schema import Config
 
-CONF = Path(__file__).parents[3] / "conf"
 SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
 
 
@@ -27,7 +26,7 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
     """
     named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention}
     alone = ["claim=null"] if config.choices.get("experiment") else []  # one run is none to judge a claim by
-    return shlex.join(["python", "run.py", *overrides(config, named), *alone])
+    return shlex.join([*place.called().split(), *overrides(config, named), *alone])
 
 
 def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:
@@ -50,7 +49,7 @@ def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with contextlib.ExitStack() as closing:
             if not GlobalHydra.instance().is_initialized():
-                closing.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+                closing.enter_context(initialize_config_dir(str(place.options()), version_base="1.3"))
             cfg = compose("config", overrides, return_hydra_config=True)
             return configuration.flat_of(cfg), dict(cfg.hydra.runtime.choices)
     except HydraException:

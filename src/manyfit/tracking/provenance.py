@@ -2,10 +2,11 @@
 
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
+
+from manyfit.config import place
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def hardware() -> str:
             line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{model}, {place.cores()} cores"
 
 
 @functools.cache

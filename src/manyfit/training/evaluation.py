@@ -16,10 +16,15 @@ GPU_ROWS = 4096  # on a GPU, where launches are what costs; of so many members a
 GPU_ELEMENTS = 2**26  # of a layer's activations
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """What sums are kept in: float64; on mps, which has none, float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def totals(
     out: Tensor, population: Population, weights: Tensor, x: Tensor, y: Tensor, loss: Loss, data: Dataset, share: slice
 ) -> None:
-    """Sums over examples, (2, members) in float64: of the loss; and of those classified right, or of squared errors.
+    """Sums over examples, (2, members) in `wide`: of the loss; and of those classified right, or of squared errors.
 
     Args:
         out: They are written here.
@@ -43,11 +48,11 @@ def totals(
         outputs = population(weights_part, x_part.expand(len(weights_part), *x_part.shape)).to(weights.dtype)
         losses, score = out[:, some]
         with torch.autocast(x.device.type, enabled=False):
-            losses += sum_rows(loss.per_example(outputs, y_part).double())
+            losses += sum_rows(loss.per_example(outputs, y_part).to(out.dtype))
             if data.task == CLASSIFICATION:
-                score += correct(outputs, y_part).double().sum(1)
+                score += correct(outputs, y_part).to(out.dtype).sum(1)
             else:
-                score += sum_rows((outputs.squeeze(-1) - y_part).double().square())
+                score += sum_rows((outputs.squeeze(-1) - y_part).to(out.dtype).square())
 
 
 def metrics(sums: Tensor, y: Tensor, data: Dataset) -> dict[str, np.ndarray]:
@@ -57,6 +62,6 @@ def metrics(sums: Tensor, y: Tensor, data: Dataset) -> dict[str, np.ndarray]:
     mean = {"loss": (losses / n).cpu().numpy()}
     if data.task == CLASSIFICATION:
         return mean | {"accuracy": (score / n).cpu().numpy()}
-    variance = y.double().var(1, correction=0).clamp(min=1e-300)
+    variance = y.to(sums.dtype).var(1, correction=0).clamp(min=1e-300)
     rmse = (score / n).sqrt() * data.y_std
     return mean | {"rmse": rmse.cpu().numpy(), "r2": (1 - score / n / variance).cpu().numpy()}

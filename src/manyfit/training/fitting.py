@@ -234,7 +234,7 @@ def _settings(config: Config) -> Iterator[None]:
 
 def _trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="gpu" if on_gpu(config.trainer) else "cpu",
+        accelerator=devices.kind(config.trainer),
         devices=[device] if on_gpu(config.trainer) else 1,
         plugins=LightningEnvironment(),  # what launched this process is no business of Lightning's
         precision="32-true" if config.trainer.precision == "tf32" else config.trainer.precision,

@@ -20,7 +20,7 @@ from manyfit.population.unit_rate import Plain, Scaling, UnitRate
 from manyfit.schedules import Schedule
 from manyfit.training.best import Best
 from manyfit.training.captured import STEPS, Captured
-from manyfit.training.evaluation import metrics, totals
+from manyfit.training.evaluation import metrics, totals, wide
 
 DRAWING, DRAWN = 4, 64  # threads that draw orders, and how many at once
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
@@ -318,7 +318,7 @@ class Training(pl.LightningModule):
         self.probed = {}
         if epoch > 0:
             self.ranks.sum(self.running)
-            measured["loss/train_running"] = self.running.double().cpu().numpy().copy()  # it is written to again
+            measured["loss/train_running"] = self.running.cpu().double().numpy().copy()  # it is written to again
             self.running.zero_()
         every = np.ones(len(self.members))
         measured["progress/steps"] = every * self.steps_done
@@ -399,7 +399,7 @@ class Training(pl.LightningModule):
         """Sums over this rank's examples of a split; overwritten by the next of this split."""
         sums = self.sums.get(split)
         if sums is None or sums.shape[1] != len(weights):
-            sums = self.sums[split] = torch.zeros(2, len(weights), dtype=torch.float64, device=weights.device)
+            sums = self.sums[split] = torch.zeros(2, len(weights), dtype=wide(weights.device), device=weights.device)
         x, y = self._split(split)
         share = self.ranks.share(len(x))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from manyfit.config.schema import ProbeName
 from manyfit.data.splits import order
 from manyfit.population import dense
+from manyfit.training.evaluation import wide
 from manyfit.training.loop import Training
 
 GRADIENT_ROWS = 256  # training examples that gradient_norm is measured on
@@ -42,7 +43,7 @@ class Probe(pl.Callback, ABC):
 
     @torch.no_grad()
     def _note(self, module: Training, epoch: int) -> None:
-        module.probed |= {name: v.double().cpu().numpy() for name, v in self.measure(module, epoch).items()}
+        module.probed |= {name: v.cpu().double().numpy() for name, v in self.measure(module, epoch).items()}
 
 
 class GradientNorm(Probe):
@@ -124,9 +125,9 @@ def noise(gradients: Iterable[Tensor], share: float) -> tuple[Tensor, Tensor]:
     for m, gradient in enumerate(gradients, 1):  # Source: Welford 1962
         apart = gradient - mean
         mean = mean + apart / m
-        total = total + apart.double().square().sum(1) * ((m - 1) / m)
+        total = total + apart.to(wide(apart.device)).square().sum(1) * ((m - 1) / m)
     trace = total / (m - 1)
-    return trace, mean.double().square().sum(1) - trace / m * (1 - share)
+    return trace, mean.to(wide(mean.device)).square().sum(1) - trace / m * (1 - share)
 
 
 class UpdateAngle(Probe):
@@ -142,7 +143,7 @@ class UpdateAngle(Probe):
             self.weights, self.members, self.step = module.population.weights.clone(), module.members, 0
             self.updates = self.weights.new_zeros(len(self.weights), 2, self.weights.shape[1])  # the last two
             return {}
-        p = self.products.double()
+        p = self.products.to(wide(self.products.device))
         cosine = p[..., 0, 1] / (p[..., 0, 0].sqrt() * p[..., 1, 1].sqrt())  # 0 / 0 where an update is 0
         return {"update_angle": torch.rad2deg(torch.arccos(cosine.nanmean(0).clamp(-1, 1)))}
 

@@ -1,0 +1,68 @@
+"""The command, as `python run.py` or `manyfit run`: Hydra in, objective out. `--help` lists what can be set."""
+
+import atexit
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manyfit import progress  # what else is imported takes longer than a person waits for the first word
+from manyfit.config import place
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
+    """Do what the command line says, in a process of its own; returns the exit code.
+
+    Args:
+        arguments: Hydra's: overrides and options.
+        folders: Of options, the first first; the last has config.yaml.
+    """
+    place.require_posix()
+    gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
+    atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
+    try:
+        progress.announce(arguments)
+        _obey(arguments, folders)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        return progress.last_words(stop)
+    return 0
+
+
+def _obey(arguments: Sequence[str], folders: Sequence[Path]) -> None:
+    """Have the config composed and `_train` called, once or for each job; or train what another rank asks for."""
+    from hydra_plugins.manyfit.starting import start
+    from manyfit.config import schema
+    from manyfit.parallel import ddp
+
+    if ddp.is_helper():
+        ddp.serve()
+        return
+    try:
+        schema.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+        with ddp.sigterm_exits(), ddp.lead():
+            start(_train, arguments, folders)
+    except (schema.ConfigError, schema.TrainingError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _train(cfg: "DictConfig") -> float:
+    """Train what the config says and return the value that a sweeper minimises."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from manyfit import app
+    from manyfit.config import schema
+
+    context = HydraConfig.get()
+    try:
+        if cfg.resume is not None and context.mode == RunMode.RUN:
+            return app.resume(cfg, context.overrides.task)
+        return app.run(schema.parse(cfg, context.runtime.choices))
+    except (schema.ConfigError, schema.TrainingError) as error:
+        if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
+            raise
+        sys.exit(f"error: {error}")

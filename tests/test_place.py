@@ -1,0 +1,57 @@
+"""Where options lie, how the command was called, and on what machine."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import CONF, ROOT
+from manyfit import cli, running
+from manyfit.config import place
+
+
+@pytest.mark.parametrize(
+    ("program", "called", "modules"),
+    [
+        (str(ROOT / "run.py"), "python run.py", "beside run.py"),
+        ("/home/me/.venv/bin/manyfit", "manyfit run", "in this folder"),
+        ("/usr/lib/python3/site-packages/manyfit/cli.py", "manyfit run", "in this folder"),  # torchrun -m manyfit.cli
+    ],
+)
+def test_called(monkeypatch: pytest.MonkeyPatch, program: str, called: str, modules: str) -> None:
+    """What is said to a person is what that person typed."""
+    monkeypatch.setattr(sys, "argv", [program, "data=iris"])
+    assert (place.called(), place.modules()) == (called, modules)
+
+
+def test_own_options_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conf/ of the working directory, where there is one that is not ours already; then those of the package."""
+    assert place.options() == CONF
+    for folder, found in [(tmp_path, [CONF]), (ROOT, [CONF])]:
+        monkeypatch.chdir(folder)
+        assert place.folders() == found
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    assert place.folders() == [tmp_path / "conf", CONF]
+
+
+def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process may use; on macOS, which has no such call, those of the machine."""
+    assert 1 <= place.cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert place.cores() == os.cpu_count()
+
+
+def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, with what to do, before anything else."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    for begin in (
+        lambda: cli.main(["run", "data=iris"]),
+        lambda: cli.main(["ui"]),
+        lambda: running.command([], [CONF]),
+    ):
+        with pytest.raises(
+            SystemExit, match="error: manyfit must run on Linux or macOS, but got Windows. Use it in WSL"
+        ):
+            begin()
