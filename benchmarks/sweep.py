@@ -1,6 +1,6 @@
 """Sweeps: many runs as one population against the plain PyTorch loop, stock Lightning, and one run after another.
 
-    python benchmarks/sweep.py [--repeats 3] [--only members|command|compile]
+    python benchmarks/sweep.py [--repeats 3] [--only members|command]
 
 Ratios are of arms that alternate in one process (members) or of whole commands that alternate (command).
 """
@@ -143,33 +143,13 @@ def command_table(repeats: int) -> None:
     print(f"stock Lightning: {few} runs measured, times 8, its epochs only (no start-up)")
 
 
-def compile_table() -> None:
-    """compile=true: its cost once, its gain per step, and when it has paid."""
-    print(
-        "\n| workload | eager, us/member-step | compiled | compile time, s | pays after steps |\n|---|---|---|---|---|"
-    )
-    for name, overrides in WORKLOADS.items():
-        count = 1 if "MNIST" in name else 16
-        eager, _ = population(config_of(*overrides), count, 6)
-        config = config_of(*overrides, "trainer.compile=true")
-        start = time.perf_counter()
-        fit([config.model_copy(update={"seed": k, "epochs": 1}) for k in range(count)])
-        once = time.perf_counter() - start
-        compiled, _ = population(config, count, 6)
-        gain = (eager - compiled) * count / 1e6
-        pays = f"{once / gain:.0f}" if gain > 0 else "never"
-        print(f"| {name}, {count} members | {eager:.1f} | {compiled:.1f} | {once:.1f} | {pays} |", flush=True)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=["members", "command", "compile"])
+    parser.add_argument("--only", choices=["members", "command"])
     options = parser.parse_args()
     os.environ["PYTHONWARNINGS"] = "ignore"
     if options.only in (None, "members"):
         members_table(options.repeats)
     if options.only in (None, "command"):
         command_table(options.repeats)
-    if options.only in (None, "compile"):
-        compile_table()

@@ -425,15 +425,6 @@ def test_an_option_changes_something(composed: Compose, override: str) -> None:
     assert not np.array_equal(a.metrics["loss/train"], b.metrics["loss/train"])
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about its own parts
-def test_compiled_is_the_same_run(composed: Compose) -> None:
-    """compile=true gives the same curve, to rounding."""
-    base = ("data=iris", "epochs=3", "model.dropout=0.2")
-    a, b = alone([composed(*base), composed(*base, "trainer.compile=true")])
-    np.testing.assert_allclose(a.metrics["loss/val"], b.metrics["loss/val"], rtol=1e-4)
-
-
 def test_each_member_keeps_its_own_dropout(composed: Compose) -> None:
     """The networks of a population have the rates of their own configs, for whoever trains them on or masks them."""
     given = [composed("data=iris", "epochs=1", "model.hidden=[4,4]", f"model.dropout={p}") for p in (0.1, 0.4)]

@@ -242,7 +242,7 @@ def test_rows_of_failed_and_diverged_children(composed: Compose) -> None:
         ("model.hidden=[8,4]", "model.dropout=0.25", "schedule=cosine", "name='a b, c'"),
         ("data=csv", "data.path='my file.csv'", "data.target=y", "trainer.patience=3"),
         ("optimizer=adamw", "~optimizer.weight_decay", "+optimizer.foreach=false", 'name="it\'s"'),
-        ("name='1e3'", "data.train_size=100", "optimizer.lr=1e-5", "trainer.compile=true"),
+        ("name='1e3'", "data.train_size=100", "optimizer.lr=1e-5", "trainer.deterministic=false"),
     ],
 )
 def test_the_command_composes_the_config(composed: Compose, overrides: tuple[str, ...]) -> None:

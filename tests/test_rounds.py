@@ -608,6 +608,17 @@ def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
     search(swept, *own, train=answered(cliff))
 
 
+def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) -> None:
+    """Whose module of data had another name, and whose config had a key that is gone and one that only says how."""
+    given = ["optimizer.lr=choice(0.1,0.2)", "model.dropout=choice(0.1)"]
+    search(given, "sweep.study=old", "sweep.n_trials=1", train=answered(cliff))
+    study = optuna.load_study(study_name="old", storage="sqlite:///mlruns/optuna.db")
+    known = study.user_attrs["fingerprint"] | {"trainer.compile": False, "trainer.cuda_graph": False}
+    study.set_user_attr("fingerprint", known | {"data._target_": "manyfit.sources.iris"})
+    search(given, "sweep.study=old", "sweep.n_trials=2", train=answered(cliff))
+    assert len(reported) == 1 + 2
+
+
 def test_a_batch_larger_than_the_training_set_is_refused_before_a_study_exists(reported: list[SimpleNamespace]) -> None:
     """The whole space of batch sizes must be usable."""
     with pytest.raises(ConfigError, match="batch_size must be <= 106, the training examples, .* but got 1000"):

@@ -170,8 +170,8 @@ class Runs(Sequence[Run]):
     def _repr_html_(self) -> str:
         from manyfit.sweeps import reporting
 
-        said = reporting.note(self.report) if self.report else "The study had been reported on before."
-        return f"<pre>{html.escape(said)}</pre>{self.table().to_html(index=False)}"
+        said = reporting.summary(self.report) if self.report else "The study had been reported on before."
+        return f'<pre style="white-space: pre-wrap">{html.escape(said)}</pre>{self.table().to_html(index=False)}'
 
 
 def fit(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from manyfit.config.schema import Config, ConfigError, parse
+from manyfit.config.schema import DROPPED, Config, ConfigError, parse
 
 MAY_CHANGE = ("epochs", "trainer", "checkpoint", "trusted")  # what the command may say beside resume=
 
@@ -146,6 +146,8 @@ def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
 def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[str]) -> Config:
     """The stored config with these keys of the composed one; only the command says what is trusted."""
     tree = OmegaConf.create(stored["source"])
+    for group, _, key in (dropped.rpartition(".") for dropped in DROPPED):
+        OmegaConf.select(tree, group).pop(key, None)
     for key in (*keys, "trusted"):
         OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
     return parse(tree, stored["choices"])

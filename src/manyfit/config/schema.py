@@ -34,6 +34,7 @@ RENAMED = {  # since configs were stored
     "manyfit.claims.course.squared": "manyfit.losses",
     "manyfit.claims": "manyfit.experiments",
 }
+DROPPED = ("trainer.compile",)  # keys of earlier configs that say nothing any more
 TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
 
 
@@ -111,7 +112,6 @@ class TrainerConfig(Node):
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"
-    compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     gradient_clip: Positive | None = None
     patience: Count | None = None

@@ -22,7 +22,7 @@ from manyfit.sweeps.findings import incomparable
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
-from manyfit.sweeps.study import DATA, Ledger, derived_seed
+from manyfit.sweeps.study import DATA, WHERE, Ledger, derived_seed
 from manyfit.tracking import journal
 from manyfit.tracking.tracker import TrackedRun
 from manyfit.training.prepared import prepare
@@ -140,7 +140,7 @@ class Search:
 def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
     """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
     flat = default.flat().items()
-    kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator"))}
+    kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator", *WHERE))}
     sought = {"objective": settings.objective.model_dump(), "direction": settings.direction, "seeds": settings.seeds}
     return {
         **kept,

@@ -24,12 +24,13 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from manyfit.config.schema import ConfigError
+from manyfit.config.schema import DROPPED, ConfigError, today
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
 EARLIER: dict[str, Any] = {"sweep.seeds": 1, "data.drop": []}  # of studies that are older than the key
+WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints
 DATA = "data, by their digest,"  # which older studies do not know
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
@@ -272,6 +273,12 @@ def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
     if before is None:
         study.set_user_attr("fingerprint", now)
         return
+    before = {
+        key: today(value) if key.endswith("_target_") else value
+        for key, value in before.items()
+        if key not in (*DROPPED, *WHERE)
+    }
+    now = {key: value for key, value in now.items() if key not in WHERE}
     before = {key: EARLIER.get(key, value) for key, value in now.items() if key in (*EARLIER, DATA)} | before
     changed = [
         f"{key} must be {before.get(key, 'left out')} as in study {study.study_name}, but got {now.get(key, 'none')}."

@@ -276,7 +276,6 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
         eval_rows=_eval_rows(n, config).to(device),
         patience=config.trainer.patience,
         gradient_clip=config.trainer.gradient_clip,
-        compiled=config.trainer.compile,
         captured=captures(config, first.optimizer),
         half=config.trainer.precision == "16-mixed",
         ranks=ranks,

@@ -88,7 +88,6 @@ class Training(pl.LightningModule):
         epochs: Of the whole training; progress of the schedules counts against it.
         eval_rows: Indices (m,) of the training examples that loss/train is measured on.
         gradient_clip: Largest norm of a member's gradient.
-        compiled: Whether the step goes through torch.compile.
         captured: Whether steps are a CUDA graph; "auto": where they can be.
         half: Whether products are in float16, so that gradients have to be scaled.
         ranks: The processes that train these members together.
@@ -110,7 +109,6 @@ class Training(pl.LightningModule):
         eval_rows: Tensor,
         patience: int | None = None,
         gradient_clip: float | None = None,
-        compiled: bool = False,
         captured: bool | Literal["auto"] = False,
         half: bool = False,
         ranks: Ranks | None = None,
@@ -141,9 +139,6 @@ class Training(pl.LightningModule):
         self.probed: dict[str, np.ndarray] = {}  # of this epoch, (members present,), from probes
         self.after_step: list[Callable[[], None]] = []  # empty without probes
         self.started = time.perf_counter()
-        self.gradient: Callable[..., tuple[Tensor, Tensor]] = self._gradient
-        if compiled:
-            self.gradient = torch.compile(self._gradient, dynamic=False)
         self.scaling = Scaling(len(population), population.weights.device) if half else None
         self.captured = Captured(must=captured is True) if captured else None  # steps
         self.evaluation = Captured(must=captured is True) if captured else None
@@ -235,7 +230,7 @@ class Training(pl.LightningModule):
             y = self.y_train.gather(1, index)
         else:
             y = self.y_train[0].index_select(0, flat).view(members, batch)
-        return self.optimizer.step(self.population.weights, lambda: self.gradient(x, y, row_weights, masks, rows), lr)
+        return self.optimizer.step(self.population.weights, lambda: self._gradient(x, y, row_weights, masks, rows), lr)
 
     def _gradient(
         self, x: Tensor, y: Tensor, row_weights: Tensor, masks: list[Tensor], rows: int

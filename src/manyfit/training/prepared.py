@@ -211,7 +211,6 @@ def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | L
     obstacles = {
         "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
         f"the step of {optimizer.__name__} cannot be captured": not capturable,
-        "trainer.compile=true": config.trainer.compile,
         f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
     }
     if not any(obstacles.values()):
