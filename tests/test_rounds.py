@@ -608,7 +608,7 @@ def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
     search(swept, *own, train=answered(cliff))
 
 
-def test_a_study_of_an_earlier_version_goes_on(reported: list[SimpleNamespace]) -> None:
+def test_a_study_of_the_version_before_goes_on(reported: list[SimpleNamespace]) -> None:
     """Whose module of data had another name, and whose config had a key that is gone and one that only says how."""
     given = ["optimizer.lr=choice(0.1,0.2)", "model.dropout=choice(0.1)"]
     search(given, "sweep.study=old", "sweep.n_trials=1", train=answered(cliff))

@@ -3,10 +3,10 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from omegaconf import DictConfig
@@ -14,28 +14,14 @@ from omegaconf import DictConfig
 from manyfit.config.schema import Config, ConfigError, with_seed
 from manyfit.experiments import claims
 from manyfit.experiments.runs import Run
-from manyfit.progress import Screen
 
 if TYPE_CHECKING:
     from manyfit.experiments.claims import Claim
     from manyfit.experiments.verdict import Verdict
-    from manyfit.tracking.tracker import TrackedRun
+    from manyfit.sweeps.parent import Sweep
     from manyfit.training.prepared import Result
 
 REPORT_SEEDS = 8
-
-
-class Sweep(Protocol):
-    """What is asked of a parent.Sweep."""
-
-    config: Config
-    parent: "TrackedRun"
-    tracker: Any
-    tags: dict[int, dict[str, str]]
-    children: dict[int, Any]
-    screen: Screen
-
-    def train(self, configs: Mapping[int, Config], /) -> Sequence[Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -99,14 +85,16 @@ class Experiment:
                     f"data must be a {wanted} for the claim {self.name}, but got a {got}. Choose other data."
                 )
 
-    def conclude(self, sweep: Sweep) -> "Verdict":
+    def conclude(self, sweep: "Sweep") -> "Verdict":
         """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
         from manyfit.experiments import charts
         from manyfit.experiments.verdict import known
         from manyfit.plots.overfitting import png
+        from manyfit.tracking.tracker import Tracker
         from manyfit.training.prepared import prepare
 
         warnings = self._retrain(sweep) if self.tune else []
+        assert isinstance(sweep.tracker, Tracker)  # without a store it was refused
         with sweep.screen.stage("reading the runs back from the store"):
             stored = sweep.tracker.children(sweep.parent, sweep.config.experiment)
         trained = {
@@ -128,7 +116,7 @@ class Experiment:
             sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
         return verdict
 
-    def _retrain(self, sweep: Sweep) -> list[str]:
+    def _retrain(self, sweep: "Sweep") -> list[str]:
         """For each of the other settings the best value, on seeds that were not tuned with; says what is in doubt."""
         from manyfit.sweeps import confirmation
 

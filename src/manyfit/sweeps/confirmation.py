@@ -7,7 +7,7 @@ import numpy as np
 
 from manyfit.config.schema import Config, with_seed
 from manyfit.statistics import LEVEL, Effect, effect, limits_of
-from manyfit.sweeps.grids import Child
+from manyfit.sweeps.parent import Child
 from manyfit.training.prepared import Result
 
 SEEDS_FROM = 1000

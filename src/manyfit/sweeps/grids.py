@@ -4,26 +4,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from manyfit.config.schema import Config
 from manyfit.sweeps.findings import Row, Value
+from manyfit.sweeps.parent import Child
 from manyfit.sweeps.rerun import written
-from manyfit.tracking.tracker import TrackedRun
-from manyfit.training.prepared import Result
-
-
-class Child(Protocol):
-    """A run of a sweep: a parent.Child, which lives above this module."""
-
-    @property
-    def number(self) -> int: ...  # noqa: D102
-    @property
-    def config(self) -> Config: ...  # noqa: D102
-    @property
-    def run(self) -> TrackedRun: ...  # noqa: D102
-    @property
-    def result(self) -> Result | None: ...  # noqa: D102
 
 
 def rows_of(children: Mapping[int, Child]) -> list[Row]:

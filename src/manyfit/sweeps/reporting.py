@@ -8,21 +8,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manyfit.config.schema import Config
 from manyfit.plots.overfitting import png
-from manyfit.progress import Screen, line
+from manyfit.progress import line
 from manyfit.statistics import Effect, limits_of
 from manyfit.sweeps import confirmation, figures, findings, rerun
 from manyfit.sweeps.findings import Row as Row
 from manyfit.sweeps.findings import Setting, Space, markdown, text
-from manyfit.sweeps.grids import Child, row_of
+from manyfit.sweeps.grids import row_of
 from manyfit.sweeps.grids import rows_of as rows_of
+from manyfit.sweeps.parent import Child, Sweep
 from manyfit.tracking.provenance import hardware
-from manyfit.tracking.tracker import TrackedRun
 from manyfit.training import recording
 from manyfit.training.prepared import Result
 
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 
 LISTED = 50  # settings in table.md; table.csv has all
 LR = figures.LR
-
-
-class Sweep(Protocol):
-    """What is asked of a parent.Sweep."""
-
-    config: Config
-    parent: TrackedRun
-    tags: dict[int, dict[str, str]]
-    children: dict[int, Any]
-    prune: Any
-    screen: Screen
-
-    def train(self, configs: Mapping[int, Config], /) -> Sequence[Child]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
