@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ def find(name: str, folders: Sequence[Path], trusted: Sequence[str] = ()) -> Cla
     Args:
         name: Of a function in the file of that name beside the experiments' YAMLs, or your own by its dotted name.
         folders: Of the groups of options, such as conf/.
-        trusted: See `config.require_trusted`; a file beside a YAML that was chosen is trusted.
+        trusted: See `schema.require_trusted`; a file beside a YAML that was chosen is trusted.
 
     Raises:
         ConfigError: There is none, its module is not trusted, or it is not annotated to return a Verdict.
@@ -42,9 +43,9 @@ def find(name: str, folders: Sequence[Path], trusted: Sequence[str] = ()) -> Cla
         raise ConfigError(
             f"claim must be one of {', '.join(known)}, or the dotted name of a function of yours, but got {name!r}."
         ) from None
-    except (ImportError, AttributeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except Exception as error:  # of whatever the file does
         raise ConfigError(f"claim must name a function that can be imported, but got {name!r} ({error}).") from None
     if not (inspect.isfunction(found) and inspect.get_annotations(found, eval_str=True).get("return") is Verdict):
         raise ConfigError(f"claim must name a function that is annotated to return a Verdict, but got {name!r}.")
@@ -56,7 +57,7 @@ def load(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 

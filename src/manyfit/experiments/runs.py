@@ -55,7 +55,7 @@ class Run:
         """
         if self.result is None or self.result.predictor is None:
             raise ValueError(
-                "a claim must be marked manyfit.experiments.claims.with_networks to look at a predictor, but got none."
+                "a claim must be marked manyfit.experiments.with_networks to look at a predictor, but got none."
             )
         return self.result.predictor
 

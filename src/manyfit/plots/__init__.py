@@ -1,1 +1,1 @@
-"""Pictures of a run, of a sweep, and of a claim."""
+"""The look of all pictures, and that of a run: its overfitting curve."""

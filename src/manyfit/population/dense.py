@@ -7,8 +7,9 @@ are those that round an element alike wherever it stands in memory.
 """
 
 import functools
-import importlib.util
+import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -46,8 +47,14 @@ def norms(gradient: Tensor) -> Tensor:
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """Ours for a GPU; None with a torch that has no Triton: sums are rounded by the number of members then."""
-    return importlib.import_module("manyfit.population.kernels") if importlib.util.find_spec("triton") else None
+    """Ours for a GPU; None where there is no Triton that works: sums are rounded by the number of members then."""
+    try:
+        kernels = importlib.import_module("manyfit.population.kernels")
+        kernels.sum_rows(torch.ones(1, 2, 2, device="cuda"))
+    except Exception as error:  # no Triton, no compiler, ...
+        print(f"sums on the GPU are torch's, and depend on who trains beside: {error!r}"[:300], file=sys.stderr)
+        return None
+    return kernels
 
 
 def _relu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001  # one signature for all

@@ -3,6 +3,7 @@
 A small optimizer step on a GPU is all launches. Source: CUDA graphs in PyTorch (Nguyen et al. 2021).
 """
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ class Captured:
                 torch.cuda.set_stream(stream)
                 if self.must:
                     raise
+                print("steps are not recorded: the model asks the device for a number", file=sys.stderr)
                 self.refused = True  # nothing was computed
                 call(*given)
             else:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from manyfit.training.recording import Recorder
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 
 TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # which Lightning sets where operations are to repeat
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
 Place = Callable[[Callable[..., Trained], Sequence[Config], Report | None, Stops | None], Trained]
@@ -211,10 +213,12 @@ def _settings(config: Config) -> Iterator[None]:
     torch fills all memory before it is written where operations are to repeat: nothing here reads it before.
     """
     deterministic: Any = torch.utils.deterministic  # torch leaves it untyped
-    tf32, fill = torch.backends.cuda.matmul.allow_tf32, deterministic.fill_uninitialized_memory
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32, fill = (products.allow_tf32, convolutions.allow_tf32), deterministic.fill_uninitialized_memory
+    workspace = os.environ.get(WORKSPACE)
     repeats, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, loggers = torch.backends.cudnn.benchmark, {name: logging.getLogger(name).level for name in TALKATIVE}
-    torch.backends.cuda.matmul.allow_tf32 = config.trainer.precision == "tf32"
+    benchmark, loggers = convolutions.benchmark, {name: logging.getLogger(name).level for name in TALKATIVE}
+    products.allow_tf32 = convolutions.allow_tf32 = config.trainer.precision == "tf32"
     deterministic.fill_uninitialized_memory = False
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -225,7 +229,9 @@ def _settings(config: Config) -> Iterator[None]:
             warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, on its own torch
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
+        (products.allow_tf32, convolutions.allow_tf32), convolutions.benchmark = tf32, benchmark
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
         torch.use_deterministic_algorithms(repeats, warn_only=warns)
         deterministic.fill_uninitialized_memory = fill
         for name, level in loggers.items():
@@ -283,11 +289,12 @@ def _module(jobs: Sequence[Job], device: torch.device, ranks: Ranks) -> Training
 
 
 def _schedules(jobs: Sequence[Job]) -> list[Schedule]:
-    """One for each member; those of one config share it, unless it looks at what becomes of the member."""
+    """One for each member; those of one config share one of ours, unless it looks at what becomes of the member."""
     shared: dict[str, Schedule] = {}
     schedules = []
     for job in jobs:
-        looks = type(job.schedule).observe is not Schedule.observe
+        ours = type(job.schedule).__module__.startswith("manyfit.")
+        looks = not ours or type(job.schedule).observe is not Schedule.observe
         key = job.config.schedule.model_dump_json(by_alias=True)
         schedules.append(copy.deepcopy(job.schedule) if looks else shared.setdefault(key, job.schedule))
     return schedules

@@ -177,7 +177,7 @@ class Training(pl.LightningModule):
         for start in range(0, len(rows), some):
             part = slice(start, start + some)
             steps, given = functools.partial(self._steps, rows[part]), (index[part], rates[part], keys[part])
-            if self.captured:
+            if self.captured and not self.after_step:  # which a replay would not call
                 self.captured.run(tuple(rows[part]), steps, *given)
             else:
                 steps(*given)
@@ -189,9 +189,7 @@ class Training(pl.LightningModule):
         elements = shape[0] * sum(seen.numel() for _, seen in self._calls(shape[1]))
         most = MASKS_IN_CACHE if self.running.device.type == "cpu" else MASKS_ON_GPU
         some = max(1, most // max(elements, 1)) if self.population.dropout.active else BLOCK
-        if self.captured:
-            some = min(1 if self.after_step else STEPS, some)
-        return some
+        return min(STEPS, some) if self.captured and not self.after_step else some
 
     def _steps(self, rows: Sequence[int], index: Tensor, rates: Tensor, keys: Tensor) -> None:
         """Optimizer steps on consecutive mini-batches.
@@ -214,8 +212,8 @@ class Training(pl.LightningModule):
     def _factors(self, steps: int) -> np.ndarray:
         """Factors on lr (steps, members) of the coming steps."""
         progress = np.arange(self.steps_done, self.steps_done + steps) / (self.epochs * self.steps_per_epoch)
-        made = {schedule: schedule(progress) for schedule in set(self.schedules)}
-        return np.stack([made[schedule] for schedule in self.schedules], 1)
+        made = {id(schedule): schedule(progress) for schedule in {id(s): s for s in self.schedules}.values()}
+        return np.stack([made[id(schedule)] for schedule in self.schedules], 1)
 
     def _calls(self, batch: int) -> list[tuple[int, torch.Size]]:
         if batch not in self.calls:
