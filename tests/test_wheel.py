@@ -1,16 +1,18 @@
 """The wheel, in an environment of its own: the command and its options without the repository."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
-import sysconfig
+import time
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from conftest import CONF, ROOT
+from conftest import CONF, ROOT, epochs_stored
 
 pytestmark = pytest.mark.slow
 
@@ -36,15 +38,20 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run(pip, check=True, timeout=300)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "needs.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    ours = (path for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))
+    (packages / "needs.pth").write_text("\n".join(ours))
     return folder
+
+
+def outside() -> dict[str, str]:
+    """The variables of this process but those that would show it the repository."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
 
 def command(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """One of the environment's own, in this folder."""
     line = [str(environment / "bin" / words[0]), *words[1:]]
-    known = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(line, cwd=folder, env=known, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(line, cwd=folder, env=outside(), capture_output=True, text=True, timeout=300, check=False)
 
 
 def results(said: str) -> list[str]:
@@ -129,3 +136,19 @@ def test_own_options_win(environment: Path, tmp_path: Path) -> None:
     done = command(environment, tmp_path, "manyfit", "run", *SMALL)
     assert "iris: adam lr=0.5" in done.stderr
     assert "lr: 0.5  # ours" in command(environment, tmp_path, "manyfit", "run", "--help").stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt(environment: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """It ends as run.py does: a true exit code, and what to type to go on."""
+    line = [str(environment / "bin" / "manyfit"), "run", "data=iris", "epochs=100000"]
+    process = subprocess.Popen(
+        line, cwd=tmp_path, env=outside(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not epochs_stored(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert re.search(r"\(manyfit run resume=\w+ goes on with it\)", said)
