@@ -73,6 +73,11 @@ def test_what_is_stored_is_found_again() -> None:
     assert set(mf.runs("iris")["id"]) == {run.id for run in runs}
     histories = mf.histories(frame)
     assert len(histories) == 2 * 5
+    assert len(mf.histories(frame["id"][0])) == len(mf.histories(frame["id"][:1])) == 5
+    assert len(mf.histories(mf.runs(where="optimizer = 'nobody'"))) == 0
+    assert list(mf.runs(where="status = 'FINISHED' and name LIKE 'adam%'")["name"]) == list(frame["name"])
+    with pytest.raises(ValueError, match="where must be a filter that MLflow understands"):
+        mf.runs(where="optimizer === 3")
     (of_one,) = (run for run in runs if run.id == frame["id"][0])
     stored = histories[histories["id"] == of_one.id]["loss/val"]
     np.testing.assert_array_equal(stored, of_one.curves["loss/val"])
@@ -125,12 +130,42 @@ def test_what_is_refused_is_refused_in_the_commands_words() -> None:
         ({"optimizer": "adma"}, r"optimizer must be one of .*, but got adma. Did you mean adam\?"),
         ({"optimzer": "adam"}, r"optimzer must be a key of the config, .* Did you mean optimizer\?"),
         ({"model": Local}, "model must be a class at the top of a module"),
-        ({"seed": [1, 2]}, "seed must be one value in a single run, but got 1,2"),
+        ({"seed": "1,2", "sweep": "lr"}, "seed|fit must be given one run"),
+        ({"sweep": "lr"}, "fit must be given one run, but got an experiment or a sweep. Use grid, or search."),
+        ({"experiment": "dropout"}, "fit must be given one run"),
+        ({"resume": "abc"}, "resume=... and experiment=all must be given to the command"),
+        ({"data": ([[1.0], [2.0]], [1])}, "data must be as many rows as targets, but got 2 and 1"),
     ]
     for given, words in refused:
         with pytest.raises(mf.ConfigError, match=words):
             mf.fit(**given)
     assert not Path("mlruns").exists()
+
+
+def test_what_fails_in_a_sweep_costs_the_others_nothing() -> None:
+    """A run that diverges is returned too, and `failure` says so; a grid that is asked for a search is refused."""
+    runs = mf.grid(data="iris", optimizer="sgd", lr=[0.1, 1e12], epochs=3, tracking="off")
+    assert "1 of 2 runs failed" in str(runs.failure)
+    assert runs.best().config.optimizer.lr == 0.1
+    assert "diverged" in mf.fit(data="iris", optimizer="sgd", lr=1e12, epochs=3, tracking="off").verdict.lower()
+    with pytest.raises(mf.ConfigError, match="grid must be given values, but got a search. Use search."):
+        mf.grid("sweep=lr", data="iris")
+
+
+def test_lists_and_arrays() -> None:
+    """A list is a value of one run, and values to try in a grid."""
+    run = mf.fit(data="iris", epochs=1, probes=["gradient_norm"], tracking="off")
+    assert "gradient_norm/first" in run.curves
+    assert len(mf.grid(data="iris", epochs=1, lr=np.logspace(-3, -1, 3), tracking="off")) == 3
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    """Between two calls of one process."""
+    table = tmp_path / "own.csv"
+    for rows in (60, 80):
+        table.write_text("x,y\n" + "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(rows)))
+        run = mf.fit(f"data.path={table}", "data.target=y", data="csv", epochs=1, tracking="off")
+        assert run.curves["progress/examples"][1] == round(rows * 0.7)
 
 
 def test_predict_says_what_it_needs() -> None:
@@ -188,6 +223,13 @@ def test_ctrl_c_is_keyboard_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         mf.fit("+model.interrupt=true", model=Own, data="iris", epochs=2)
     assert list(mf.runs()["status"]) == ["KILLED"]
+
+
+@pytest.mark.parametrize("call", ["grid(lr=[0.01, 0.1]", "search('optimizer.lr=choice(0.01,0.1)', n_trials=2"])
+def test_the_first_call_of_a_process(tmp_path: Path, call: str) -> None:
+    """May be a grid or a search."""
+    code = f"import manyfit as mf\nassert len(mf.{call}, data='iris', epochs=1, tracking='off')) >= 2"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,11 @@ def grid(
         wish: Whether data.train_size is an experiment's, which the data may cap.
         says: Whether the report is printed.
 
+    Returns:
+        The sweep; its `failure` says how many runs failed, and why the first did, or why the claim was not judged.
+
     Raises:
         ConfigError: Some jobs cannot be run, and nothing was.
-        TrainingError: Some failed: says how many, and why the first did; or a claim could not be judged.
     """
     if not jobs:
         raise ConfigError("a grid must have a job, but a key has no value.")
@@ -196,11 +198,10 @@ def grid(
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
-        raise TrainingError(
-            f"{len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
-        )
-    if broken:
-        raise TrainingError(f"the claim could not be judged: {mask(broken)}")
+        failed = f"{len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
+        sweep.failure = TrainingError(failed)
+    elif broken:
+        sweep.failure = TrainingError(f"the claim could not be judged: {mask(broken)}")
     return sweep
 
 

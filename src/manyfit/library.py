@@ -6,7 +6,7 @@ import html
 import io
 import warnings
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -133,12 +133,14 @@ class Runs(Sequence[Run]):
     Attributes:
         id: MLflow's, of the parent run.
         runs: In the order of their jobs; without those that could not be trained.
-        report: What the terminal said; None if the study had been reported on before.
+        report: What was found; None where another session reports on the study.
+        failure: How many runs failed, and why the first did.
     """
 
     id: str | None
     runs: tuple[Run, ...]
     report: "Report | None"
+    failure: Exception | None = None
 
     def __getitem__(self, index: Any) -> Any:
         """A run, or some."""
@@ -156,7 +158,8 @@ class Runs(Sequence[Run]):
         """
         row = self.report.row if self.report else None
         if row is None or row.config is None or row.result is None:
-            raise ValueError("runs must have a best one, but none has a value that can be compared. See its note.")
+            why = str(self.failure) if self.failure else "it is another session's, or none has a value to compare"
+            raise ValueError(f"runs must have a best one, but there is none here: {why}.")
         return Run(row.run.run_id if row.run else None, row.config, row.result)
 
     def table(self) -> "pd.DataFrame":
@@ -170,7 +173,11 @@ class Runs(Sequence[Run]):
     def _repr_html_(self) -> str:
         from manyfit.sweeps import reporting
 
-        said = reporting.summary(self.report) if self.report else "The study had been reported on before."
+        said = (
+            reporting.summary(self.report)
+            if self.report
+            else "Another session reports on this study: `runs` reads what is stored."
+        )
         return f'<pre style="white-space: pre-wrap">{html.escape(said)}</pre>{self.table().to_html(index=False)}'
 
 
@@ -189,20 +196,20 @@ def fit(
 
     Raises:
         ConfigError: Something cannot be used; no run exists then. It is a ValueError.
-        TrainingError: The training came to a bad end; its run says so.
+        TrainingError: The store refuses the run, or the model exits. One that diverges is returned, and says so.
         KeyboardInterrupt: The run is KILLED and keeps its epochs.
 
     >>> run = fit("optimizer=adam", data="iris", epochs=3, tracking="off")
     >>> sorted(run.test)
     ['accuracy/test', 'loss/test']
     """
-    given, trusted = _overrides(overrides, model, data, target, settings)
+    given, trusted = _overrides(overrides, model, data, target, settings, sweep=False)
     with _hydra(given) as loader:
         cfg = _composed(loader, given, trusted, multirun=False)
     config = parse(cfg, cfg.hydra.runtime.choices)
     from manyfit import app
 
-    _say_if_late()
+    _begin()
     result, run = app.fit(config, says=False)
     return Run(run.run_id, config, result)
 
@@ -218,18 +225,17 @@ def grid(*overrides: str, model: Any = None, data: Any = None, target: str = "y"
         settings: See `fit`; a list is values to try: `lr=[1e-3, 1e-2]`.
 
     Raises:
-        ConfigError: Some cannot be run, and nothing was.
-        TrainingError: Some failed; the parent run says which.
+        ConfigError: Some cannot be run, and nothing was. What fails or diverges later stands in `failure`.
 
     >>> runs = grid("data=iris", "seed=range(2)", lr=[0.01, 0.1], epochs=3, tracking="off")
     >>> len(runs), runs.best().config.optimizer.lr in (0.01, 0.1)
     (4, True)
     """
-    given, trusted = _overrides(overrides, model, data, target, settings)
-    from hydra_plugins.manyfit.grid import GridSweeper
-
-    _say_if_late()
+    given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
+    _begin()
     with _hydra(given) as loader:
+        from hydra_plugins.manyfit.grid import GridSweeper  # Hydra loads plugins anew when it first looks for them
+
         sweeper = _set_up(GridSweeper(None), loader, given, trusted)
         return _runs(sweeper.train(sweeper.config, [*given, *trusted], 0, says=False))
 
@@ -245,18 +251,17 @@ def search(*overrides: str, model: Any = None, data: Any = None, target: str = "
         settings: See `fit`; `n_trials=64`.
 
     Raises:
-        ConfigError: Something cannot be used; there is no study then.
-        TrainingError: Trials failed; the study goes on when asked again.
+        ConfigError: Something cannot be used; there is no study then. What fails later stands in `failure`.
 
     >>> found = search("data=iris", "optimizer.lr=choice(0.01,0.1)", n_trials=2, epochs=2, tracking="off")
     >>> found.best().config.optimizer.lr in (0.001, 0.01, 0.1)
     True
     """
-    given, trusted = _overrides(overrides, model, data, target, settings)
-    from hydra_plugins.manyfit.optuna_study import OptunaStudy
-
-    _say_if_late()
+    given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
+    _begin()
     with _hydra(given) as loader:
+        from hydra_plugins.manyfit.optuna_study import OptunaStudy  # as above
+
         done = _set_up(OptunaStudy(), loader, given, trusted).search([*given, *trusted], says=False)
     return _runs(done) if done else Runs(None, (), None)
 
@@ -277,7 +282,7 @@ def runs(experiment: str | None = None, where: str = "", uri: str | None = None)
     return tracker.table(uri, Path.cwd(), experiment, where)
 
 
-def histories(ids: "Sequence[str] | pd.DataFrame", uri: str | None = None) -> "pd.DataFrame":
+def histories(ids: "Iterable[str] | pd.DataFrame", uri: str | None = None) -> "pd.DataFrame":
     """The curves of stored runs: a row for each run and epoch, a column for each metric.
 
     Args:
@@ -287,13 +292,16 @@ def histories(ids: "Sequence[str] | pd.DataFrame", uri: str | None = None) -> "p
     Raises:
         ValueError: The store does not answer.
     """
+    import pandas as pd
+
     from manyfit.tracking import tracker
 
-    return tracker.histories(uri, Path.cwd(), list(ids if isinstance(ids, Sequence) else ids["id"]))
+    chosen = ids["id"] if isinstance(ids, pd.DataFrame) else [ids] if isinstance(ids, str) else ids
+    return tracker.histories(uri, Path.cwd(), list(chosen))
 
 
 def _overrides(
-    overrides: Sequence[str], model: Any, data: Any, target: str, settings: Mapping[str, Any]
+    overrides: Sequence[str], model: Any, data: Any, target: str, settings: Mapping[str, Any], sweep: bool
 ) -> tuple[list[str], list[str]]:
     """As on the command line; and what a class of the caller's own needs to be trusted."""
     given, trusted = list(overrides), []
@@ -308,14 +316,21 @@ def _overrides(
         given.append(f"data={data}")
     elif data is not None:
         given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={target}"]
-    return [*given, *(f"{SHORT.get(key, key)}={_text(value)}" for key, value in settings.items())], trusted
+    swept = {
+        SHORT.get(key, key): getattr(value, "tolist", lambda value=value: value)() for key, value in settings.items()
+    }
+    return [*given, *(f"{key}={_text(value, sweep)}" for key, value in swept.items())], trusted
 
 
-def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def _text(value: Any, sweep: bool = False) -> str:
+    """A value in Hydra's grammar; in a sweep a list is of values to try."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        inner = ",".join(map(_text, value))
+        return inner if sweep else f"[{inner}]"
+    return f"'{value}'" if isinstance(value, str) and "," in value and not sweep else str(value)
 
 
 def _kept(data: Any, target: str) -> Path:
@@ -327,7 +342,11 @@ def _kept(data: Any, target: str) -> Path:
         frame = data
     else:
         x, y = data
+        if len(x) != len(y):
+            raise ConfigError(f"data must be as many rows as targets, but got {len(x)} and {len(y)}.")
         frame = x if isinstance(x, pd.DataFrame) else pd.DataFrame(np.asarray(x)).rename(columns="x{}".format)
+        if target in frame.columns:
+            raise ConfigError(f"target must be a name that no column of x has, but got {target!r}. Give another.")
         frame = frame.assign(**{target: np.asarray(y)})
     content = io.BytesIO()
     frame.to_parquet(content, index=False)
@@ -345,14 +364,22 @@ def _hydra(given: Sequence[str]) -> Iterator["ConfigLoader"]:
 
     from hydra_plugins.manyfit.starting import hydra_on, in_our_words
 
+    refuse_passwords(dict(override.partition("=")[::2] for override in given))
     theirs, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
-    refuse_passwords(dict(override.partition("=")[::2] for override in given))
     try:
         with hydra_on(place.folders()) as hydra, in_our_words(hydra.config_loader, given):
             yield hydra.config_loader
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
+
+
+def _begin() -> None:
+    """A file may have changed since the last call, and so may a class of the caller's."""
+    from manyfit.training import prepared
+
+    prepared.forget()
+    _say_if_late()
 
 
 def _say_if_late() -> None:
@@ -376,7 +403,10 @@ def _composed(loader: "ConfigLoader", given: list[str], trusted: list[str], *, m
 
     from hydra_plugins.manyfit.starting import mode_of
 
-    mode_of(loader, given, multirun)
+    if mode_of(loader, given, multirun) == RunMode.MULTIRUN and not multirun:
+        raise ConfigError("fit must be given one run, but got an experiment or a sweep. Use grid, or search.")
+    if any(override.startswith(("resume=", "experiment=all")) for override in given):
+        raise ConfigError("resume=... and experiment=all must be given to the command. Use `manyfit run`.")
     cfg = loader.load_configuration("config", [*given, *trusted], RunMode.MULTIRUN if multirun else RunMode.RUN)
     HydraConfig.instance().set_config(cfg)
     return cfg
@@ -388,6 +418,9 @@ def _set_up(sweeper: Any, loader: "ConfigLoader", given: list[str], trusted: lis
     from hydra.types import HydraContext
 
     cfg = _composed(loader, given, trusted, multirun=True)
+    name = type(sweeper).__name__
+    if (searches := cfg.hydra.sweeper._target_.endswith("OptunaStudy")) != (name == "OptunaStudy") and searches:
+        raise ConfigError("grid must be given values, but got a search. Use search.")
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     sweeper.setup(hydra_context=context, task_function=None, config=cfg)
     return sweeper
@@ -396,4 +429,4 @@ def _set_up(sweeper: Any, loader: "ConfigLoader", given: list[str], trusted: lis
 def _runs(sweep: "Sweep") -> Runs:
     children: list[Child] = [child for _, child in sorted(sweep.children.items()) if child.result]
     found = tuple(Run(child.run.run_id, child.config, child.result) for child in children if child.result)
-    return Runs(sweep.parent.run_id, found, sweep.report)
+    return Runs(sweep.parent.run_id, found, sweep.report, sweep.failure)

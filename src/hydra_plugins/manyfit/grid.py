@@ -50,7 +50,8 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         if self.config.hydra.runtime.choices.get("experiment") != "all":
-            self.train(self.config, arguments, 0)
+            if failure := self.train(self.config, arguments, 0).failure:
+                raise failure
             return
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         found: list[tuple[str, Verdict]] = []
@@ -62,11 +63,12 @@ class GridSweeper(BasicSweeper):
                 cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
                 try:
                     done = self.train(cfg, given, number)
-                except (ConfigError, TrainingError) as error:
+                except ConfigError as error:
                     failed[name] = str(error)
-                else:
-                    number += len(done.children)
-                    found += [(name, done.verdict)] if done.verdict else []
+                    continue
+                number += len(done.children)
+                found += [(name, done.verdict)] if done.verdict else []
+                failed |= {name: str(done.failure)} if done.failure else {}
         from manyfit.experiments import charts
 
         print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")

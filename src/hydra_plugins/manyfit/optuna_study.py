@@ -40,7 +40,9 @@ class OptunaStudy(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search the space of `sweep.space` and of the command line, which wins."""
-        self.search(arguments)
+        done = self.search(arguments)
+        if done and done.failure:
+            raise done.failure
 
     def search(self, arguments: list[str], says: bool = True) -> "parent.Sweep | None":
         """The sweep; None where an earlier one has reported on the whole study; `says`: print the report."""

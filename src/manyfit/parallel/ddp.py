@@ -42,7 +42,7 @@ PATIENCE = 10.0  # seconds for ranks to end by themselves
 
 
 def train(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
-    """Train one population on several devices; the arguments are those of `training.train`, which is `run`.
+    """Train one population on several devices; the arguments are those of `fitting.train`, which is `run`.
 
     Raises:
         TrainingError: A rank failed or died; names it and the cause.

@@ -105,7 +105,7 @@ class Pool:
     def train(
         self, run: Callable[..., Any], configs: Sequence[Config], report: "Report | None", stops: "Stops | None"
     ) -> "Trained":
-        """Train a population in the next free worker; the arguments are those of `training.train`, which is `run`.
+        """Train a population in the next free worker; the arguments are those of `fitting.train`, which is `run`.
 
         Members of a worker that dies are given to another, once: what is told twice is the same bit for bit.
 

@@ -76,7 +76,7 @@ def rows(
     seed: int,
     config_of: Callable[[Mapping[str, Any], int], Config],
 ) -> list[dict[str, Any]]:
-    """A trial's runs as arguments of reports.Row.
+    """A trial's runs as arguments of reporting.Row.
 
     Args:
         trial: Of this session or an earlier one.

@@ -72,6 +72,7 @@ class Sweep:
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
+        failure: What the command ends with, if runs failed.
         verdict: On the claim of an experiment.
         report: What was found, once it is known.
         screen: What a person sees.
@@ -90,6 +91,7 @@ class Sweep:
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
+    failure: TrainingError | None = None
     verdict: "Verdict | None" = None
     report: "Report | None" = None
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered

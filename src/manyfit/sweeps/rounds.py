@@ -54,11 +54,11 @@ def run(
         limits: The largest population, and how many processes; None: as pays.
 
     Returns:
-        The sweep; None where an earlier one has reported on the whole study.
+        The sweep, whose `failure` says how many trials failed, and why the first did; None where an earlier one has
+        reported on the whole study.
 
     Raises:
         ConfigError: Something cannot be used; no trial was made then.
-        TrainingError: Trials failed; says how many, and why the first did.
     """
     cfg = compose(fixed)
     default = configuration.parse(cfg, cfg.hydra.runtime.choices)
@@ -89,7 +89,7 @@ def run(
                 )
         finally:
             search.note_run_ids(sweep.children.values())
-    session.complain()
+    sweep.failure = session.failure()
     return sweep
 
 
@@ -223,13 +223,14 @@ class Session:
         known = {"ended": "failed", "error": reason[:2000], "runs": runs}
         self.search.ledger.tell(trial, TrialState.FAIL, None, known)
 
-    def complain(self) -> None:
-        """Raise TrainingError if trials failed; a diverged one is an answer, not a failure."""
-        if self.failed:
-            number, reason = next(iter(self.failed.items()))
-            raise TrainingError(
-                f"{len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
-            )
+    def failure(self) -> TrainingError | None:
+        """That trials failed, if any did; a diverged one is an answer, not a failure."""
+        if not self.failed:
+            return None
+        number, reason = next(iter(self.failed.items()))
+        return TrainingError(
+            f"{len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
+        )
 
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:

@@ -6,7 +6,7 @@ A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
     journal.jsonl   one record per line, appended by the session
     files/          the artifacts that records point to
     acks.jsonl      what MLflow has: ids of its runs, and up to which byte of the journal everything arrived
-    courier.lock    held by whoever delivers (see courier.py)
+    courier.lock    held by whoever delivers (see uploader.py)
     courier.log     what the delivering process had to say
 """
 

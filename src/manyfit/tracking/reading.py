@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.utils.search_utils import SearchUtils
 
 from manyfit.tracking.store import OURS, PARENT, Store
 
 KIND = "manyfit.kind"  # a tag of parent runs
-PLAIN = ("seed", "batch_size", "epochs")  # params whose key has no dot
+PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
+METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
+COLUMNS = {"id": "run_id", "name": "run_name", "status": "status"}  # what MLflow calls them
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,12 @@ def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFr
     if experiment is not None and experiment not in names.values():
         raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
     chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
-    found = store.client.search_runs(chosen, filtered(where), max_results=50000)
-    return pd.DataFrame(
+    try:
+        SearchUtils.parse_search_filter(filtered(where))
+    except MlflowException as error:
+        raise ValueError(f"where must be a filter that MLflow understands, but it says: {error}") from None
+    found = store.among(chosen, filtered(where))
+    rows = [
         {
             "id": run.info.run_id,
             "experiment": names[run.info.experiment_id],
@@ -136,23 +144,26 @@ def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFr
             "status": run.info.status,
             "began": pd.Timestamp(run.info.start_time, unit="ms"),
             **{key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
-            **run.data.params,
+            **{key: value for key, value in run.data.params.items() if key != "name"},  # of the experiment
             **run.data.metrics,
         }
         for run in found
         if OURS in run.data.tags and KIND not in run.data.tags
-    )
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["id", "experiment", "name", "status", "began"])
 
 
 def filtered(where: str) -> str:
     """MLflow's filter from one with bare names: `optimizer.lr = '0.01' and accuracy/test > 0.9`.
 
-    A name with a slash is a metric's, one with a dot a param's, any other a tag's, as `optimizer = 'adam'`.
+    A name with a slash is a metric's, one with a dot a param's, any other but a few a tag's, as `optimizer = 'adam'`.
     """
 
     def full(match: re.Match[str]) -> str:
         name = match[1]
-        kind = "metrics" if "/" in name else "params" if "." in name or name in PLAIN else "tags"
+        if name in COLUMNS:
+            return f"attributes.{COLUMNS[name]} {match[2]}"
+        kind = "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
         return f"{kind}.`{name}` {match[2]}"
 
     theirs = r"(?<![`'.\w])(?!(?:params|tags|metrics|attributes)\.)"

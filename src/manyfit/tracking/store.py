@@ -164,6 +164,10 @@ class Store:
         """The runs of an experiment for which `where` (MLflow's filter) holds."""
         return list(self._search([self.experiment(experiment)], where, ViewType.ACTIVE_ONLY))
 
+    def among(self, experiments: Sequence[str], where: str) -> list[Run]:
+        """The runs of these experiments, by MLflow's ids, for which `where` holds."""
+        return list(self._search(list(experiments), where, ViewType.ACTIVE_ONLY))
+
     def all(self, where: str) -> list[Run]:
         """The runs of all experiments for which `where` holds."""
         with _answers():

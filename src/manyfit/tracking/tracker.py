@@ -1,6 +1,6 @@
 """What training sees of tracking: runs to hand values to. Nothing here waits for MLflow or imports it.
 
-Every value goes to the local spool (spool.py); a second process, the courier (courier.py), takes it from there to
+Every value goes to the local spool (journal.py); a second process, the courier (uploader.py), takes it from there to
 MLflow. A process and not a thread, because delivering is Python work: in a thread of this process it left training an
 eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
 """

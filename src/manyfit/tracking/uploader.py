@@ -155,7 +155,7 @@ def prepare(uri: str, root: Path) -> None:
 
 
 def doctor(root: Path, uri: str | None = None) -> list[str]:
-    """See tracking.doctor."""
+    """See tracker.doctor."""
     _quiet()
     target = journal.resolve_uri(uri, root)
     findings = [

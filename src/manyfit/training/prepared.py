@@ -155,6 +155,13 @@ REMEMBERED = 4096  # jobs: a sweep asks for each of its jobs a few times
 _prepared: dict[str, Job] = {}
 
 
+def forget() -> None:
+    """What was read from files, and what was built: they may have changed."""
+    for cached in (_dataset, _training_rows):
+        cached.cache_clear()
+    _prepared.clear()
+
+
 def _prepare(config: Config) -> Job:
     dataset = _dataset(config.data.model_dump_json(by_alias=True))
     devices.check(config)

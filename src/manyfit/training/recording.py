@@ -45,7 +45,7 @@ class Recorder:
         self.stores = isinstance(tracker, Tracker)
 
     def epoch(self, epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
-        """An Observer: all values of an epoch, one append per member; an epoch that a run has is the same again."""
+        """All values of an epoch, one append per member; an epoch that a run has is the same again."""
         for here, member in enumerate(members if self.stores else []):
             if epoch > self.recorded[member]:
                 run = self.runs[member]
