@@ -132,7 +132,7 @@ def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFr
         raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
     chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
     try:
-        SearchUtils.parse_search_filter(filtered(where))
+        SearchUtils.parse_search_filter(filtered(where))  # type: ignore[no-untyped-call]  # MLflow leaves it untyped
     except MlflowException as error:
         raise ValueError(f"where must be a filter that MLflow understands, but it says: {error}") from None
     found = store.among(chosen, filtered(where))
