@@ -340,7 +340,9 @@ def search(swept: Sequence[str], *overrides: str, train: Any = parent.Sweep.run,
     fixed = [*SMALL, *overrides]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parent.Sweep, "run", train)
-        rounds.run(lambda given: whole(*given), parsed(*swept), fixed, jobs, screen or Screen(""))
+        done = rounds.run(lambda given: whole(*given), parsed(*swept), fixed, jobs, screen or Screen(""))
+    if done and done.failure:
+        raise done.failure
 
 
 @pytest.mark.parametrize("pruner", options("pruner"))
