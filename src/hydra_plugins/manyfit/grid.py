@@ -81,6 +81,7 @@ class GridSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         most, workers = limits(cfg.hydra.launcher)
+        folder = Path(cfg.hydra.sweep.dir)  # with the time in it: what is composed from here on has the same
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
             raise ConfigError("experiment must be one of them, or all, but got several: each is a sweep of its own.")
@@ -98,7 +99,6 @@ class GridSweeper(BasicSweeper):
 
         def train(sweep: "Sweep", accepted: list[list[str]]) -> None:
             sweep.max_members, sweep.workers = most, workers
-            folder = Path(cfg.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             size = self.max_batch_size or max(1, len(accepted))
