@@ -256,6 +256,7 @@ if __name__ == "__main__":
     [
         (["trainer.cuda_graph=true"], "trainer.cuda_graph must be auto or false here, but got true: there is no CUDA"),
         (["trainer.cuda_graph=true", "optimizer=adagrad"], "the step of Adagrad cannot be captured"),
+        (["trainer.cuda_graph=true", "probes=[update_angle]"], "probe update_angle looks at every step"),
         (["trainer.precision=16-mixed"], "trainer.precision must be another than '16-mixed' without a GPU"),
         (["trainer.precision=tf32"], "trainer.precision must be another than 'tf32' without a GPU. Use 32-true"),
     ],

@@ -316,10 +316,7 @@ def _overrides(
         given.append(f"data={data}")
     elif data is not None:
         given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={target}"]
-    swept = {
-        SHORT.get(key, key): getattr(value, "tolist", lambda value=value: value)() for key, value in settings.items()
-    }
-    return [*given, *(f"{key}={_text(value, sweep)}" for key, value in swept.items())], trusted
+    return [*given, *(f"{SHORT.get(key, key)}={_text(value, sweep)}" for key, value in settings.items())], trusted
 
 
 def _text(value: Any, sweep: bool = False) -> str:
@@ -418,8 +415,7 @@ def _set_up(sweeper: Any, loader: "ConfigLoader", given: list[str], trusted: lis
     from hydra.types import HydraContext
 
     cfg = _composed(loader, given, trusted, multirun=True)
-    name = type(sweeper).__name__
-    if (searches := cfg.hydra.sweeper._target_.endswith("OptunaStudy")) != (name == "OptunaStudy") and searches:
+    if cfg.hydra.sweeper._target_.endswith("OptunaStudy") and type(sweeper).__name__ != "OptunaStudy":
         raise ConfigError("grid must be given values, but got a search. Use search.")
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     sweeper.setup(hydra_context=context, task_function=None, config=cfg)

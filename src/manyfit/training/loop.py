@@ -177,7 +177,7 @@ class Training(pl.LightningModule):
         for start in range(0, len(rows), some):
             part = slice(start, start + some)
             steps, given = functools.partial(self._steps, rows[part]), (index[part], rates[part], keys[part])
-            if self.captured and not self.after_step:  # which a replay would not call
+            if self.captured:
                 self.captured.run(tuple(rows[part]), steps, *given)
             else:
                 steps(*given)
@@ -189,7 +189,7 @@ class Training(pl.LightningModule):
         elements = shape[0] * sum(seen.numel() for _, seen in self._calls(shape[1]))
         most = MASKS_IN_CACHE if self.running.device.type == "cpu" else MASKS_ON_GPU
         some = max(1, most // max(elements, 1)) if self.population.dropout.active else BLOCK
-        return min(STEPS, some) if self.captured and not self.after_step else some
+        return min(STEPS, some) if self.captured else some
 
     def _steps(self, rows: Sequence[int], index: Tensor, rates: Tensor, keys: Tensor) -> None:
         """Optimizer steps on consecutive mini-batches.

@@ -219,6 +219,7 @@ def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | L
         "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
         f"the step of {optimizer.__name__} cannot be captured": not capturable,
         f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
+        "probe update_angle looks at every step": "update_angle" in config.probes,  # which a replay would not call
     }
     if not any(obstacles.values()):
         return config.trainer.cuda_graph

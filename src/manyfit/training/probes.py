@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit.config.schema import ProbeName
-from manyfit.data.splits import order
+from manyfit.data.splits import orders
 from manyfit.population import dense
 from manyfit.training.evaluation import wide
 from manyfit.training.loop import Training
@@ -107,7 +107,7 @@ class GradientNoise(Probe):
         batches = min(NOISE_BATCHES, n // batch)
         if batches < 2:
             return {"gradient_noise": torch.full((len(module.seeds),), torch.nan)}
-        index = torch.stack([order(seed, epoch, n)[: batches * batch] for seed in module.seeds]).to(module.device)
+        index = orders(module.seeds, epoch, n)[:, : batches * batch].to(module.device)
         trace, square = noise(
             (_gradient(module, rows) for rows in index.view(-1, batches, batch).unbind(1)), batches * batch / n
         )
