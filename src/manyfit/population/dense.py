@@ -1,8 +1,8 @@
 """K stacks of dense layers at once: the forward pass, and backpropagation written out.
 
 Autograd costs a small network more time than its arithmetic does. Here the chain rule is a loop over the layers, each
-with its own derivative; the test suite compares every one with autograd. On a CPU every operation gives a member the same
-bits at any K (NOTES.md, bit-equality; what a GPU does stands there too): products are tried against a lone product of
+with its own derivative; the test suite compares every one with autograd. On a CPU every operation gives a member
+the same bits at any K (NOTES.md, bit-equality, a GPU's too): products are tried against a lone product of
 their shape, and elementwise functions are those that round an element alike wherever it stands in memory.
 """
 
