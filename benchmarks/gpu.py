@@ -1,6 +1,6 @@
 """On a GPU: microseconds per member-step, of populations of every size, against what one would use instead.
 
-    python benchmarks/gpu.py [--repeats 3] [--most 1024] [--only steps precision company jax command]
+    python benchmarks/gpu.py [--repeats 3] [--most 1000] [--only steps precision company jax command] [--workloads GRU]
 
 steps: manyfit, evaluation included, against the eager loop that a good user writes, one network after another; arms
 alternate in one process. jax: `jit(vmap(scan))` of the same training without evaluation, where JAX is installed.
@@ -89,11 +89,13 @@ def loop(config: Config) -> float:
     return (time.perf_counter() - start) / each * 1e6
 
 
-def steps(repeats: int, most: int) -> None:
+def steps(repeats: int, most: int, wanted: list[str]) -> None:
     """The table of every workload and size."""
     print("| workload | members | loop, us/step | eager, us/member-step | graph | loop / eager | loop / graph |")
     print("|---|---|---|---|---|---|---|")
     for name, overrides in WORKLOADS.items():
+        if not any(name.startswith(word) for word in wanted):
+            continue
         own = name not in DENSE
         for count in (k for k in SIZES[name] if k <= most):
             epochs = "epochs=4" if own or count > 100 else "epochs=6"
@@ -169,10 +171,11 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--only", nargs="*", default=["steps", *PARTS], choices=["steps", *PARTS])
+    parser.add_argument("--workloads", nargs="*", default=[""], help="for steps: how their names begin")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py needs a CUDA device, and there is none.")
     print(hardware())
     for part in args.only:
         print()
-        steps(args.repeats, args.most) if part == "steps" else PARTS[part]()
+        steps(args.repeats, args.most, args.workloads) if part == "steps" else PARTS[part]()

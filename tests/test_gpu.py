@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conftest import ROOT, Compose, assert_same_bits
 from manyfit.config.schema import Config, ConfigError
+from manyfit.data.splits import order_states, orders
 from manyfit.population.dense import sum_rows
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import members as population_size
@@ -19,6 +20,8 @@ from manyfit.training.loop import Training
 from manyfit.training.prepared import Result, prepare
 
 HERE = torch.cuda.is_available()
+if HERE:
+    from manyfit.population import kernels
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="there is no CUDA device")]
 DIGITS = ("data=digits", "epochs=4", "model.dropout=0.3")
 COMMON = (*DIGITS, "trainer=gpu")
@@ -132,6 +135,13 @@ class TestOnAGpu:
         for members in (2, 7, 64, 300):
             assert torch.equal(sum_rows(values.expand(members, -1, -1).contiguous()), one.expand(members, -1))
 
+    @pytest.mark.parametrize("n", [1, 2, 226, 624, 625, 1257, 20000])
+    def test_orders(self, n: int) -> None:
+        """Those that a CPU draws."""
+        seeds = range(3, 70)
+        drawn = kernels.permutations(torch.from_numpy(order_states(seeds, 5).view(np.int64)).cuda(), n)
+        assert torch.equal(drawn.cpu(), orders(seeds, 5, n))
+
     @pytest.mark.parametrize("graph", ["false", "true"])
     def test_twice_is_bit_equal(self, composed: Compose, graph: str) -> None:
         """With deterministic=true, which is the default."""
@@ -196,6 +206,7 @@ class TestOnAGpu:
         assert_same_bits(result, expected)
         with pytest.raises(RuntimeError, match="captur"):
             fit([composed(*model, "trainer.cuda_graph=true")])
+        torch.cuda.empty_cache()  # an error as long as anything is being recorded
         self.test_twice_is_bit_equal(composed, "true")
 
     def test_resumed_or_never_killed(self, composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> None:

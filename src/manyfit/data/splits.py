@@ -21,6 +21,7 @@ __all__ = ["Dataset", "Table", "noisy", "order", "orders", "prepare", "sizes"]
 
 # First words of every seed sequence, so that two uses of one seed draw independent numbers.
 _ORDER, _NOISE, _TRAIN_SIZE = 1, 2, 3
+TOGETHER = 16  # seeds from which on they are hashed together, which costs as much as ten by themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,14 +151,18 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
 
 def orders(seeds: Sequence[int], epoch: int, n: int) -> Tensor:
     """The `order` of every seed, (seeds, n)."""
-    if len(seeds) < 16:  # below, seeds are hashed together, which costs as much as ten by themselves
+    if len(seeds) < TOGETHER:
         return torch.stack([order(seed, epoch, n) for seed in seeds])
-    generator = torch.Generator()
-    states = _states(np.array([np.full(len(seeds), _ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+    generator, states = torch.Generator(), order_states(seeds, epoch).tolist()
     return torch.stack([torch.randperm(n, generator=generator.manual_seed(state)) for state in states])
 
 
-def _states(words: NDArray[np.uint32]) -> list[int]:
+def order_states(seeds: Sequence[int], epoch: int) -> NDArray[np.uint64]:
+    """What the generator of every seed's `order` is seeded with, (seeds,)."""
+    return _states(np.array([np.full(len(seeds), _ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+
+
+def _states(words: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """`SeedSequence(words[:, k]).generate_state(1, uint64)` of each column k of 1 to 4 words, which takes 10 us a call.
 
     Source: O'Neill 2015, "Developing a seed_seq alternative", as NumPy's SeedSequence has it.
@@ -183,7 +188,8 @@ def _states(words: NDArray[np.uint32]) -> list[int]:
         pool[target] = mixed(pool[target], hashed(pool[source], 0x931E8875))
     factor = 0x8B51F9DD
     low, high = (hashed(word, 0x58F38DED).astype(np.uint64) for word in pool[:2])
-    return [int(state) for state in low | high << np.uint64(32)]
+    states: NDArray[np.uint64] = low | high << np.uint64(32)
+    return states
 
 
 def _generator(*words: int) -> torch.Generator:

@@ -28,7 +28,7 @@ Slope = Callable[[Tensor], Tensor]
 
 def sum_rows(values: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum over the rows of (members, rows, ...), with the same bits for a member alone and in company."""
-    if values.is_cuda and not values.requires_grad and (kernels := _kernels()):
+    if values.is_cuda and not values.requires_grad and (kernels := gpu_kernels()):
         flat = values.reshape(*values.shape[:2], -1)
         return kernels.sum_rows(flat, out).view(len(values), *values.shape[2:])  # type: ignore[no-any-return]
     total = torch.sum(values[:, :SPLIT_ROWS], 1, out=out)
@@ -46,8 +46,8 @@ def norms(gradient: Tensor) -> Tensor:
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
-    """Ours for a GPU; None where there is no Triton that works: sums are rounded by the number of members then."""
+def gpu_kernels() -> ModuleType | None:
+    """Ours; None where there is no Triton that works: sums are rounded by the number of members then."""
     try:
         kernels = importlib.import_module("manyfit.population.kernels")
         kernels.sum_rows(torch.ones(1, 2, 2, device="cuda"))

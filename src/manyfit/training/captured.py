@@ -45,6 +45,7 @@ class Captured:
                 self.graphs[key] = _Graph(call, given, self.pool)
             except RuntimeError:
                 torch.cuda.set_stream(stream)
+                torch._C._cuda_endAllocateToPool(stream.device_index, self.pool)  # torch leaves it open
                 if self.must:
                     raise
                 print("steps are not recorded: the model asks the device for a number", file=sys.stderr)

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +10,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit.data.splits import Dataset, orders
+from manyfit.data.splits import TOGETHER, Dataset, order_states, orders
 from manyfit.losses import Loss
 from manyfit.parallel.ranks import Ranks
-from manyfit.population.dense import norms
+from manyfit.population.dense import gpu_kernels, norms
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import Plain, Scaling, UnitRate
 from manyfit.schedules import Schedule
@@ -22,7 +21,6 @@ from manyfit.training.best import Best
 from manyfit.training.captured import STEPS, Captured
 from manyfit.training.evaluation import metrics, totals, wide
 
-DRAWING, DRAWN = 4, 64  # threads that draw orders, and how many at once
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
 MASKS_IN_CACHE = 2**17  # elements of dropout masks made at once: about what stays in a core's cache
 MASKS_ON_GPU = 2**24  # likewise: what fills one
@@ -45,8 +43,6 @@ class Blocks:
 
     def __init__(self, module: "Training") -> None:
         self.module = module
-        self.ahead: tuple[list[int], list[Future[Tensor]]] | None = None  # seeds, and orders of the next epoch
-        self.drawing = ThreadPoolExecutor(DRAWING, "manyfit-order")
 
     def __len__(self) -> int:
         return -(-self.module.steps_per_epoch // BLOCK)
@@ -54,7 +50,7 @@ class Blocks:
     def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
         m = self.module
         n, batch, steps = len(m.data.x_train), m.batch_size, m.steps_per_epoch
-        drawn = self._orders(m.epochs_done, n).to(m.population.weights.device)
+        drawn = self._orders(m.epochs_done, n)
         padded = torch.nn.functional.pad(drawn, (0, steps * batch - n))
         index = padded.view(len(drawn), steps, batch)[..., m.ranks.share(batch)].transpose(0, 1).contiguous()
         rows = [batch] * (steps - 1) + [n - (steps - 1) * batch]
@@ -62,16 +58,16 @@ class Blocks:
             yield index[start : start + BLOCK], rows[start : start + BLOCK]
 
     def _orders(self, epoch: int, n: int) -> Tensor:
-        """(members, n). While a GPU trains one epoch, those of the next are drawn."""
-        m = self.module
+        """(members, n), on the device."""
+        m, device = self.module, self.module.population.weights.device
         seeds = list(dict.fromkeys(m.seeds))
-        known, parts = self.ahead or (seeds, [])
-        drawn = torch.cat([part.result() for part in parts]) if parts else orders(seeds, epoch, n)
-        if m.population.weights.is_cuda and epoch + 1 < m.epochs:
-            some = range(0, len(seeds), DRAWN)
-            self.ahead = seeds, [self.drawing.submit(orders, seeds[i : i + DRAWN], epoch + 1, n) for i in some]
-        rows = {seed: row for row, seed in enumerate(known)}
-        return drawn[[rows[seed] for seed in m.seeds]]
+        if device.type == "cuda" and len(seeds) >= TOGETHER and (kernels := gpu_kernels()):
+            states = torch.from_numpy(order_states(seeds, epoch).view(np.int64))
+            drawn: Tensor = kernels.permutations(states.to(device), n)
+        else:
+            drawn = orders(seeds, epoch, n).to(device)
+        rows = {seed: row for row, seed in enumerate(seeds)}
+        return drawn if seeds == m.seeds else drawn[[rows[seed] for seed in m.seeds]]
 
 
 class Training(pl.LightningModule):
@@ -212,8 +208,11 @@ class Training(pl.LightningModule):
     def _factors(self, steps: int) -> np.ndarray:
         """Factors on lr (steps, members) of the coming steps."""
         progress = np.arange(self.steps_done, self.steps_done + steps) / (self.epochs * self.steps_per_epoch)
-        made = {id(schedule): schedule(progress) for schedule in {id(s): s for s in self.schedules}.values()}
-        return np.stack([made[id(schedule)] for schedule in self.schedules], 1)
+        keys = list(map(id, self.schedules))
+        kinds = dict(zip(keys, self.schedules, strict=True))
+        column = {key: k for k, key in enumerate(kinds)}
+        made = np.stack([schedule(progress) for schedule in kinds.values()], 1)
+        return made[:, [column[key] for key in keys]]
 
     def _calls(self, batch: int) -> list[tuple[int, torch.Size]]:
         if batch not in self.calls:
@@ -254,8 +253,9 @@ class Training(pl.LightningModule):
         """Measure, note the best, and let members go that have ended."""
         self.epochs_done += 1
         self.finish_epoch(self.epochs_done)
-        for member, schedule in zip(self.members, self.schedules, strict=True):
-            schedule.observe(float(self.history["loss/val"][member, self.epochs_done]))
+        loss = self.history["loss/val"][self.members, self.epochs_done]
+        for value, schedule in zip(loss.tolist(), self.schedules, strict=True):
+            schedule.observe(value)
         if self.keep:
             self.keep(self.epochs_done, self.state)
         self._retire_ended(self.epochs_done)
@@ -328,13 +328,11 @@ class Training(pl.LightningModule):
     def _retire_ended(self, epoch: int) -> None:
         loss = np.stack([self.history[f"loss/{split}"][self.members, epoch] for split in ("train", "val")])
         finite = np.isfinite(loss).all(0)
-        for here, member in enumerate(self.members):
-            if not finite[here]:
-                self.ended.setdefault(int(member), "diverged")
-            elif self.patience is not None and epoch - 1 - self.best.epoch[member] >= self.patience:
-                self.ended.setdefault(int(member), "stopped early")
-            elif epoch == self.epochs:
-                self.ended.setdefault(int(member), "finished")
+        since = epoch - 1 - self.best.epoch[self.members]
+        early = since >= self.patience if self.patience is not None else np.zeros_like(finite)
+        for reason, these in (("diverged", ~finite), ("stopped early", early), ("finished", epoch == self.epochs)):
+            for member in self.members[np.broadcast_to(these, finite.shape)]:
+                self.ended.setdefault(int(member), reason)
         if self.stops:
             going = {int(m): self._values(int(m), epoch) for m in self.members if int(m) not in self.ended}
             self.ended |= dict.fromkeys(self.stops(epoch, going), "pruned")
