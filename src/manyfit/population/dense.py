@@ -47,10 +47,11 @@ def norms(gradient: Tensor) -> Tensor:
 
 @functools.cache
 def gpu_kernels() -> ModuleType | None:
-    """Ours; None where there is no Triton that works: sums are rounded by the number of members then."""
+    """Ours; None where there is no Triton that works: torch's sums are rounded by the number of members."""
     try:
         kernels = importlib.import_module("manyfit.population.kernels")
         kernels.sum_rows(torch.ones(1, 2, 2, device="cuda"))
+        kernels.permutations(torch.ones(1, dtype=torch.int64, device="cuda"), 2)
     except Exception as error:  # no Triton, no compiler, ...
         print(f"sums on the GPU are torch's, and depend on who trains beside: {error!r}"[:300], file=sys.stderr)
         return None

@@ -84,6 +84,8 @@ def _permute(seeds, words, partners, out, n, lanes: tl.constexpr, size: tl.const
 def permutations(seeds: Tensor, n: int) -> Tensor:
     """What `torch.randperm(n)` draws on a CPU after each of these seeds (members,), int64: (members, n), int64.
 
+    For n < 2^31; torch draws from 64 bits from n = 2^32 / 20 on, and this differs there.
+
     Source: Matsumoto & Nishimura 1998 (MT19937), of whose seeds torch takes the low 32 bits; Fisher & Yates.
     """
     low = (seeds & 0xFFFFFFFF).to(torch.int32)

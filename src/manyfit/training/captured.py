@@ -3,6 +3,7 @@
 A small optimizer step on a GPU is all launches. Source: CUDA graphs in PyTorch (Nguyen et al. 2021).
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -45,7 +46,8 @@ class Captured:
                 self.graphs[key] = _Graph(call, given, self.pool)
             except RuntimeError:
                 torch.cuda.set_stream(stream)
-                torch._C._cuda_endAllocateToPool(stream.device_index, self.pool)  # torch leaves it open
+                with contextlib.suppress(RuntimeError):  # torch leaves it open where a wait broke the capture off
+                    torch._C._cuda_endAllocateToPool(stream.device_index, self.pool)
                 if self.must:
                     raise
                 print("steps are not recorded: the model asks the device for a number", file=sys.stderr)
