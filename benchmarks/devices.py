@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from manyfit.config import schema as configuration
+from manyfit.config import schema
 from manyfit.config.schema import Config
 from manyfit.sweeps.parent import Sweep
 from manyfit.tracking.provenance import hardware
@@ -43,7 +43,7 @@ def config_of(*overrides: str) -> Config:
     """As the command composes it."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["tracking=off", *overrides], return_hydra_config=True)
-    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+    return schema.parse(cfg, cfg.hydra.runtime.choices)
 
 
 def parallel(workload: list[str], devices: int) -> float:

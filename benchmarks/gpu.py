@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from manyfit.config import schema as configuration
+from manyfit.config import schema
 from manyfit.config.schema import Config
 from manyfit.tracking.provenance import hardware
 from manyfit.training.fitting import fit
@@ -57,7 +57,7 @@ def config_of(*overrides: str) -> Config:
     """As the command composes it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", ["trainer=gpu", *overrides], return_hydra_config=True)
-    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+    return schema.parse(cfg, cfg.hydra.runtime.choices)
 
 
 def population(config: Config, count: int) -> tuple[float, Result]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from manyfit.config import schema as configuration
+from manyfit.config import schema
 from manyfit.training.fitting import fit
 from manyfit.training.probes import PROBES
 
@@ -31,7 +31,7 @@ def milliseconds(probes: str, epochs: int) -> float:
         for seed in range(MEMBERS):
             overrides = [*COMMON, f"epochs={epochs + 1}", f"seed={seed}", f"probes=[{probes}]"]
             cfg = compose("config", overrides, return_hydra_config=True)
-            configs.append(configuration.parse(cfg, cfg.hydra.runtime.choices))
+            configs.append(schema.parse(cfg, cfg.hydra.runtime.choices))
     clock = fit(configs)[0].metrics["time/seconds"]
     return float(np.median(np.diff(clock)[1:]) * 1e3)
 

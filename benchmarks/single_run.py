@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from manyfit.config import schema as configuration
+from manyfit.config import schema
 from manyfit.config.schema import Config
 
 warnings.filterwarnings("ignore")
@@ -54,7 +54,7 @@ def config_of(*overrides: str) -> Config:
     """The command's config for these overrides."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", list(overrides), return_hydra_config=True)
-    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+    return schema.parse(cfg, cfg.hydra.runtime.choices)
 
 
 def network(data: Dataset, hidden: list[int], dropout: float) -> nn.Sequential:

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from conftest import Compose, command
-from manyfit.config.schema import ConfigError
+from manyfit.config.errors import ConfigError
 from manyfit.sweeps.checking import Checked, check
+from manyfit.training.prepared import Preparation
 from test_launcher import children
 
 SMALL = ("data=wine", "model.hidden=[4]")
 
 
 def checked(composed: Compose, jobs: Sequence[Sequence[str]], wish: bool = False) -> Checked:
-    return check(jobs, lambda overrides: composed(*SMALL, *overrides), wish)
+    return check(jobs, lambda overrides: composed(*SMALL, *overrides), Preparation(), wish)
 
 
 def test_every_refusal_is_told_once(composed: Compose) -> None:
@@ -40,7 +41,7 @@ def test_what_a_table_takes_for_granted_is_told_once(composed: Compose, tmp_path
     """However many jobs there are on it."""
     (tmp_path / "own.csv").write_text("x,y\n" + "".join(f"{i / 7},{i % 3}\n" for i in range(60)))
     own = ("data=csv", f"data.path={tmp_path}/own.csv", "data.target=y")
-    found = check([["seed=0"], ["optimizer.lr=0.1"]], lambda overrides: composed(*own, *overrides))
+    found = check([["seed=0"], ["optimizer.lr=0.1"]], lambda overrides: composed(*own, *overrides), Preparation())
     assert found.told() == ["the 3 numbers in y are taken for classes; data.task=regression predicts them as numbers"]
 
 

@@ -53,14 +53,14 @@ class KilledError(Exception):
 def killed(configs: list[Config], folder: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, **kwargs: Any) -> None:
     """Train until right after the checkpoint of an epoch."""
     with monkeypatch.context() as patch:
-        retire = Training._retire_ended
+        retire = Training._let_go
 
         def dies(self: Training, at: int) -> None:
             if at == epoch:
                 raise KilledError
             retire(self, at)
 
-        patch.setattr(Training, "_retire_ended", dies)
+        patch.setattr(Training, "_let_go", dies)
         with pytest.raises(KilledError):
             fit(configs, keep=folder, **kwargs)
 

@@ -118,7 +118,7 @@ from manyfit.config.schema import DataConfig
 from manyfit.data import splits, sources
 mlflow.set_tracking_uri("sqlite:///{folder}/mlruns/mlflow.db")
 model = mlflow.pytorch.load_model("runs:/{run.info.run_id}/model")
-d = splits.prepare(sources.iris(), split_seed=0, val_fraction=.15, test_fraction=.15, train_size=None, standardise=True)
+d = splits.split(sources.iris(), split_seed=0, val_fraction=.15, test_fraction=.15, train_size=None, standardise=True)
 x = d.x_test * d.x_std + d.x_mean
 p = model(x).detach().numpy() if hasattr(model, "parameters") else model.module()(x).detach().numpy()
 print(repr(float((p.argmax(1) == d.y_test.numpy()).mean())))

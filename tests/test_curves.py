@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manyfit import curves
-from manyfit.curves import Verdict, best_epoch, smooth, summarise
+from manyfit.curves import Fit, best_epoch, smooth, summarise
 
 BASELINE = 2.3
 SEEDS = 200
@@ -28,48 +28,48 @@ def spoiled(values, at, with_value):
 
 
 MADE = {
-    "early plateau": (decay(50, 3, 0.1), decay(50, 3, 0.3), Verdict.GOOD),
-    "perfect fit": (decay(50, 3, 0.0), decay(50, 3, 0.0), Verdict.GOOD),
-    "wide but steady gap": (decay(50, 3, 0.0), decay(50, 2, 0.8), Verdict.GOOD),
-    "rise within the tolerance": (decay(50, 3), decay(50, 3, 0.3) + rising(50, 0.02, 20), Verdict.GOOD),
-    "slow overfit": (decay(200, 12), decay(200, 8, 0.3) + rising(200, 0.1, 60), Verdict.OVERFIT),
-    "sharp overfit": (decay(40, 2), decay(40, 1, 0.4) + rising(40, 2.0, 3), Verdict.OVERFIT),
+    "early plateau": (decay(50, 3, 0.1), decay(50, 3, 0.3), Fit.GOOD),
+    "perfect fit": (decay(50, 3, 0.0), decay(50, 3, 0.0), Fit.GOOD),
+    "wide but steady gap": (decay(50, 3, 0.0), decay(50, 2, 0.8), Fit.GOOD),
+    "rise within the tolerance": (decay(50, 3), decay(50, 3, 0.3) + rising(50, 0.02, 20), Fit.GOOD),
+    "slow overfit": (decay(200, 12), decay(200, 8, 0.3) + rising(200, 0.1, 60), Fit.OVERFIT),
+    "sharp overfit": (decay(40, 2), decay(40, 1, 0.4) + rising(40, 2.0, 3), Fit.OVERFIT),
     "overfit in 5 epochs": (
         np.array([2.3, 1.0, 0.5, 0.2, 0.1, 0.05]),
         np.array([2.3, 1.2, 1.1, 1.5, 2.0, 2.6]),
-        Verdict.OVERFIT,
+        Fit.OVERFIT,
     ),
-    "memorised noise": (decay(60, 9), 2.35 + rising(60, 3.0, 0), Verdict.OVERFIT),
-    "overfit at the floor of train": (spoiled(decay(60, 4), 20, 0.0), 0.3 + rising(60, 0.3, 15), Verdict.OVERFIT),
+    "memorised noise": (decay(60, 9), 2.35 + rising(60, 3.0, 0), Fit.OVERFIT),
+    "overfit at the floor of train": (spoiled(decay(60, 4), 20, 0.0), 0.3 + rising(60, 0.3, 15), Fit.OVERFIT),
     "validation loss far beyond the baseline": (
         decay(60, 4),
         decay(60, 2, 0.3) + rising(60, 90.0, 15),
-        Verdict.OVERFIT,
+        Fit.OVERFIT,
     ),
-    "nothing learned": (np.full(51, 2.3), np.full(51, 2.32), Verdict.UNDERFIT),
-    "hardly learned": (decay(50, 10, 2.25), decay(50, 10, 2.26), Verdict.UNDERFIT),
-    "worse than the baseline": (np.full(51, 5.0), np.full(51, 5.1), Verdict.UNDERFIT),
-    "slowly falling": (decay(50, 40), decay(50, 40, 0.1), Verdict.UNFINISHED),
-    "one good epoch": (np.array([2.3, 1.1]), np.array([2.3, 1.2]), Verdict.UNFINISHED),
-    "one useless epoch": (np.array([2.3, 2.3]), np.array([2.3, 2.3]), Verdict.UNDERFIT),
-    "untrained": (np.array([2.4]), np.array([2.4]), Verdict.UNDERFIT),
+    "nothing learned": (np.full(51, 2.3), np.full(51, 2.32), Fit.UNDERFIT),
+    "hardly learned": (decay(50, 10, 2.25), decay(50, 10, 2.26), Fit.UNDERFIT),
+    "worse than the baseline": (np.full(51, 5.0), np.full(51, 5.1), Fit.UNDERFIT),
+    "slowly falling": (decay(50, 40), decay(50, 40, 0.1), Fit.UNFINISHED),
+    "one good epoch": (np.array([2.3, 1.1]), np.array([2.3, 1.2]), Fit.UNFINISHED),
+    "one useless epoch": (np.array([2.3, 2.3]), np.array([2.3, 2.3]), Fit.UNDERFIT),
+    "untrained": (np.array([2.4]), np.array([2.4]), Fit.UNDERFIT),
     "second descent, back at the first best": (
         decay(90, 5),
         decay(90, 5, 0.3) + 0.5 * np.exp(-(((np.arange(91) - 40) / 10) ** 2)),
-        Verdict.GOOD,
+        Fit.GOOD,
     ),
     "second descent, to a new best": (
         decay(90, 5),
         decay(90, 5, 0.6) + 0.5 * np.exp(-(((np.arange(91) - 40) / 10) ** 2)) - rising(90, 0.3, 45),
-        Verdict.UNFINISHED,
+        Fit.UNFINISHED,
     ),
-    "late jump of both": (spoiled(decay(50, 4), 40, 0.9), spoiled(decay(50, 4, 0.2), 40, 1.0), Verdict.GOOD),
-    "NaN late": (spoiled(decay(50, 4), 30, np.nan), spoiled(decay(50, 4), 30, np.nan), Verdict.DIVERGED),
-    "NaN of val at the end": (decay(50, 4), spoiled(decay(50, 4), 50, np.nan), Verdict.DIVERGED),
-    "all NaN": (np.full(11, np.nan), np.full(11, np.nan), Verdict.DIVERGED),
-    "infinite": (spoiled(decay(50, 4), 30, np.inf), spoiled(decay(50, 4), 30, np.inf), Verdict.DIVERGED),
-    "huge": (2.3 * 1.5 ** np.arange(31), 2.3 * 1.5 ** np.arange(31), Verdict.DIVERGED),
-    "huge to the limit of float": (spoiled(decay(30, 4), 2, 1e308), spoiled(decay(30, 4), 2, 1e308), Verdict.DIVERGED),
+    "late jump of both": (spoiled(decay(50, 4), 40, 0.9), spoiled(decay(50, 4, 0.2), 40, 1.0), Fit.GOOD),
+    "NaN late": (spoiled(decay(50, 4), 30, np.nan), spoiled(decay(50, 4), 30, np.nan), Fit.DIVERGED),
+    "NaN of val at the end": (decay(50, 4), spoiled(decay(50, 4), 50, np.nan), Fit.DIVERGED),
+    "all NaN": (np.full(11, np.nan), np.full(11, np.nan), Fit.DIVERGED),
+    "infinite": (spoiled(decay(50, 4), 30, np.inf), spoiled(decay(50, 4), 30, np.inf), Fit.DIVERGED),
+    "huge": (2.3 * 1.5 ** np.arange(31), 2.3 * 1.5 ** np.arange(31), Fit.DIVERGED),
+    "huge to the limit of float": (spoiled(decay(30, 4), 2, 1e308), spoiled(decay(30, 4), 2, 1e308), Fit.DIVERGED),
 }
 
 
@@ -83,7 +83,7 @@ def test_verdict(name):
     assert words.lower().startswith(str(verdict)[:7])
     assert words.endswith(".")
     assert "nan" not in words
-    assert summary.onset == (summary.best_epoch if verdict is Verdict.OVERFIT else None)
+    assert summary.onset == (summary.best_epoch if verdict is Fit.OVERFIT else None)
 
 
 @pytest.mark.parametrize("scale", [2.0**-30, 1e-6, 1 / 3, 7.0, 1e6, 2.0**40])
@@ -101,7 +101,7 @@ def test_verdict_does_not_depend_on_the_unit(name, scale):
 def verdicts(make):
     """How often each verdict comes out over the seeds, make(rng) -> (train, val)."""
     found = [summarise(*make(np.random.default_rng(seed)), BASELINE).verdict for seed in range(SEEDS)]
-    return {verdict: found.count(verdict) / SEEDS for verdict in Verdict}
+    return {verdict: found.count(verdict) / SEEDS for verdict in Fit}
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.03, 0.1])
@@ -114,7 +114,7 @@ def test_a_noisy_plateau_is_not_overfit(epochs, noise, tails):
         errors = rng.standard_normal(epochs + 1) if tails == "normal" else rng.standard_t(3, epochs + 1)
         return decay(epochs, epochs / 4), spoiled(decay(epochs, 1), 1, 0.5) * np.exp(noise * errors)
 
-    assert verdicts(make)[Verdict.OVERFIT] <= (0.02 if noise > 0.05 else 0.004)
+    assert verdicts(make)[Fit.OVERFIT] <= (0.02 if noise > 0.05 else 0.004)
 
 
 @pytest.mark.parametrize("epochs", [5, 8, 12])
@@ -124,7 +124,7 @@ def test_a_short_noisy_plateau_is_seldom_overfit(epochs):
     def make(rng):
         return decay(epochs, 2), spoiled(decay(epochs, 1), 1, 0.5) * (1 + 0.03 * rng.standard_normal(epochs + 1))
 
-    assert verdicts(make)[Verdict.OVERFIT] <= 0.01
+    assert verdicts(make)[Fit.OVERFIT] <= 0.01
 
 
 @pytest.mark.parametrize("epochs", [20, 50, 200])
@@ -135,7 +135,7 @@ def test_noise_does_not_hide_overfitting(epochs):
     def make(rng):
         return decay(epochs, epochs / 10), val * (1 + 0.03 * rng.standard_normal(epochs + 1))
 
-    assert verdicts(make)[Verdict.OVERFIT] >= 0.98
+    assert verdicts(make)[Fit.OVERFIT] >= 0.98
     onsets = [summarise(*make(np.random.default_rng(seed)), BASELINE).onset for seed in range(20)]
     assert abs(np.median([o for o in onsets if o is not None]) / epochs - 0.25) < 0.1
 
@@ -144,8 +144,8 @@ def test_a_rise_that_is_nothing_beside_the_baseline_is_not_overfit():
     """Losses that span decades: from 1e-6 to 1e-5 is ten times as much, of a baseline of 1."""
     t = np.arange(61)
     val = 10.0 ** np.where(t < 30, -t / 5, -6 + (t - 30) / 30)
-    assert summarise(10.0 ** (-t / 5), val, 1.0).verdict is Verdict.GOOD
-    assert summarise(10.0 ** (-t / 5), val, 1e-5).verdict is Verdict.OVERFIT
+    assert summarise(10.0 ** (-t / 5), val, 1.0).verdict is Fit.GOOD
+    assert summarise(10.0 ** (-t / 5), val, 1e-5).verdict is Fit.OVERFIT
 
 
 def test_one_bad_last_epoch_is_not_overfit():
@@ -154,7 +154,7 @@ def test_one_bad_last_epoch_is_not_overfit():
     for epoch in (25, 50):
         spike = val.copy()
         spike[epoch] *= 3
-        assert summarise(train, spike, BASELINE).verdict is Verdict.GOOD
+        assert summarise(train, spike, BASELINE).verdict is Fit.GOOD
 
 
 def test_an_unsteady_run_is_told_so():
@@ -261,4 +261,4 @@ def test_summary_of_a_run_that_diverged():
 def test_a_short_steep_descent_is_unfinished() -> None:
     """Digits after five epochs: every epoch falls by a fifth or more, so nothing is good yet."""
     val = np.array([2.32, 1.65, 0.61, 0.301, 0.212, 0.170])
-    assert curves.summarise(val * 0.95, val, 2.3).verdict is curves.Verdict.UNFINISHED
+    assert curves.summarise(val * 0.95, val, 2.3).verdict is curves.Fit.UNFINISHED

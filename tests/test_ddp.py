@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -23,8 +22,10 @@ from mlflow.entities import Run
 from torch import nn
 
 from conftest import ROOT, Compose
-from manyfit.config.schema import Config, ConfigError, TrainingError
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config
 from manyfit.parallel import ddp
+from manyfit.parallel.channel import Channel
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import Dropout
 from manyfit.training.fitting import fit, train
@@ -159,9 +160,9 @@ def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
         over, end = multiprocessing.Pipe()
         present = {}
         for rank, (code, words) in ranks.items():
-            channel, other = multiprocessing.Pipe()
+            channel, other = map(Channel, multiprocessing.Pipe())
             if words:
-                other.send_bytes(pickle.dumps((words, "as it said")))
+                other.send(words, "as it said")
             other.close()
             present[channel] = rank, SimpleNamespace(exitcode=code)
         try:

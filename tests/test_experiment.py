@@ -1,5 +1,6 @@
 """How an experiment chooses what it trains again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import CONF, Compose
-from manyfit.config.schema import ConfigError
-from manyfit.experiments import claims
+from manyfit.config.errors import ConfigError
+from manyfit.experiments import Chart, Run, Verdict, by, claims, effect, line
 from manyfit.experiments.experiment import Experiment, reached
 from manyfit.sweeps.parent import Sweep
+from manyfit.training.prepared import Preparation
 
 
 def result(**curves: list[float]) -> Any:
@@ -79,8 +81,29 @@ def test_a_claim_about_classes_refuses_numbers(composed: Compose) -> None:
     classes, numbers = (
         [composed("model=perceptron", f"data={data}", f"seed={s}") for s in range(2)] for data in ("iris", "diabetes")
     )
-    experiment.accept(classes)
+    experiment.accept(classes, Preparation())
     with pytest.raises(ConfigError, match="data must be a classification for the claim perceptron, but got a regress"):
-        experiment.accept(numbers)
+        experiment.accept(numbers, Preparation())
     with pytest.raises(ConfigError, match="grids must hold two runs or more"):
-        experiment.accept(classes[:1])
+        experiment.accept(classes[:1], Preparation())
+
+
+def test_a_claim_needs_no_store(composed: Compose) -> None:
+    """Runs are judged as they were trained: the numbers of a run are those of its result."""
+    judged: list[Run] = []
+
+    def claim(runs: Sequence[Run]) -> Verdict:
+        judged.extend(runs)
+        figure = [Chart("rate", "loss", [line("all", by(runs, "optimizer.lr"), lambda run: run.best("loss/val"))])]
+        return Verdict("holds", effect([1.0, 2.0]), "of nothing", "It is so.", "So", figure)
+
+    configs = [composed("data=iris", "epochs=2", "tracking=off", "model.hidden=[8]", f"seed={s}") for s in range(2)]
+    with Sweep("judged", configs[0]) as sweep:
+        sweep.train(dict(enumerate(configs)))
+        assert Experiment("mine", claim).conclude(sweep).answer == "holds"
+    for run, (_, child) in zip(judged, sorted(sweep.children.items()), strict=True):
+        assert run["optimizer.lr"] == child.config.optimizer.lr
+        assert run["model.hidden"] == [8]
+        assert run.seed == child.config.seed
+        assert run.test() == child.result.test["accuracy/test"]
+        assert run.metrics is child.result.metrics

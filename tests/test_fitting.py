@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import Compose, assert_same_bits
 from manyfit import curves
-from manyfit.config import schema as configuration
-from manyfit.config.schema import ConfigError, TrainingError
+from manyfit.config import schema
+from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.data.sources import moons, xor
 from manyfit.data.table import Table
 from manyfit.parallel import devices
 from manyfit.sweeps import confirmation
-from manyfit.training import fitting, loop, probes
+from manyfit.training import evaluation, fitting, probes
+from manyfit.training.evaluation import Evaluation
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import grouped, kept
 from manyfit.training.loop import Training
@@ -76,7 +77,7 @@ def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) ->
     a, b = (
         composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
     )
-    assert configuration.signature(a) != configuration.signature(b)
+    assert schema.signature(a) != schema.signature(b)
     assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]
     assert not confirmation.same(a, b)
     with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_fitting.cars"):
@@ -308,15 +309,15 @@ def test_sums_without_float64(composed: Compose, monkeypatch: pytest.MonkeyPatch
     """Where `wide` says float32, as on mps, evaluations compute no float64, and give nearly the same."""
     overrides = [f"data={data}", "epochs=2", "probes=[gradient_noise,update_angle]", "model.dropout=0.1"]
     (usual,) = fit([composed(*overrides)])
-    for module in (loop, probes):
+    for module in (evaluation, probes):
         monkeypatch.setattr(module, "wide", lambda _: torch.float32)
-    evaluate = Training.evaluate
+    measure = Evaluation.measure
 
-    def watched(self: Training, *arguments: Any) -> Any:
+    def watched(self: Evaluation, *arguments: Any) -> Any:
         with NoFloat64():
-            return evaluate(self, *arguments)
+            return measure(self, *arguments)
 
-    monkeypatch.setattr(Training, "evaluate", watched)
+    monkeypatch.setattr(Evaluation, "measure", watched)
     (narrow,) = fit([composed(*overrides)])
     for name in set(usual.metrics) - {"time/seconds", "examples_per_second"}:
         np.testing.assert_allclose(narrow.metrics[name], usual.metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from conftest import ROOT, Compose, assert_same_bits
-from manyfit.config.schema import Config, ConfigError
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config
 from manyfit.data.splits import order_states, orders
-from manyfit.population.dense import sum_rows
+from manyfit.population.dense import gpu_kernels, sum_rows
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import members as population_size
 from manyfit.training.loop import Training
 from manyfit.training.prepared import Result, prepare
+from manyfit.training.steps import Steps
 
 HERE = torch.cuda.is_available()
-if HERE:
-    from manyfit.population import kernels
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="there is no CUDA device")]
 DIGITS = ("data=digits", "epochs=4", "model.dropout=0.3")
 COMMON = (*DIGITS, "trainer=gpu")
@@ -45,13 +46,21 @@ class Convolutional(nn.Module):
 class Waiting(nn.Module):
     """A model that asks the device for a number, which no graph can hold."""
 
+    waits = staticmethod(lambda x: float(x.abs().max()))
+
     def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:  # noqa: ARG002
         super().__init__()
         self.output = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, features) -> (rows, classes)."""
-        return self.output(x / max(1.0, float(x.abs().max())))
+        return self.output(x / max(1.0, self.waits(x)))
+
+
+class Sending(Waiting):
+    """A model that sends the device a number, which torch refuses while a graph is recorded."""
+
+    waits = staticmethod(lambda x: torch.tensor(1.0, device=x.device))
 
 
 def members(composed: Compose, *overrides: str, count: int = 5) -> list[Config]:
@@ -84,7 +93,8 @@ class TestOnAGpu:
         honest = Training.training_step
 
         def step(self: Training, block: tuple, batch_idx: int) -> None:
-            tensors = (self.x_train, self.y_train, self.population.weights, self.data.x_val, block[0])
+            there = self.examples
+            tensors = (there.x_train, there.y_train, self.population.weights, there.data.x_val, block[0])
             seen.update(tensor.device.type for tensor in tensors)
             honest(self, block, batch_idx)
 
@@ -139,6 +149,8 @@ class TestOnAGpu:
     def test_orders(self, n: int) -> None:
         """Those that a CPU draws."""
         seeds = range(3, 70)
+        kernels = gpu_kernels()
+        assert kernels
         drawn = kernels.permutations(torch.from_numpy(order_states(seeds, 5).view(np.int64)).cuda(), n)
         assert torch.equal(drawn.cpu(), orders(seeds, 5, n))
 
@@ -154,17 +166,17 @@ class TestOnAGpu:
         self, composed: Compose, monkeypatch: pytest.MonkeyPatch, model: tuple[str, ...]
     ) -> None:
         """Any host sync within a step raises; the first steps, which make the optimizer's state, may wait."""
-        honest, watched = Training._steps, []
+        honest, watched = Steps._take, []
 
-        def steps(self: Training, *arguments: Tensor) -> None:
-            torch.cuda.set_sync_debug_mode("error" if self.steps_done else "default")
-            watched.append(self.steps_done)
+        def take(self: Steps, *arguments: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error" if self.done else "default")
+            watched.append(self.done)
             try:
                 honest(self, *arguments)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        monkeypatch.setattr(Training, "_steps", steps)
+        monkeypatch.setattr(Steps, "_take", take)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
             (result,) = fit([composed(*model, "batch_size=7", "trainer.cuda_graph=false")])
@@ -198,9 +210,10 @@ class TestOnAGpu:
         for a, b in zip(eager, captured, strict=True):
             close(a, b, 1e-4)
 
-    def test_a_model_that_waits_is_trained_without_a_graph(self, composed: Compose) -> None:
+    @pytest.mark.parametrize("kind", ["Waiting", "Sending"])
+    def test_a_model_that_waits_is_trained_without_a_graph(self, composed: Compose, kind: str) -> None:
         """By itself, unless a graph was asked for; and what is trained afterwards is as good as ever."""
-        model = (*OWN, "model._target_=test_gpu.Waiting", "model.dropout=0.0")
+        model = (*OWN, f"model._target_=test_gpu.{kind}", "model.dropout=0.0")
         (expected,) = fit([composed(*model, "trainer.cuda_graph=false")])
         (result,) = fit([composed(*model)])
         assert_same_bits(result, expected)

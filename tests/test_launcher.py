@@ -14,7 +14,7 @@ from conftest import CONF, ROOT, Compose, command
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import FusedLauncher
 from hydra_plugins.manyfit.grid import jobs_of
-from manyfit.config.schema import ConfigError
+from manyfit.config.errors import ConfigError
 from manyfit.sweeps.parent import Sweep
 from test_cli import client, runs
 

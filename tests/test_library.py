@@ -14,17 +14,20 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.version import VersionBase
 from nbclient import NotebookClient
+from omegaconf import OmegaConf
 from sklearn.datasets import load_diabetes, load_wine
 from torch import Tensor, nn
 
 import manyfit as mf
 from conftest import ROOT, Compose, assert_same_bits
-from manyfit import library
+from manyfit import library, results
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
 
@@ -51,7 +54,8 @@ class Own(nn.Module):
 
 def test_every_example_is_true() -> None:
     """Those of the docstrings; every public name has a docstring."""
-    assert doctest.testmod(library).failed == 0
+    public = {name: getattr(mf, name) for name in mf.__all__}
+    assert [doctest.testmod(module, extraglobs=public).failed for module in (library, results)] == [0, 0]
     assert all(inspect.getdoc(getattr(mf, name)) for name in mf.__all__)
 
 
@@ -104,6 +108,7 @@ def test_a_filter_of_bare_names(where: str, theirs: str) -> None:
     assert filtered(where).replace(" ", "") == theirs.replace(" ", "")
 
 
+@pytest.mark.filterwarnings("ignore:the .* are taken for classes")
 def test_ones_own_data_and_model() -> None:
     """A frame, arrays, a class; what is in memory is kept as a file, so that the run can be made again."""
     x, y = load_wine(return_X_y=True, as_frame=True)
@@ -202,20 +207,30 @@ def _process() -> dict[str, Any]:
         "levels": [logging.getLogger(name).level for name in ("", "pytorch_lightning", "lightning_fabric", "mlflow")],
         "filters": list(warnings.filters),
         "folder": Path.cwd(),
-        "hydra": GlobalHydra.instance().hydra,
+        "hydra": (GlobalHydra.instance().hydra, VersionBase.instance().getbase(), OmegaConf.has_resolver("manual")),
+        "optuna": optuna.logging.get_verbosity(),
         "recursion": sys.getrecursionlimit(),
     }
 
 
 def test_nothing_of_the_process_is_changed() -> None:
     """By a run, a grid and a refusal."""
-    mf.fit(data="iris", epochs=1, tracking="off")  # what is imported at first sets things of its own
+    search = {"data": "iris", "epochs": 1, "n_trials": 1, "tracking": "off"}
+    mf.search("optimizer.lr=choice(0.1)", **search)  # what is imported at first sets things of its own
     before = _process()
     mf.fit(data="iris", epochs=2, tracking="off")
     mf.grid(data="iris", seed=[1, 2], epochs=2)
+    mf.search("optimizer.lr=choice(0.2)", **search)
     with pytest.raises(mf.ConfigError):
         mf.fit(lr=-1)
     assert _process() == before
+
+
+def test_what_is_taken_for_granted_is_a_warning() -> None:
+    """A target of a few whole numbers is taken for classes."""
+    rows = np.arange(60)
+    with pytest.warns(UserWarning, match="classes"):
+        mf.fit(data=(rows[:, None] / 60, rows % 3), epochs=1, tracking="off")
 
 
 def test_ctrl_c_is_keyboard_interrupt() -> None:
@@ -223,6 +238,7 @@ def test_ctrl_c_is_keyboard_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         mf.fit("+model.interrupt=true", model=Own, data="iris", epochs=2)
     assert list(mf.runs()["status"]) == ["KILLED"]
+    assert list(mf.runs()["model"]) == ["Own"]
 
 
 @pytest.mark.parametrize("call", ["grid(lr=[0.01, 0.1]", "search('optimizer.lr=choice(0.01,0.1)', n_trials=2"])
@@ -251,5 +267,8 @@ def test_the_notebook(tmp_path: Path) -> None:
     book = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
-    assert sum("image/png;base64" in data.get("text/html", "") for data in shown) == 2
+    assert sum("image/png;base64" in data.get("text/html", "") for data in shown) == 3
+    told = [data["text/plain"] for data in shown if set(data) == {"text/plain"}]
+    assert sum("digits: adam" in words or "runs on" in words or "search" in words for words in told) >= 3
+    assert not any(output.get("name") == "stderr" for cell in book.cells for output in cell.get("outputs", []))
     assert sum("<table" in data.get("text/html", "") for data in shown) >= 4

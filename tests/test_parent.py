@@ -93,7 +93,7 @@ def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:
 def test_networks_of_a_sweep_do_not_pile_up(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After twice as many runs as many modules are alive; those of the best runs, with weights of their own."""
     monkeypatch.chdir(tmp_path)
-    with Sweep("long", composed("data=iris", "tracking=off"), keep=2) as sweep:
+    with Sweep("long", composed("data=iris", "tracking=off"), networks=2) as sweep:
         before = networks(sweep, range(6), composed)
         assert networks(sweep, range(6, 18), composed) == before
         results = {number: child.result for number, child in sweep.children.items() if child.result}
@@ -115,7 +115,7 @@ def test_the_model_of_a_run_whose_network_is_gone(
         assert set(numbers) == set(configs)
         return []
 
-    with Sweep("gone", configs[1], keep=0, prune=prune) as sweep:
+    with Sweep("gone", configs[1], networks=0, prune=prune) as sweep:
         sweep.train(configs)
         assert not [child for child in sweep.children.values() if child.result and child.result.predictor]
         reporting.conclude(sweep, reporting.rows_of(sweep.children))

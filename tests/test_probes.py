@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from conftest import Compose
-from manyfit.config.schema import Config, ConfigError, ProbeName
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, ProbeName
 from manyfit.models import MLP
 from manyfit.population import dense
 from manyfit.population.members import initialised

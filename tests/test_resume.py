@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 from conftest import Compose, command
 from manyfit import resume
-from manyfit.config.schema import ConfigError
+from manyfit.config.errors import ConfigError
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
+from manyfit.training.prepared import prepare
 from test_cli import SMALL, client, runs
 
 
@@ -22,8 +23,8 @@ def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> No
         short, long = (composed(*SMALL, f"schedule={schedule}", f"epochs={epochs}") for epochs in (4, 8))
         fit([short], keep=tmp_path / schedule)
         state = checkpoints.load(tmp_path / schedule)
-        assert resume._changes(short, short, state) == ()
-        said = resume._changes(short, long, state)
+        assert resume._changes(short, prepare(short), state) == ()
+        said = resume._changes(short, prepare(long), state)
         assert len(said) == lines
         assert said[0].startswith("epochs: 8 instead of 4")
     (result,) = fit([long], resume=tmp_path / "constant")
@@ -55,10 +56,10 @@ def test_other_data_are_refused(composed: Compose, tmp_path: Path) -> None:
     """What was trained on might be validated on; a state of before does not know its data, and goes on."""
     fit([composed(*SMALL)], keep=tmp_path)
     state, now = checkpoints.load(tmp_path), composed(*SMALL, "epochs=9")
-    resume._require_same_data(now, state)
-    resume._require_same_data(now, {key: value for key, value in state.items() if key != "data"})
+    resume._require_same_data(prepare(now), state)
+    resume._require_same_data(prepare(now), {key: value for key, value in state.items() if key != "data"})
     with pytest.raises(ConfigError, match="data must be those that the run has been trained on, but wine has changed"):
-        resume._require_same_data(composed("data=wine"), state)
+        resume._require_same_data(prepare(composed("data=wine")), state)
 
 
 @pytest.mark.slow

@@ -28,13 +28,13 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, ROOT, Compose, command, made, options
-from manyfit.config import schema as configuration
-from manyfit.config.schema import Config, ConfigError, TrainingError, with_seed
+from manyfit.config import schema
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
 from manyfit.sweeps import parent, reporting, rounds, space
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.study import DATA, Ledger, derived_seed, lost, values_of
-from manyfit.training import prepared
 from manyfit.training.grouping import grouped
 from manyfit.training.prepared import prepare
 from test_cli import runs
@@ -328,7 +328,7 @@ class Job:
     def config(self) -> Config:
         """Accepted, or refused."""
         cfg = whole(*self.overrides)
-        return configuration.parse(cfg, cfg.hydra.runtime.choices)
+        return schema.parse(cfg, cfg.hydra.runtime.choices)
 
 
 def search(swept: Sequence[str], *overrides: str, train: Any = parent.Sweep.run, screen: Screen | None = None) -> None:
@@ -599,8 +599,6 @@ def test_a_study_knows_its_data(reported: list[SimpleNamespace]) -> None:
     Path("own.csv").write_text("x,y\n" + rows)
     search(swept, *own, train=answered(cliff))
     Path("own.csv").write_text("x,y\n" + rows.replace("a", "c"))
-    prepared._dataset.cache_clear()  # another process's would not know the table as it was
-    prepared._prepared.clear()
     with pytest.raises(ConfigError, match="data, by their digest, must be ........ as in study own, but got"):
         search(swept, *own, train=answered(cliff))
     assert len(reported) == 2

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Compose
-from manyfit.config import schema as configuration
-from manyfit.config.schema import ConfigError
+from manyfit.config.build import target_of
+from manyfit.config.errors import ConfigError
+from manyfit.config.trust import require_trusted
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_target_is_checked_by_type(composed: Compose) -> None:
     for target in ("os.system", "builtins.open", "urllib.request.urlopen", "torch.nn.Linear", "no.such.thing"):
         component = config.optimizer.model_copy(update={"target": target})
         with pytest.raises(ConfigError, match="optimizer._target_ must name"):
-            configuration.target_of(component, "optimizer", __import__("torch").optim.Optimizer)
+            target_of(component, "optimizer", __import__("torch").optim.Optimizer)
 
 
 def test_secrets_stay_unresolved(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +152,9 @@ def test_what_is_trusted(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     if may:
-        configuration.require_trusted(path, "model._target_", trusted)
+        require_trusted(path, "model._target_", trusted)
     else:
         with pytest.raises(
             ConfigError, match=r"model._target_ must be of a module in this folder, or of manyfit, torch.nn"
         ):
-            configuration.require_trusted(path, "model._target_", trusted)
+            require_trusted(path, "model._target_", trusted)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Bunch
 
 from manyfit.data import sources
-from manyfit.data.splits import Table, prepare
+from manyfit.data.splits import Table, split
 
 SHAPES = {  # source: (rows, columns, classes)
     "digits": (1797, 64, 10),
@@ -45,7 +45,7 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_source_gives_a_table_that_can_be_split(name):
-    """Rows, columns, classes and names are as documented, and the table goes through `prepare` with the defaults."""
+    """Rows, columns, classes and names are as documented, and the table goes through `split` with the defaults."""
     rows, columns, classes = SHAPES[name]
     table = getattr(sources, name)()
     assert table.name == name
@@ -54,7 +54,7 @@ def test_every_source_gives_a_table_that_can_be_split(name):
     assert len(set(table.features)) == columns
     assert len(table.classes) == classes
     assert table.task == ("classification" if classes else "regression")
-    dataset = prepare(table, split_seed=0, val_fraction=0.15, test_fraction=0.15, train_size=None, standardise=True)
+    dataset = split(table, split_seed=0, val_fraction=0.15, test_fraction=0.15, train_size=None, standardise=True)
     assert dataset.x_train.isfinite().all()
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from manyfit.data import sources
-from manyfit.data.splits import Dataset, Table, noisy, order, orders, prepare
+from manyfit.data import sources, splits
+from manyfit.data.splits import Dataset, Table, noisy, order, orders
 
 SPLITS = ("train", "val", "test")
 
 
 def split(table: Table, **changes) -> Dataset:
     options = {"split_seed": 0, "val_fraction": 0.15, "test_fraction": 0.15, "train_size": None, "standardise": True}
-    return prepare(table, **(options | changes))
+    return splits.split(table, **(options | changes))
 
 
 def numbered(table: Table) -> Table:

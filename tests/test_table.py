@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from manyfit.data.sources import csv
-from manyfit.data.splits import prepare
+from manyfit.data.splits import split
 from manyfit.data.table import Table
 
 MIXED = "age,city,member,score,bought\n" + "".join(
@@ -42,7 +42,7 @@ def test_numbers_and_text_are_told_apart(tmp_path):
     assert list(table.categorical) == ["city", "member"]
     assert set(table.categorical["city"]) == {"Oslo", "Bergen", "Bodø"}
     assert table.target.tolist() == [0, 1] * 20
-    dataset = prepare(table, split_seed=0, val_fraction=0.15, test_fraction=0.15, train_size=None, standardise=True)
+    dataset = split(table, split_seed=0, val_fraction=0.15, test_fraction=0.15, train_size=None, standardise=True)
     assert dataset.features == (
         *("age", "score", "city=Bergen", "city=Bodø", "city=Oslo", "member=False", "member=True"),
     )

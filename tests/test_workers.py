@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import ROOT, Compose, assert_same_bits, epochs_stored
-from manyfit.config.schema import ConfigError, TrainingError
+from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.parallel.workers import Pool
 from manyfit.sweeps.parent import Sweep
 from manyfit.training.fitting import fit, train

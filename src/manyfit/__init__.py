@@ -10,9 +10,15 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 if TYPE_CHECKING:
-    from manyfit.config.schema import ConfigError, TrainingError
-    from manyfit.library import Run, Runs, fit, grid, histories, runs, search
+    from manyfit.config.errors import ConfigError, TrainingError
+    from manyfit.library import fit, grid, histories, runs, search
+    from manyfit.results import Run, Runs
 
+HOMES = {
+    "manyfit.library": ("fit", "grid", "search", "runs", "histories"),
+    "manyfit.results": ("Run", "Runs"),
+    "manyfit.config.errors": ("ConfigError", "TrainingError"),
+}
 __all__ = ["ConfigError", "Run", "Runs", "TrainingError", "fit", "grid", "histories", "runs", "search"]
 
 
@@ -20,5 +26,5 @@ def __getattr__(name: str) -> Any:
     """What is public, once it is asked for: a command has other things to import first."""
     if name not in __all__:
         raise AttributeError(f"module 'manyfit' has no attribute {name!r}")
-    home = "manyfit.config.schema" if name.endswith("Error") else "manyfit.library"
+    home = next(home for home, names in HOMES.items() if name in names)
     return getattr(importlib.import_module(home), name)

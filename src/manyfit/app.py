@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from manyfit.config.schema import Config, ConfigError, TrainingError, parse, place_of
+from manyfit.config.build import place_of
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config, parse
 from manyfit.config.secrets import mask
 from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment
 from manyfit.progress import Screen, line
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
-from manyfit.sweeps.parent import Composed, Sweep, collect_garbage, objective, tracker_of, value_of, where
+from manyfit.sweeps.parent import Proposed, Sweep, collect_garbage, objective, tracker_of, value_of, where
 from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
-    from manyfit.training.prepared import Result
+    from manyfit.training.prepared import Preparation, Result
 
 
 def run(config: Config) -> float:
@@ -45,7 +47,7 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
         screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
         for change in earlier.changes:
             screen.say(line("", change))
-        result, _ = _alone(earlier.config, screen, earlier)
+        result, _ = _alone(earlier.job.config, screen, earlier)
     return value_of(result)
 
 
@@ -53,13 +55,13 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
     with screen.stage("importing torch"):
         from manyfit.training.prepared import prepare
     try:
-        with screen.stage("loading data"):
-            job = prepare(config)  # first: what it refuses need not wait for Lightning, which takes seconds to import
+        with screen.stage("loading data"):  # before Lightning, which takes seconds to import
+            job = earlier.job if earlier else prepare(config)
         tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if job.data.note:
-        screen.say(line("note", job.data.note))
+        screen.note(job.data.note)
     with tracker:
         with screen.stage("importing Lightning"):
             from manyfit import terminal
@@ -67,15 +69,13 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
 
         changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
         ids = [earlier.run_id] if earlier else None
-        recorder = recording.Recorder(tracker, [config], tags=[changed], run_ids=ids)
+        recorder = recording.Recorder(tracker, [job], tags=[changed], run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
         keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
             collect_garbage()
             with screen.stage("training"):
-                (result,) = fitting.fit(
-                    [config], recorder, screen=screen, keep=keep, resume=folder if earlier else None
-                )
+                (result,) = fitting.fit([job], recorder, screen=screen, keep=keep, resume=folder if earlier else None)
         except BaseException as error:
             recorder.fail(error)
             if not isinstance(error, Exception):
@@ -115,7 +115,7 @@ def _further(result: "Result") -> str:
 
 
 def unreported(
-    jobs: Mapping[int, Composed], max_members: int | None = None, workers: int | None = None
+    jobs: Mapping[int, Proposed], max_members: int | None = None, workers: int | None = None
 ) -> dict[int, float | Exception]:
     """Train what Hydra's own sweeper launches, as populations: a sweep without a report.
 
@@ -186,10 +186,14 @@ def grid(
     on = config.experiment if alike else "several data"
     about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
     with Screen(about, says) as screen:
-        experiment, accepted = _accepted(first, jobs, beside, compose, wish, screen)
+        with screen.stage("importing torch"):
+            from manyfit.training.prepared import Preparation
+        preparation = Preparation()
+        experiment, accepted = _accepted(first, jobs, beside, compose, preparation, wish, screen)
         with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
+            sweep.preparation = preparation
             if experiment and claims.looks_at_networks(experiment.claim):
-                sweep.keep = None
+                sweep.networks = None
             with screen.stage("training", len(accepted)):
                 train(sweep, accepted)
             broken = _concluded(sweep, experiment)
@@ -210,23 +214,22 @@ def _accepted(
     jobs: Sequence[Sequence[str]],
     beside: Sequence[Sequence[str]],
     compose: Callable[[Sequence[str]], Config],
+    preparation: "Preparation",
     wish: bool,
     screen: Screen,
 ) -> tuple[Experiment | None, list[list[str]]]:
     """The experiment, if it is one, and the jobs that are to be run; see `grid`."""
-    with screen.stage("importing torch"):
-        import torch  # noqa: F401  (seconds, and everything below takes it)
     with screen.stage(f"checking {len(jobs)} jobs"):
         experiment = Experiment.of(first)
-        checked = checking.check(jobs, compose, wish)
+        checked = checking.check(jobs, compose, preparation, wish)
         if experiment:
-            apart = checking.check(beside, compose, wish)
+            apart = checking.check(beside, compose, preparation, wish)
             experiment = replace(experiment, beside=tuple(apart.configs.values()))
-            experiment.accept(list(checked.configs.values()))
+            experiment.accept(list(checked.configs.values()), preparation)
     if experiment and first.quick:
         screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
     for note in checked.told():
-        screen.say(line("note", note))
+        screen.note(note)
     return experiment, [list(job) for job in checked.configs]
 
 

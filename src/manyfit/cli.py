@@ -88,7 +88,7 @@ def _ui(options: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C; a remote server has its own."""
     from manyfit.config.secrets import mask
     from manyfit.tracking.journal import resolve_uri
-    from manyfit.tracking.tracker import prepare, ui_command
+    from manyfit.tracking.tracker import make_store, ui_command
 
     root = _root()
     uri = resolve_uri(None, root)
@@ -102,7 +102,7 @@ def _ui(options: argparse.Namespace) -> int:
             f"--port must be free, but {options.port} is taken. "
             f"Try `manyfit ui --port {options.port + 1}`, or look whether the UI is already open there."
         )
-    prepare(uri, root)
+    make_store(uri, root)
     print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     signal.signal(signal.SIGTERM, signal.default_int_handler)

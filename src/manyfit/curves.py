@@ -43,7 +43,7 @@ STEADY = 3
 rarely so that they end at the best."""
 
 
-class Verdict(StrEnum):
+class Fit(StrEnum):
     """What became of a run (`tags.fit`)."""
 
     DIVERGED = "diverged"
@@ -71,7 +71,7 @@ class Summary:
     """Relative rise of the smoothed validation loss from its best to the end; 0 when there is none."""
     area: float
     """Mean over the finite epochs of max(gap, 0)."""
-    verdict: Verdict
+    verdict: Fit
     epochs: int
     """Epochs that were run."""
     last_epoch: int | None
@@ -120,11 +120,11 @@ def summarise(loss_train: np.ndarray, loss_val: np.ndarray, baseline: float) -> 
     last = int(finite[-1]) if len(finite) else None
     best = best_epoch(val)
     gaps = val[finite] - train[finite]
-    verdict = _verdict(train, val, baseline)
+    verdict = _fit(train, val, baseline)
     return Summary(
         best_epoch=best,
         best_loss_val=math.nan if best is None else float(val[best]),
-        onset=best if verdict is Verdict.OVERFIT else None,
+        onset=best if verdict is Fit.OVERFIT else None,
         gap=math.nan if last is None else float(gaps[-1]),
         best_gap=math.nan if best is None or best not in finite else float(val[best] - train[best]),
         severity=_severity(val),
@@ -142,24 +142,24 @@ def sentence(summary: Summary) -> str:
     """The verdict in one sentence, for someone new to the field."""
     s = summary
     match s.verdict:
-        case Verdict.DIVERGED:
+        case Fit.DIVERGED:
             return _diverged(s)
-        case Verdict.UNDERFIT:
+        case Fit.UNDERFIT:
             beside = "no better than" if s.loss_train >= s.baseline else "hardly below"
             return (
                 f"Underfits: training loss ended at {s.loss_train:.3g}, {beside} the {s.baseline:.3g} of guessing "
                 "without a look at the inputs."
             )
-        case Verdict.UNFINISHED:
+        case Fit.UNFINISHED:
             return (
                 f"Unfinished: validation loss, {s.loss_val:.3g} at the end, was still falling; train for more epochs."
             )
-        case Verdict.OVERFIT:
+        case Fit.OVERFIT:
             trend = "went on falling" if s.loss_train < _best_loss_train(s) else "stayed low"
             return (
                 f"Overfits from epoch {s.onset}: validation loss rose {_rise(s.severity)} while training loss {trend}."
             )
-        case Verdict.GOOD:
+        case Fit.GOOD:
             return _good(s)
 
 
@@ -199,18 +199,18 @@ def _severity(val: np.ndarray) -> float:
     return float(level[-1] / level.min() - 1) if level.min() > 0 else math.inf
 
 
-def _verdict(train: np.ndarray, val: np.ndarray, baseline: float) -> Verdict:
+def _fit(train: np.ndarray, val: np.ndarray, baseline: float) -> Fit:
     if not (np.isfinite(train).all() and np.isfinite(val).all()):
-        return Verdict.DIVERGED
+        return Fit.DIVERGED
     final = float(np.median(train[-max(1, len(train) // WINDOW) :]))
     if final > EXPLODED * max(baseline, train[0]):
-        return Verdict.DIVERGED
+        return Fit.DIVERGED
     if final > (1 - LEARNED) * baseline:
-        return Verdict.UNDERFIT
+        return Fit.UNDERFIT
     return _shape(train, val, baseline)
 
 
-def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Verdict:
+def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Fit:
     """Of a run that learned: unfinished, overfit or good."""
     epochs, best, level = len(val) - 1, int(smooth(val).argmin()), _level(val)
     margin = max(NEGLIGIBLE * baseline, NOISE * (1 + FEW / math.sqrt(max(epochs, 1))) * _noise(val, level))
@@ -220,10 +220,10 @@ def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Verdict:
     steadily = bool(len(falls)) and bool((falls > max(FALLING * val[-1], NEGLIGIBLE * baseline)).all())
     fell = steadily or now[-1 - recent] - now[-1] > max(FALLING * now[-1], margin)
     if best > epochs - recent and fell:
-        return Verdict.UNFINISHED
+        return Fit.UNFINISHED
     rose = level[-1] - level.min() > max(RISEN * level.min(), margin) and _severity(val) > RISEN
     went_on = _level(train)[-1] - _level(train)[best] < NEGLIGIBLE * baseline
-    return Verdict.OVERFIT if rose and went_on else Verdict.GOOD
+    return Fit.OVERFIT if rose and went_on else Fit.GOOD
 
 
 def _level(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a person sees of a command at work: a first line at once, and at every moment what is being done.
 
-At a terminal that is one live line. Without one (a pipe, CI, nohup) it is a plain line on stderr when something new
-begins, and one every half a minute, the rarer the longer it takes. Nothing heavy is imported here: the first words come
-before Hydra and torch, which take seconds.
+At a terminal that is one live line, in a notebook one that its cell shows. Without either (a pipe, CI, nohup) it is a
+plain line on stderr when something new begins, and one every half a minute, the rarer the longer it takes. Nothing
+heavy is imported here: the first words come before Hydra and torch, which take seconds.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-Report = Callable[[int, "np.ndarray", Mapping[str, "np.ndarray"]], None]  # of an epoch: number, members, metrics
+OnEpoch = Callable[[int, "np.ndarray", Mapping[str, "np.ndarray"]], None]
+"""Takes note of an epoch: its number, the members present, and their metrics (members present,) by name."""
 
 REDRAWS = 6  # a second, of the live line; nothing is formatted in between
+SHOWN = 2  # a second, of the line in a notebook
 LOOK = 1.0  # seconds between looks at what there is to say without a terminal
 RARER = 10.0  # a plain line at most every tenth of the time that has passed
 AT_LEAST = 30.0  # seconds
@@ -134,6 +137,9 @@ class Screen:
 
     def __enter__(self) -> Self:
         """Say the first line, and start telling the stages."""
+        if notebook := _notebook():
+            threading.Thread(target=self._show, args=(notebook,), daemon=True).start()
+            return self
         _put(line("manyfit", self.head))
         if _is_terminal():
             with self._showing():
@@ -183,7 +189,7 @@ class Screen:
         return self.stage(stage.words, runs) if stage.runs is None else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def population(self, members: int, epochs: int) -> Iterator[Report]:
+    def population(self, members: int, epochs: int) -> Iterator[OnEpoch]:
         """Some runs are training, whose epochs are told to what this yields."""
         stage = self.stages[-1]
         ours = _Population(members, epochs, members, stage)
@@ -213,6 +219,13 @@ class Screen:
             print(text, flush=True)
         except BrokenPipeError:  # whoever read it has enough, as head: that is no failure of the run
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def note(self, words: str) -> None:
+        """What was taken for granted: a line, or of a library a warning."""
+        if self.says:
+            self.say(line("note", words))
+        else:
+            warnings.warn(words, stacklevel=2)
 
     def _now(self) -> tuple[str, float | None]:
         """What is being done, in words, and the share of it that is done, where it can be counted."""
@@ -258,6 +271,14 @@ class Screen:
                 with self._showing():
                     live.refresh()
 
+    def _show(self, display: Callable[..., Any]) -> None:
+        """In a notebook: one line of the cell, until the end; what it was about stays."""
+        shown: Any = display({"text/plain": self.head}, raw=True, display_id=True)
+        while not self._ended.wait(1 / SHOWN):
+            words = f"{self.head}: {self._now()[0]} ({_clock(time.monotonic() - self.start)})"
+            shown.update({"text/plain": mask(words)}, raw=True)
+        shown.update({"text/plain": mask(f"{self.head} ({_clock(time.monotonic() - self.start)})")}, raw=True)
+
     def _tell(self) -> None:
         """Plain lines, until the end."""
         told, when = "", self.start
@@ -273,6 +294,15 @@ class Screen:
 def pause(passed: float, news: bool) -> float:
     """Seconds from one plain line to the next, so many seconds after the first: sooner if there is news."""
     return max(LOOK, min(AT_LEAST, passed / RARER)) if news else AT_LEAST
+
+
+def _notebook() -> Callable[..., Any] | None:
+    """What shows something in the cell that is running; None where this is no notebook."""
+    if "ipykernel" not in sys.modules:
+        return None
+    from IPython import display, get_ipython
+
+    return display.display if hasattr(get_ipython(), "kernel") else None
 
 
 def _live(drawn: Any) -> "Live":

@@ -5,7 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
-from manyfit.config.schema import ConfigError, require_writable
+from manyfit.config.errors import ConfigError
+from manyfit.config.place import require_writable
 
 TEMPLATE = Path(__file__).parent / "template"
 

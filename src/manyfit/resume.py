@@ -7,12 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from manyfit.config.schema import DROPPED, Config, ConfigError, parse
+from manyfit.config.earlier import DROPPED
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, parse
+
+if TYPE_CHECKING:
+    from manyfit.training.prepared import Job
 
 MAY_CHANGE = ("epochs", "trainer", "checkpoint", "trusted")  # what the command may say beside resume=
 
@@ -22,14 +27,14 @@ class Earlier:
     """A run to go on with.
 
     Attributes:
-        config: Its own, with what the command changes.
+        job: Of its own config, with what the command changes.
         run_id: MLflow's.
         folder: Its checkpoints.
         epoch: The last that it has.
         changes: What is not as it would have gone on, in sentences.
     """
 
-    config: Config
+    job: "Job"
     run_id: str
     folder: Path
     epoch: int
@@ -72,6 +77,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     run_id, own_id = _stored(cfg.tracking.uri, prefix)
     folder = folder_of(own_id)
     from manyfit.training import checkpoints  # torch: seconds
+    from manyfit.training.prepared import prepare
 
     try:
         state = checkpoints.load(folder)
@@ -84,11 +90,12 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     config = _changed(stored, cfg, list(changed))
     _require_more(config, state)
     try:
-        _require_same_data(config, state)
-        changes = _changes(_changed(stored, cfg, []), config, state)
+        job = prepare(config)
+        _require_same_data(job, state)
+        changes = _changes(_changed(stored, cfg, []), job, state)
     except ValueError as error:  # what the config names is not as it was
         raise ConfigError(str(error)) from error
-    return Earlier(config, run_id, folder, state["epoch"], changes)
+    return Earlier(job, run_id, folder, state["epoch"], changes)
 
 
 def _require_more(config: Config, state: Mapping[str, Any]) -> None:
@@ -111,14 +118,12 @@ def _require_more(config: Config, state: Mapping[str, Any]) -> None:
         )
 
 
-def _require_same_data(config: Config, state: Mapping[str, Any]) -> None:
+def _require_same_data(job: "Job", state: Mapping[str, Any]) -> None:
     """Raise ConfigError if they are others now: examples that were trained on might be validated on."""
-    from manyfit.training.prepared import prepare  # torch: seconds
-
-    if state.get("data", now := prepare(config).data.digest) != now:
+    if state.get("data", job.data.digest) != job.data.digest:
         raise ConfigError(
-            f"data must be those that the run has been trained on, but {config.dataset} has changed since: what it was "
-            "trained on might be validated on. Bring them back, or train a new run."
+            f"data must be those that the run has been trained on, but {job.config.dataset} has changed since: what it "
+            "was trained on might be validated on. Bring them back, or train a new run."
         )
 
 
@@ -153,11 +158,12 @@ def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[
     return parse(tree, stored["choices"])
 
 
-def _changes(before: Config, now: Config, state: Mapping[str, Any]) -> tuple[str, ...]:
+def _changes(before: Config, job: "Job", state: Mapping[str, Any]) -> tuple[str, ...]:
     """That there are more epochs, and where the schedule, which is a function of progress through all, then jumps."""
+    now = job.config
     if now.epochs == before.epochs:
         return ()
-    last, following = float(state["last_lr"][0]), _following_lr(now, state)
+    last, following = float(state["last_lr"][0]), _following_lr(job, state)
     name = now.choices.get("schedule", now.schedule.target)
     epochs = f"epochs: {now.epochs} instead of {before.epochs}"
     jump = f"schedule: {name} is now that of {now.epochs} epochs, so lr goes from {last:.2g} to {following:.2g}"
@@ -165,12 +171,9 @@ def _changes(before: Config, now: Config, state: Mapping[str, Any]) -> tuple[str
     return (kept,) if math.isclose(last, following, rel_tol=0.01) else (kept, jump)
 
 
-def _following_lr(config: Config, state: Mapping[str, Any]) -> float:
+def _following_lr(job: "Job", state: Mapping[str, Any]) -> float:
     """Of the first step after a state."""
-    from manyfit.training.prepared import prepare  # torch: seconds
-
-    job = prepare(config)
     schedule = copy.deepcopy(job.schedule)
     schedule.load_state(state["schedules"][0])
-    steps = config.epochs * -(-len(job.data.x_train) // job.batch_size)
-    return config.optimizer.lr * float(schedule(np.array([state["steps"] / steps]))[0])
+    steps = job.config.epochs * -(-len(job.data.x_train) // job.batch_size)
+    return job.config.optimizer.lr * float(schedule(np.array([state["steps"] / steps]))[0])

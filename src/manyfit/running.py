@@ -35,17 +35,17 @@ def command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
 def _obey(arguments: Sequence[str], folders: Sequence[Path]) -> None:
     """Have the config composed and `_train` called, once or for each job; or train what another rank asks for."""
     from hydra_plugins.manyfit.starting import start
-    from manyfit.config import schema
+    from manyfit.config import errors
     from manyfit.parallel import ddp
 
     if ddp.is_helper():
         ddp.serve()
         return
     try:
-        schema.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
+        place.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
         with ddp.sigterm_exits(), ddp.lead():
             start(_train, arguments, folders)
-    except (schema.ConfigError, schema.TrainingError) as error:
+    except (errors.ConfigError, errors.TrainingError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -55,14 +55,14 @@ def _train(cfg: "DictConfig") -> float:
     from hydra.types import RunMode
 
     from manyfit import app
-    from manyfit.config import schema
+    from manyfit.config import errors, schema
 
     context = HydraConfig.get()
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
             return app.resume(cfg, context.overrides.task)
         return app.run(schema.parse(cfg, context.runtime.choices))
-    except (schema.ConfigError, schema.TrainingError) as error:
+    except (errors.ConfigError, errors.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
         sys.exit(f"error: {error}")

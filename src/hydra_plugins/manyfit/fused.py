@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.manyfit.composing import Composed, Composer
-from manyfit.config.schema import ConfigError
+from manyfit.config.errors import ConfigError
 
 
 @dataclass

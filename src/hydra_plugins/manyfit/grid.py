@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import limits
-from manyfit.config.schema import Config, ConfigError, DataConfig, TrainingError
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config, DataConfig
 from manyfit.sweeps.checking import SIZE
 
 if TYPE_CHECKING:

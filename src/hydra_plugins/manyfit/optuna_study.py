@@ -1,5 +1,6 @@
 """The sweeper `optuna_study`: asks Optuna for the jobs. Hydra imports this at every start, so nothing heavy here."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import limits
-from manyfit.config import schema as configuration
+from manyfit.config import schema
 from manyfit.progress import Screen
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class OptunaStudy(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         with Screen(self._about(fixed), says) as screen:
-            with screen.stage("importing torch and Optuna"):
+            with screen.stage("importing torch and Optuna"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm, which Optuna imports, in a notebook
                 from manyfit.sweeps import rounds
 
             space = rounds.settings(self.config).space
@@ -69,7 +71,7 @@ class OptunaStudy(Sweeper):
     def _about(self, fixed: Sequence[str]) -> str:
         """What is searched, in a line."""
         cfg = self._compose(fixed)
-        config = configuration.parse(cfg, cfg.hydra.runtime.choices)
+        config = schema.parse(cfg, cfg.hydra.runtime.choices)
         option = config.choices.get("sweep", "none")
         name = "a space of your own" if option == "none" else option
         return f"search {name} on {config.experiment}, {cfg.sweep.n_trials} trials"

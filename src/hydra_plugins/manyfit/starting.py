@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from manyfit import manual
 from manyfit.config import place
-from manyfit.config.schema import ASIDE, Config, ConfigError, refuse_passwords
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import ASIDE, Config, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
 REFUSED = {  # of Hydra's options, and what to do instead
@@ -102,6 +103,7 @@ def _added(folder: str | None) -> list[Path]:
 @contextlib.contextmanager
 def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra on folders of options, as `hydra.main` sets it up; and what --help asks for of ours."""
+    base = version.VersionBase.instance().getbase()
     version.setbase("1.3")
     OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, folders), replace=True)
     OmegaConf.register_new_resolver("called", place.called, replace=True)
@@ -113,6 +115,9 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
         yield Hydra.create_main_hydra2("run", path)
     finally:
         GlobalHydra.instance().clear()
+        version.VersionBase.instance().version_base = base
+        for name in ("manual", "called"):
+            OmegaConf.clear_resolver(name)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from manyfit.config.errors import ConfigError
+
 
 def called() -> str:
     """What a person types to have the same again: `python run.py` in a checkout, else `manyfit run`."""
@@ -31,6 +33,15 @@ def folders() -> list[Path]:
 def cores() -> int:
     """How many this process may use; on macOS, which does not say, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError unless files can be put into a folder, which need not exist yet."""
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"{folder} must be a folder that can be written, but got {present}. Start from another folder."
+        )
 
 
 def require_posix() -> None:

@@ -1,27 +1,20 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import copy
-import functools
-import importlib.util
-import inspect
 import json
-import os
-import pkgutil
 import re
-import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from manyfit.config import place, secrets
+from manyfit.config import secrets
+from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
+from manyfit.config.trust import require_trusted
 
 T = TypeVar("T")
 # keys that say how to launch, not what to train
@@ -29,24 +22,6 @@ ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("trusted", "tune", "tune_by", "tune_beside"),
 )
-RENAMED = {  # since configs were stored
-    "manyfit.sources": "manyfit.data.sources",
-    "manyfit.claims.course.squared": "manyfit.losses",
-    "manyfit.claims": "manyfit.experiments",
-}
-DROPPED = ("trainer.compile",)  # keys of earlier configs that say nothing any more
-TRUSTED = ("manyfit", "torch.nn", "torch.optim", "optuna", "pytorch_lightning", "lightning")
-
-
-class ConfigError(ValueError):
-    """A value that the user gave cannot be used; the message names the full key, and shows no password."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(mask(message))
-
-
-class TrainingError(RuntimeError):
-    """A training came to a bad end; its run says so."""
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -159,6 +134,12 @@ class Config(Node):
         file = Path(str(self.data.arguments["path"])).name.split(".")[0] if choice == "csv" else ""
         return mask(file or choice or self.data.target)
 
+    @property
+    def network(self) -> str:
+        """What people call the model: its option, or the class of one's own that stands in the place of ours."""
+        choice, (home, _, name) = self.choices.get("model", ""), self.model.target.rpartition(".")
+        return choice if choice not in ("mlp", "perceptron") or home.startswith("manyfit.") else name
+
     def flat(self) -> dict[str, Any]:
         """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
         return dict(_flatten(self.source, ""))
@@ -172,10 +153,10 @@ class Config(Node):
         parts = [self.choices.get("optimizer", self.optimizer.target.rsplit(".")[-1]), f"lr={self.optimizer.lr:g}"]
         parts.append(f"b={self.batch_size}")
         model = self.model.arguments
-        if self.choices.get("model", "mlp") != "mlp":
-            parts.append(self.choices["model"])
+        if (network := self.network or "mlp") != "mlp":
+            parts.append(network)
         hidden, usual = model.get("hidden"), {"mlp": [64, 64], "perceptron": []}
-        if isinstance(hidden, list | tuple) and hidden != usual.get(self.choices.get("model", "mlp")):
+        if isinstance(hidden, list | tuple) and hidden != usual.get(network):
             parts.append("x".join(map(str, hidden)) or "linear")
         if model.get("activation", "relu") != "relu":
             parts.append(str(model["activation"]))
@@ -218,7 +199,7 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
         key = f"{error.full_key} " if error.full_key else ""
         raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(sorted({_sentence(e) for e in error.errors()}))) from None
+        raise ConfigError("\n".join(sorted({sentence(e) for e in error.errors()}))) from None
     _check_together(parsed)
     return parsed
 
@@ -289,7 +270,7 @@ def _shared(config: Config) -> dict[str, Any]:
     return values
 
 
-def _sentence(error: Any) -> str:
+def sentence(error: Any) -> str:
     """One pydantic error in the form of the house: key, what must hold, what was got."""
     path = [
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained", "int", "function"))
@@ -314,43 +295,6 @@ def refuse_passwords(tree: Mapping[str, Any]) -> None:
         )
 
 
-def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
-    """Judge a dotted name before it is imported, since a module runs when it is.
-
-    Args:
-        path: The name.
-        key: Of the config, where it stands.
-        trusted: Modules that the user vouches for, with all that is in them.
-
-    Raises:
-        ConfigError: Its module is neither trusted nor the user's own.
-    """
-    if any(path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)) or _is_beside(path.partition(".")[0]):
-        return
-    known = f"{key} must be of a module {place.modules()}, or of {', '.join(TRUSTED)}, but got {path!r}"
-    if not _spec(path.partition(".")[0]):
-        raise ConfigError(f"{known}, and there is no module of that name.")
-    raise ConfigError(
-        f"{known}, whose module would be run. If you trust it: trusted=[{path.rpartition('.')[0] or path}]."
-    )
-
-
-def _is_beside(top: str) -> bool:
-    """Whether a top-level module is a file or folder of the command's, or of the working directory; runs nothing."""
-    spec = _spec(top)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    if spec and spec.has_location:  # else its origin is no file: built-in, frozen
-        places.append(str(spec.origin))
-    return any(Path(place).parent.resolve() in (Path(sys.path[0]).resolve(), Path.cwd()) for place in places)
-
-
-def _spec(top: str) -> ModuleSpec | None:
-    try:
-        return importlib.util.find_spec(top)
-    except ValueError:  # no name, or no file: __main__
-        return None
-
-
 def _check_together(config: Config) -> None:
     for key in ("data", "model", "loss", "optimizer", "schedule"):
         require_trusted(getattr(config, key).target, f"{key}._target_", config.trusted)
@@ -360,97 +304,6 @@ def _check_together(config: Config) -> None:
     if config.data.val_fraction + config.data.test_fraction >= 1:
         total = config.data.val_fraction + config.data.test_fraction
         raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
-
-
-def require_writable(folder: Path) -> None:
-    """Raise ConfigError unless files can be put into a folder, which need not exist yet."""
-    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
-        raise ConfigError(
-            f"{folder} must be a folder that can be written, but got {present}. Start from another folder."
-        )
-
-
-def today(path: str) -> str:
-    """The dotted name of what an earlier version stored under another."""
-    old = next((old for old in RENAMED if path.startswith(f"{old}.")), None)
-    return RENAMED[old] + path.removeprefix(old) if old else path
-
-
-def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:
-    """The class or function that a component names. Only what yields a `kind` is let through.
-
-    Raises:
-        ConfigError: It does not exist, or is neither a subclass of `kind` nor a function annotated to return one.
-    """
-    try:
-        target = pkgutil.resolve_name(today(component.target))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."
-        ) from None
-    yields = (
-        target
-        if inspect.isclass(target)
-        else inspect.get_annotations(target, eval_str=True).get("return")
-        if inspect.isfunction(target)
-        else None
-    )
-    if not (inspect.isclass(yields) and issubclass(yields, kind)):
-        raise ConfigError(
-            f"{key}._target_ must name a subclass of {kind.__module__}.{kind.__qualname__}, or a function annotated to "
-            f"return one, but got {component.target!r}."
-        )
-    return target  # type: ignore[no-any-return]
-
-
-def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
-    """Call a component's target with its arguments and with those of `available` that it asks for.
-
-    Raises:
-        ConfigError: An argument that the target does not know, or that it refuses.
-    """
-    target = target_of(component, key, kind)
-    known = inspect.signature(target).parameters
-    flexible = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    for name in component.arguments:
-        if name not in known and not flexible:
-            has = ", ".join(known) or "none"
-            raise ConfigError(f"{key}.{name} must be an argument of {component.target}; it has {has}.")
-    given = {name: _typed(target, key, name, value) for name, value in component.arguments.items()}
-    try:
-        return target(**{name: value for name, value in available.items() if name in known} | given)
-    except Exception as error:
-        if str(error).startswith((f"{key}.", f"{key} must")):
-            raise ConfigError(str(error)) from error
-        raise ConfigError(
-            f"{key} must be accepted by {component.target}, but it says: {error}{place_of(error)}."
-        ) from error
-
-
-def place_of(error: Exception) -> str:
-    """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
-    homes = str(Path(__file__).parents[1]), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
-
-
-def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
-    """A value as our own target's annotation says; what others annotate is theirs to check."""
-    function = target.__init__ if inspect.isclass(target) else target
-    hint = get_type_hints(function).get(name) if target.__module__.startswith("manyfit.") else None
-    if hint is None:
-        return value
-    try:
-        return _adapter(hint).validate_python(value)
-    except ValidationError as error:
-        (first, *_) = error.errors()
-        raise ConfigError(_sentence({**first, "loc": (key, name, *first["loc"])})) from None
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
 
 
 def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:

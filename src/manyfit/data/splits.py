@@ -17,7 +17,7 @@ from torch import Tensor
 
 from manyfit.data.table import Table
 
-__all__ = ["Dataset", "Table", "noisy", "order", "orders", "prepare", "sizes"]
+__all__ = ["Dataset", "Table", "noisy", "order", "orders", "sizes", "split"]
 
 # First words of every seed sequence, so that two uses of one seed draw independent numbers.
 _ORDER, _NOISE, _TRAIN_SIZE = 1, 2, 3
@@ -26,7 +26,7 @@ TOGETHER = 16  # seeds from which on they are hashed together, which costs as mu
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits as tensors on the CPU, ready to train on. Made by `prepare`."""
+    """Three splits as tensors on the CPU, ready to train on. Made by `split`."""
 
     name: str
     task: str
@@ -48,12 +48,12 @@ class Dataset:
     y_mean: float
     y_std: float
     digest: str
-    """32 hex digits over the table's content and the options of `prepare`."""
+    """32 hex digits over the table's content and the options of `split`."""
     note: str = ""
     """The table's."""
 
 
-def prepare(
+def split(
     table: Table,
     *,
     split_seed: int,

@@ -38,7 +38,7 @@ class Table:
     features: tuple[str, ...] = ()
     """Names of the numeric columns, all d of them."""
     categorical: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-    """Column name -> (n,) text; encoded one-hot by `prepare`."""
+    """Column name -> (n,) text; encoded one-hot by `split`."""
     note: str = ""
     """What was taken for granted and need not be right, in words."""
 

@@ -1,21 +1,18 @@
-"""Claims put to the test: from the finished runs of an experiment, read back from the store, to a verdict."""
+"""Claims: functions from the runs of an experiment to a verdict."""
 
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from manyfit.config.schema import ConfigError, require_trusted, today
-from manyfit.experiments.runs import Run, parsed
+from manyfit.config.earlier import today
+from manyfit.config.errors import ConfigError
+from manyfit.config.trust import require_trusted
+from manyfit.experiments.runs import Run
 from manyfit.experiments.verdict import Verdict
-
-if TYPE_CHECKING:
-    from manyfit.tracking.reading import StoredRun
-    from manyfit.training.prepared import Job, Result
 
 Claim = Callable[[Sequence[Run]], Verdict]
 
@@ -26,7 +23,7 @@ def find(name: str, folders: Sequence[Path], trusted: Sequence[str] = ()) -> Cla
     Args:
         name: Of a function in the file of that name beside the experiments' YAMLs, or your own by its dotted name.
         folders: Of the groups of options, such as conf/.
-        trusted: See `schema.require_trusted`; a file beside a YAML that was chosen is trusted.
+        trusted: See `trust.require_trusted`; a file beside a YAML that was chosen is trusted.
 
     Raises:
         ConfigError: There is none, its module is not trusted, or it is not annotated to return a Verdict.
@@ -70,27 +67,3 @@ def task_of(claim: Claim) -> str | None:
 def looks_at_networks(claim: Claim) -> bool:
     """Whether the networks of its runs are kept for it, as `with_networks` says."""
     return getattr(claim, "networks", False)
-
-
-def runs_of(stored: Sequence["StoredRun"], trained: Mapping[str, tuple["Job", "Result"]]) -> list[Run]:
-    """What the store holds, for a claim to look at; what never trained is left out.
-
-    Args:
-        stored: The children of an experiment.
-        trained: What this session trained, by the tag `manyfit.id`.
-    """
-    runs = []
-    for one in (run for run in stored if run.metrics):
-        job, result = trained.get(one.tags.get("manyfit.id", ""), (None, None))
-        runs.append(
-            Run(
-                settings={key: parsed(text) for key, text in one.params.items()},
-                metrics=one.metrics,
-                once=one.last,
-                stage=one.tags.get("manyfit.stage", "grid"),
-                diverged=one.tags.get("ended") == "diverged",
-                job=job,
-                result=result,
-            )
-        )
-    return runs

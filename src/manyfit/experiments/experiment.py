@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from omegaconf import DictConfig
 
-from manyfit.config.schema import Config, ConfigError, with_seed
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, with_seed
 from manyfit.experiments import claims
 from manyfit.experiments.runs import Run
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from manyfit.experiments.claims import Claim
     from manyfit.experiments.verdict import Verdict
     from manyfit.sweeps.parent import Sweep
-    from manyfit.training.prepared import Result
+    from manyfit.training.prepared import Preparation, Result
 
 REPORT_SEEDS = 8
+STAGE = "manyfit.stage"  # a tag
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,10 @@ class Experiment:
         """The experiment that a composed config names; None where there is no claim.
 
         Raises:
-            ConfigError: The claim is no function that judges, or has no runs or store to judge by.
+            ConfigError: The claim is no function that judges, or has no runs to judge by.
         """
         if cfg.claim is None:
             return None
-        if cfg.tracking.kind == "off":
-            raise ConfigError("tracking must store runs for a claim to be judged by them, but got off. Leave it out.")
         if not TARGET.fullmatch(cfg.tune_by) or cfg.tune_by.startswith("test_set/"):
             raise ConfigError(
                 "tune_by must be a metric, but none of the test set, or one with a target as in 'loss/train <= 0.1', "
@@ -70,37 +70,31 @@ class Experiment:
         claim = claims.find(str(cfg.claim), folders, tuple(cfg.trusted or ()))
         return cls(name, claim, tuple(cfg.tune), cfg.tune_by, seeds)
 
-    def accept(self, configs: Sequence[Config]) -> None:
+    def accept(self, configs: Sequence[Config], preparation: "Preparation") -> None:
         """Raise ConfigError where the claim cannot judge runs of these configs."""
         if len(configs) < 2:
             raise ConfigError(
                 "grids must hold two runs or more for a claim to judge, but got one. claim=null runs it alone."
             )
-        from manyfit.training.prepared import prepare
-
         wanted = claims.task_of(self.claim)
         for config in {config.data.model_dump_json(): config for config in configs}.values():
-            if wanted and (got := prepare(config).data.task) != wanted:
+            if wanted and (got := preparation.job(config).data.task) != wanted:
                 raise ConfigError(
                     f"data must be a {wanted} for the claim {self.name}, but got a {got}. Choose other data."
                 )
 
     def conclude(self, sweep: "Sweep") -> "Verdict":
-        """Train what was chosen, read everything back, judge, and store the verdict with its figure."""
+        """Train what was chosen, judge, and store the verdict with its figure."""
         from manyfit.experiments import charts
         from manyfit.experiments.verdict import known
         from manyfit.plots.overfitting import png
-        from manyfit.tracking.tracker import Tracker
-        from manyfit.training.prepared import prepare
 
         warnings = self._retrain(sweep) if self.tune else []
-        assert isinstance(sweep.tracker, Tracker)  # without a store it was refused
-        with sweep.screen.stage("reading the runs back from the store"):
-            stored = sweep.tracker.children(sweep.parent, sweep.config.experiment)
-        trained = {
-            child.run.id: (prepare(child.config), child.result) for child in sweep.children.values() if child.result
-        }
-        runs = claims.runs_of(stored, trained)
+        runs = [
+            Run.of(sweep.preparation.job(child.config), child.result, sweep.tags.get(number, {}).get(STAGE, "grid"))
+            for number, child in sorted(sweep.children.items())
+            if child.result
+        ]
         if not runs:
             raise ValueError("no run was trained")
         with sweep.screen.stage("judging"):
@@ -111,7 +105,9 @@ class Experiment:
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]
         sweep.parent.metrics([(name, value, 0) for name, value in numbers])
         sweep.parent.tags({"claim": self.name, "verdict": verdict.answer})
-        title = f"{self.name}: {len(stored)} runs on {sweep.config.choices.get('data', sweep.config.data.target)}"
+        title = (
+            f"{self.name}: {len(sweep.children)} runs on {sweep.config.choices.get('data', sweep.config.data.target)}"
+        )
         with sweep.parent.storing(f"{self.name}.png"):
             sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
         return verdict
@@ -125,7 +121,7 @@ class Experiment:
         stages = [(config, "report") for config in chosen] + [(config, "beside") for config in self.beside]
         again = [(with_seed(config, seed), stage) for config, stage in stages for seed in fresh]
         first = max(sweep.children) + 1
-        sweep.tags |= {number: {"manyfit.stage": stage} for number, (_, stage) in enumerate(again, first)}
+        sweep.tags |= {number: {STAGE: stage} for number, (_, stage) in enumerate(again, first)}
         with sweep.screen.stage("training the best of each setting on fresh seeds"):
             sweep.train({number: config for number, (config, _) in enumerate(again, first)})
         return doubts

@@ -1,11 +1,10 @@
 """The runs of an experiment, as a claim looks at them."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,12 +24,12 @@ class Run:
     Attributes:
         settings: Its config by dotted key, as numbers, lists and words.
         metrics: (epochs + 1,) curves by name.
-        once: What is measured once: `accuracy/test`, `best/loss_val` and the like.
+        once: What is measured once, with the weights of the best epoch: `accuracy/test` and the like.
         stage: `grid`; `report`: trained again on a fresh seed with what was chosen on validation; or `beside` that, on
             the same fresh seed.
         diverged: Whether it ended in NaN or infinity.
-        job, result: As trained, in the session that trained it; for maps of what a network decides. Of a claim marked
-            `with_networks` the result has its predictor.
+        job, result: As trained; for maps of what a network decides. Of a claim marked `with_networks` the result has
+            its predictor.
     """
 
     settings: Mapping[str, Any]
@@ -40,6 +39,12 @@ class Run:
     diverged: bool = False
     job: "Job | None" = None
     result: "Result | None" = None
+
+    @classmethod
+    def of(cls, job: "Job", result: "Result", stage: str) -> Self:
+        """A run as it was trained."""
+        diverged = result.reason == "diverged"
+        return cls(job.config.flat(), result.metrics, result.test, stage, diverged, job, result)
 
     @property
     def seed(self) -> int:
@@ -92,21 +97,6 @@ class Run:
     def test(self, name: str = "accuracy") -> float:
         """A test score, with the weights of the best epoch; NaN where the run came to none."""
         return self.once.get(f"{name}/test", math.nan)
-
-
-def parsed(text: str) -> Any:
-    """A logged parameter as what it was: number, list, None or word."""
-    try:
-        return json.loads(text.replace("'", '"'))
-    except ValueError:
-        return {"None": None, "True": True, "False": False}.get(text, _number(text))
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def by(runs: Iterable[Run], *keys: str) -> dict[Any, list[Run]]:

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import struct
@@ -19,19 +18,23 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyfit.config.schema import Config, TrainingError
+from manyfit.config.errors import TrainingError
+from manyfit.config.schema import Config
+from manyfit.parallel.channel import Channel, GoneError
 from manyfit.parallel.devices import by_srun, launched, world
-from manyfit.parallel.rank_process import Train, group, obey_signals, work
+from manyfit.parallel.rank_process import Leaving, Train, group, obey_signals, work
 
 if TYPE_CHECKING:
     from manyfit.parallel.ranks import Ranks
-    from manyfit.training.loop import Report, Stops
+    from manyfit.progress import OnEpoch
+    from manyfit.training.loop import Stops
     from manyfit.training.prepared import Trained
 
 GRACE = 2.0  # seconds that the true cause may be seen after its consequences
@@ -41,7 +44,7 @@ PATIENCE = 10.0  # seconds for ranks to end by themselves
 # ---- in the command
 
 
-def train(run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+def train(run: Train, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None") -> "Trained":
     """Train one population on several devices; the arguments are those of `fitting.train`, which is `run`.
 
     Raises:
@@ -50,7 +53,7 @@ def train(run: Train, configs: Sequence[Config], report: "Report | None", stops:
         KeyboardInterrupt: The same by SIGINT.
     """
     if launched(configs[0].trainer.launcher) > 1:
-        return _leaders[-1].train(run, configs, report, stops)
+        return LEADER.get().train(run, configs, report, stops)
     with own_ranks(run, configs, world(configs[0].trainer)) as ranks:
         return ranks.serve(report, stops)
 
@@ -68,11 +71,11 @@ class Launched:
     door: socket.socket
     over: connection.Connection
     world: int
-    present: dict[connection.Connection, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
+    present: dict[Channel, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
     said: dict[int, str] = field(default_factory=dict)  # last words by rank
     causes: list[tuple[int, BaseException]] = field(default_factory=list)  # those that explain the others are lower
 
-    def serve(self, report: "Report | None", stops: "Stops | None") -> "Trained":
+    def serve(self, report: "OnEpoch | None", stops: "Stops | None") -> "Trained":
         """Pass on what rank 0 tells and asks, until it has trained."""
         deadline: float | None = None
         while True:
@@ -95,7 +98,7 @@ class Launched:
         accepted, address = self.door.accept()
         rank = int(Path(address).name)
         number = _peer(accepted)
-        channel = connection.Connection(accepted.detach())
+        channel = Channel(connection.Connection(accepted.detach()))
         process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
         if process is None:
             channel.close()
@@ -103,24 +106,21 @@ class Launched:
         else:
             self.present[channel] = rank, process
 
-    def _hear(self, channel: connection.Connection, report: "Report | None", stops: "Stops | None") -> "Trained | None":
+    def _hear(self, channel: Channel, report: "OnEpoch | None", stops: "Stops | None") -> "Trained | None":
         rank, process = self.present[channel]
         try:
-            kind, *content = pickle.loads(channel.recv_bytes())  # our own process's words
-        except (EOFError, OSError):  # the latter in the middle of a message
+            message = channel.receive()
+            if channel.passes_on(message, report, stops):
+                return None
+        except GoneError:
             del self.present[channel]
             if rank not in self.said:
                 self.causes.append(self._death(rank, process))
             return None
-        if kind == "epoch" and report:
-            report(*content)
-        elif kind == "stops":
-            answer = pickle.dumps(stops(*content) if stops else [])
-            with contextlib.suppress(OSError):  # if it is gone, that is heard next
-                channel.send_bytes(answer)
-        elif kind == "trained":
+        kind, *content = message
+        if kind == "trained":
             return content[0]  # type: ignore[no-any-return]
-        elif kind in ("failed", "lost"):
+        if kind in ("failed", "lost"):
             self.said[rank] = content[0]
             error = TrainingError(f"rank {rank} of {self.world} failed: {content[0]}")
             self.causes.append((1 if kind == "failed" else 3, error))
@@ -249,9 +249,10 @@ def serve() -> None:
     """
     from manyfit.parallel.ranks import PeerLostError
 
-    obey_signals()
+    leaving = Leaving()
+    obey_signals(leaving)
     try:
-        with group() as (ranks, device):
+        with group(leaving) as (ranks, device):
             gc.freeze()  # as the command does when the imports are over
             gc.enable()
             while task := ranks.agree(None):
@@ -269,12 +270,14 @@ def lead() -> Iterator[None]:
         return
     with group() as place, sigterm_exits(), noted_signals() as signals:
         leader = Leader(*place, signals)
-        _leaders.append(leader)
+        token = LEADER.set(leader)
         try:
             yield
         except BaseException as error:
             if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
                 raise
+        finally:
+            LEADER.reset(token)
         if leader.broken:
             sys.exit(f"error: the ranks were given up after {leader.broken}")
         leader.ranks.agree(None)
@@ -309,7 +312,9 @@ class Leader:
     signals: int
     broken: str = ""
 
-    def train(self, run: Train, configs: Sequence[Config], report: "Report | None", stops: "Stops | None") -> "Trained":
+    def train(
+        self, run: Train, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
+    ) -> "Trained":
         """See `train`."""
         from manyfit.parallel.ranks import PeerLostError
 
@@ -332,4 +337,5 @@ class Leader:
         return TrainingError(str(error))
 
 
-_leaders: list[Leader] = []
+LEADER: ContextVar[Leader] = ContextVar("leader")
+"""Of the command that runs in rank 0, between which and a training lies Hydra."""

@@ -3,7 +3,9 @@
 import os
 import sys
 
-from manyfit.config.schema import Config, ConfigError, TrainerConfig, target_of
+from manyfit.config.build import target_of
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, TrainerConfig
 
 
 def on_gpu(trainer: TrainerConfig) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -11,10 +10,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manyfit.config import place
 from manyfit.config.schema import Config
+from manyfit.parallel.channel import Channel
 
 if TYPE_CHECKING:
     from manyfit.parallel.ranks import Ranks
@@ -22,48 +22,40 @@ if TYPE_CHECKING:
 
 FOREVER = 10**6  # seconds that a rank waits for another: a dead one is noticed by other means
 Train = Callable[..., "Trained"]
+Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
 
 def work(door: str, run: Train, configs: Sequence[Config]) -> None:
     """A rank that the command started: train, and tell it."""
-    command = announce(door, int(os.environ["RANK"]))
-    obey_signals()
+    command, leaving = announce(door, int(os.environ["RANK"])), Leaving()
+    obey_signals(leaving)
     from manyfit.parallel.ranks import PeerLostError
 
-    def tell(*message: Any) -> None:
-        command.send_bytes(pickle.dumps(message))
-
-    def report(*epoch: Any) -> None:
-        tell("epoch", *epoch)
-
-    def stops(*epoch: Any) -> Any:
-        tell("stops", *epoch)
-        return pickle.loads(command.recv_bytes())
-
     try:
-        with group() as (ranks, device):
-            asking = {"report": report, "stops": stops} if ranks.rank == 0 else {}
+        with group(leaving) as (ranks, device):
+            first = ranks.rank == 0
+            asking = {"report": command.report, "stops": command.stops} if first else {}
             trained = run(configs, ranks=ranks, device=device, **asking)
-        tell(*(("trained", trained) if asking else ("done",)))
+        command.send(*(("trained", trained) if first else ("done",)))
     except Exception as error:
         lost = isinstance(error, PeerLostError)
         if not lost:
             traceback.print_exc()
-        tell("lost" if lost else "failed", f"{type(error).__name__}: {error}")
+        command.send("lost" if lost else "failed", f"{type(error).__name__}: {error}")
         sys.stderr.flush()
         os._exit(1)  # what is left of the group may wait for ranks that are gone
 
 
-def announce(door: str, rank: int) -> connection.Connection:
+def announce(door: str, rank: int) -> Channel:
     """The channel to the command, whose address says which rank this is: no word has to be sent for it."""
     here = socket.socket(socket.AF_UNIX)
     here.bind(str(Path(door).with_name(str(rank))))
     here.connect(door)
-    return connection.Connection(here.detach())
+    return Channel(connection.Connection(here.detach()))
 
 
 @contextlib.contextmanager
-def group() -> Iterator[tuple["Ranks", int]]:
+def group(leaving: Leaving | None = None) -> Iterator[tuple["Ranks", int]]:
     """The process group, and which of the machine's GPUs is this rank's; its share of the cores is set."""
     from datetime import timedelta
 
@@ -81,7 +73,7 @@ def group() -> Iterator[tuple["Ranks", int]]:
     torch.set_num_threads(max(1, place.cores() // int(environment.get("LOCAL_WORLD_SIZE", 1))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=FOREVER))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+        yield Ranks(dist.get_rank(), dist.get_world_size(), leaving), device
     finally:
         if sys.exc_info()[0] is None:  # after an error it may wait for ranks that are gone
             dist.destroy_process_group()
@@ -103,7 +95,7 @@ def _environment() -> Mapping[str, str]:
     return os.environ
 
 
-def obey_signals() -> None:
+def obey_signals(leaving: Leaving) -> None:
     """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
 
     Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
@@ -117,9 +109,8 @@ def obey_signals() -> None:
 
     def obey() -> None:
         number = os.read(reader, 1)[0]
-        from manyfit.training import checkpoints
-
-        checkpoints.finish()
+        for finish in leaving:
+            finish()
         os._exit(128 + number)
 
     threading.Thread(target=obey, daemon=True).start()

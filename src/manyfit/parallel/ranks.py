@@ -37,10 +37,11 @@ class Ranks:
     Args:
         rank: This process, 0 .. world - 1.
         world: How many; a process group of torch.distributed must have been made if there are several.
+        leaving: What this process calls when a signal ends it.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, leaving: list[Callable[[], None]] | None = None) -> None:
+        self.rank, self.world, self.leaving = rank, world, [] if leaving is None else leaving
 
     def share(self, n: int) -> slice:
         """Which of n rows are this rank's."""

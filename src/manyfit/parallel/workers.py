@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from manyfit.config import place
-from manyfit.config.schema import Config, TrainingError
+from manyfit.config.errors import TrainingError
+from manyfit.config.schema import Config
+from manyfit.parallel.channel import Channel, GoneError
 
 if TYPE_CHECKING:
-    from manyfit.training.loop import Report, Stops
+    from manyfit.progress import OnEpoch
+    from manyfit.training.loop import Stops
     from manyfit.training.prepared import Trained
-
-
-class DeadWorkerError(Exception):
-    """The process is gone."""
 
 
 class Worker:
@@ -38,26 +37,11 @@ class Worker:
     def __init__(self, device: int, threads: int) -> None:
         self.device, self.threads = device, threads
         spawn = multiprocessing.get_context("spawn")
-        self.channel, theirs = spawn.Pipe()
+        ours, theirs = spawn.Pipe()
+        self.channel = Channel(ours)
         self.process = spawn.Process(target=_work, args=(theirs, device, threads, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
-
-    def send(self, message: Any) -> None:
-        """To the process; raises DeadWorkerError."""
-        content = pickle.dumps(message)
-        try:
-            self.channel.send_bytes(content)
-        except OSError as error:
-            raise DeadWorkerError from error
-
-    def receive(self) -> Any:
-        """What the process says next; raises DeadWorkerError."""
-        try:
-            content = self.channel.recv_bytes()
-        except (EOFError, OSError) as error:  # also in the middle of a message
-            raise DeadWorkerError from error
-        return pickle.loads(content)
 
     def again(self) -> "Worker":
         """Another in the place of this one, which is dead."""
@@ -103,7 +87,7 @@ class Pool:
             worker.process.join()
 
     def train(
-        self, run: Callable[..., Any], configs: Sequence[Config], report: "Report | None", stops: "Stops | None"
+        self, run: Callable[..., Any], configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
     ) -> "Trained":
         """Train a population in the next free worker; the arguments are those of `fitting.train`, which is `run`.
 
@@ -135,21 +119,17 @@ class Pool:
             self.free.put(worker)
 
     def _talk(
-        self, worker: Worker, run: Any, configs: Sequence[Config], report: "Report | None", stops: "Stops | None"
+        self, worker: Worker, run: Any, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
     ) -> "Trained | Exception | None":
         """What came of it; an exception is the training's own; None: the worker is dead."""
         try:
-            worker.send((run, list(configs)))
+            worker.channel.send("train", run, list(configs))
             while True:
                 with self._waiting():
-                    kind, *content = worker.receive()
-                if kind == "epoch" and report:
-                    report(*content)
-                elif kind == "stops":
-                    worker.send(stops(*content) if stops else [])
-                elif kind in ("trained", "failed"):
-                    return content[0]  # type: ignore[no-any-return]
-        except DeadWorkerError:
+                    message = worker.channel.receive()
+                if not worker.channel.passes_on(message, report, stops):
+                    return message[1]  # type: ignore[no-any-return]  # trained, or failed
+        except GoneError:
             if self.stopped:
                 raise self.stopped from None
             worker.process.join()
@@ -180,21 +160,17 @@ def _work(command: Connection, device: int, threads: int, parent: int) -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
 
-    def report(*epoch: Any) -> None:
-        command.send_bytes(pickle.dumps(("epoch", *epoch)))
-
-    def stops(*epoch: Any) -> Any:
-        command.send_bytes(pickle.dumps(("stops", *epoch)))
-        return pickle.loads(command.recv_bytes())
-
-    with contextlib.suppress(EOFError, ConnectionError):
+    channel = Channel(command)
+    with contextlib.suppress(GoneError):
         while True:
-            run, configs = pickle.loads(command.recv_bytes())
+            _, run, configs = channel.receive()
             try:
-                message: tuple[str, Any] = ("trained", run(configs, report, stops, device=device))
+                message: tuple[str, Any] = ("trained", run(configs, channel.report, channel.stops, device=device))
+            except GoneError:
+                raise
             except Exception as error:
                 message = ("failed", _portable(error))
-            command.send_bytes(pickle.dumps(message))
+            channel.send(*message)
 
 
 def _portable(error: Exception) -> Exception:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyfit.curves import Summary, Verdict
+from manyfit.curves import Fit, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,11 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69
 INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
 TRAIN, VAL = BLUE, VERMILLION
 COLOUR = {
-    Verdict.GOOD: GREEN,
-    Verdict.OVERFIT: VERMILLION,
-    Verdict.UNDERFIT: BLUE,
-    Verdict.UNFINISHED: "#B07700",  # orange, dark enough for text
-    Verdict.DIVERGED: INK,
+    Fit.GOOD: GREEN,
+    Fit.OVERFIT: VERMILLION,
+    Fit.UNDERFIT: BLUE,
+    Fit.UNFINISHED: "#B07700",  # orange, dark enough for text
+    Fit.DIVERGED: INK,
 }
 FONT: dict[str, Any] = {"family": "DejaVu Sans"}  # comes with matplotlib: the same picture on every machine
 LOG_DECADES = 1.0  # a log axis from here: on a linear one the lower half would be a flat line
@@ -52,7 +52,7 @@ def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str)
     panel(right, {"accuracy": "accuracy", "rmse": "RMSE"}[score], _best_score(metrics, score, summary))
     for axes, name in ((left, "loss"), (right, score)):
         train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
-        underfit = name == "loss" and summary.verdict is Verdict.UNDERFIT  # then the baseline must be seen
+        underfit = name == "loss" and summary.verdict is Fit.UNDERFIT  # then the baseline must be seen
         scale(axes, [train, val, *([np.array([summary.baseline])] if underfit else [])], percent=name == "accuracy")
         lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
         _mark(axes, val, summary)
@@ -188,22 +188,22 @@ def _shade(axes: "Axes", train: np.ndarray, val: np.ndarray, summary: Summary) -
     for where, alpha in ((epochs <= onset, 0.12), (epochs >= onset, 0.3)):
         visible = where & (val > train)
         axes.fill_between(epochs, train, val, where=visible.tolist(), color=VAL, alpha=alpha, linewidth=0)
-    if summary.verdict is Verdict.UNDERFIT:
+    if summary.verdict is Fit.UNDERFIT:
         axes.axhline(summary.baseline, color=INK, linewidth=1, linestyle=":", zorder=1.5)
 
 
 def _headline(summary: Summary) -> str:
     match summary.verdict:
-        case Verdict.OVERFIT:
+        case Fit.OVERFIT:
             return f"Overfit from epoch {summary.onset}"
-        case Verdict.UNDERFIT:
+        case Fit.UNDERFIT:
             return "Underfit"
-        case Verdict.UNFINISHED:
+        case Fit.UNFINISHED:
             return "Unfinished: still improving"
-        case Verdict.DIVERGED:
+        case Fit.DIVERGED:
             nonfinite = summary.last_epoch is not None and summary.last_epoch < summary.epochs
             return f"Diverged after epoch {summary.last_epoch}" if nonfinite else "Diverged"
-        case Verdict.GOOD:
+        case Fit.GOOD:
             return "Good fit"
 
 
@@ -211,7 +211,7 @@ def _best_loss(summary: Summary) -> str:
     if summary.best_epoch is None:
         return ""
     best = f"{RING} val {_number(summary.best_loss_val)}"
-    if summary.verdict is Verdict.UNDERFIT:
+    if summary.verdict is Fit.UNDERFIT:
         return f"{best}   \u00b7\u00b7\u00b7\u00b7 baseline {_number(summary.baseline)}"
     return f"{best} at epoch {summary.best_epoch}"
 

@@ -3,9 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from manyfit.config.schema import Config, ConfigError
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
+
+if TYPE_CHECKING:
+    from manyfit.training.prepared import Preparation
 
 Overrides = Sequence[str]
 SIZE = "data.train_size"
@@ -39,34 +44,38 @@ class Checked:
         )
 
 
-def check(jobs: Sequence[Overrides], compose: Callable[[Overrides], Config], wish: bool = False) -> Checked:
-    """Compose, parse and prepare every job; jobs that differ in their seeds alone are built once.
+def check(
+    jobs: Sequence[Overrides],
+    compose: Callable[[Overrides], Config],
+    preparation: "Preparation",
+    wish: bool = False,
+) -> Checked:
+    """Compose, parse and prepare every job.
 
     Args:
         jobs: The overrides of each.
         compose: From a job's overrides to its config.
+        preparation: Of the command.
         wish: Whether data.train_size is an experiment's, which the data may cap.
 
     Raises:
         ConfigError: Some jobs cannot be run; each reason is told once, with how many jobs and the first of them.
     """
-    from manyfit.training.prepared import identity, prepare, training_rows  # torch: seconds
+    from manyfit.training.prepared import identity  # torch: seconds
 
-    found, tried = Checked(), set[str]()
+    found = Checked()
     refused: dict[str, list[Overrides]] = defaultdict(list)
     seen: dict[str, tuple[str, ...]] = {}
     for job in jobs:
         try:
             config = compose(job)
             asked = config.data.train_size
-            if wish and asked and asked > (rows := training_rows(config.data)):
+            if wish and asked and asked > (rows := preparation.training_rows(config.data)):
                 found.capped[rows].add(asked)
                 job = [*(override for override in job if not override.startswith(f"{SIZE}=")), f"{SIZE}={rows}"]
                 config = compose(job)
-            if (alike := identity(config.model_copy(update={"seed": 0}))) not in tried:
-                note = prepare(config).data.note
-                found.notes |= {note: None} if note else {}
-                tried.add(alike)
+            note = preparation.job(config).data.note
+            found.notes |= {note: None} if note else {}
         except ValueError as error:
             refused[str(error)].append(job)
             continue

@@ -1,5 +1,6 @@
 """A parent run and its children: the runs of one command, trained as populations, here or side by side in workers."""
 
+import functools
 import gc
 import math
 import sys
@@ -11,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from manyfit.config import place
-from manyfit.config.schema import Config, ConfigError, TrainingError
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
 from manyfit.parallel.ddp import sigterm_exits
 from manyfit.progress import Screen, line
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from manyfit.parallel.workers import Pool
     from manyfit.sweeps.reporting import Report
     from manyfit.training.fitting import Place
-    from manyfit.training.prepared import Job, Result
+    from manyfit.training.prepared import Job, Preparation, Result
     from manyfit.training.recording import Recorder
 
 KEPT = 8  # networks: the best setting's best run, whose model is stored, is hardly ever behind more runs than that
 
 
-class Composed(Protocol):
+class Proposed(Protocol):
     """A job of a sweep: its number, what it was asked for, and its config, which may be refused."""
 
     @property
@@ -68,7 +70,7 @@ class Sweep:
         prune: Asked after every epoch of a population, by its job numbers, the epoch and the metrics of those that are
             to go on, which of them are to stop.
         tags: More tags for the child of a job number.
-        keep: How many of the best children keep their networks; None: all.
+        networks: How many of the best children keep theirs; None: all.
         children: Everything that was run, by job number.
         refused: Jobs, of a search, whose config was refused, and why.
         status: Of the parent run at its end.
@@ -87,7 +89,7 @@ class Sweep:
     together: int = 1
     prune: Callable[[Sequence[int], int, Mapping[int, Mapping[str, float]]], Collection[int]] | None = None
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
-    keep: int | None = KEPT
+    networks: int | None = KEPT
     children: dict[int, Child] = field(default_factory=dict)
     refused: dict[int, Exception] = field(default_factory=dict)
     status: str = "FINISHED"
@@ -96,6 +98,13 @@ class Sweep:
     report: "Report | None" = None
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
     again: str = "The same command starts all of them again, as a sweep of its own."
+
+    @functools.cached_property
+    def preparation(self) -> "Preparation":
+        """Of its jobs; a command that has prepared some already hands over its own."""
+        from manyfit.training.prepared import Preparation
+
+        return Preparation()
 
     def __enter__(self) -> Self:
         """Start the parent run."""
@@ -130,7 +139,7 @@ class Sweep:
         training = "those in training are KILLED and keep their epochs"
         return f"{done} of {self.total} runs are done and kept, {training}. {self.again}"
 
-    def run(self, jobs: Sequence[Composed]) -> list[Child]:
+    def run(self, jobs: Sequence[Proposed]) -> list[Child]:
         """Train the jobs that are accepted; each of the others gets a run that says why not."""
         accepted: dict[int, Config] = {}
         for job in jobs:
@@ -149,7 +158,6 @@ class Sweep:
         """
         with self.screen.stage("importing torch"):  # seconds, in which the tracker's courier starts as well
             from manyfit.training.grouping import grouped
-
         self.total = max(self.total, len(self.children) + len(configs))
         with self.screen.stage("checking jobs"):
             jobs = self._prepared(configs)
@@ -162,7 +170,7 @@ class Sweep:
             from manyfit.training import fitting  # noqa: F401  (seconds)
 
         collect_garbage()
-        populations = [{number: configs[number] for number in group.numbers} for group in groups]
+        populations = [{number: jobs[number] for number in group.numbers} for group in groups]
         with self.screen.training(len(configs)):
             if count > 1:
                 self._side_by_side(populations, count)
@@ -175,12 +183,10 @@ class Sweep:
 
     def _prepared(self, configs: Mapping[int, Config]) -> "dict[int, Job]":
         """The jobs of these configs; one that cannot be used becomes a child with its error."""
-        from manyfit.training.prepared import prepare
-
         jobs: dict[int, Job] = {}
         for number, config in configs.items():
             try:
-                jobs[number] = prepare(config)
+                jobs[number] = self.preparation.job(config)
             except ValueError as error:
                 run = self.refuse(number, config.title(), error, config.flat())
                 self.children[number] = Child(number, config, run, error=error)
@@ -197,13 +203,13 @@ class Sweep:
         gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
         return 1 if several else self.workers or gpus or 1
 
-    def _side_by_side(self, populations: Sequence[Mapping[int, Config]], count: int) -> None:
+    def _side_by_side(self, populations: Sequence[Mapping[int, "Job"]], count: int) -> None:
         """Each population has a thread that looks after it, and goes to the next free worker."""
         from manyfit.parallel.workers import Pool
 
         pool = self.pool = self.pool or Pool(count)
 
-        def look_after(members: Mapping[int, Config]) -> None:
+        def look_after(members: "Mapping[int, Job]") -> None:
             with pool.turn:
                 self._population(members, place=pool.train)
 
@@ -219,7 +225,7 @@ class Sweep:
 
     def _population(
         self,
-        configs: Mapping[int, Config],
+        jobs: "Mapping[int, Job]",
         recorder: "Recorder | None" = None,
         place: "Place | None" = None,
     ) -> None:
@@ -227,9 +233,9 @@ class Sweep:
         from manyfit.training import fitting, recording
 
         self._let_go()
-        numbers = list(configs)
+        numbers = list(jobs)
         recorder = recorder or recording.Recorder(
-            self.tracker, list(configs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
+            self.tracker, list(jobs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
         )
         prune = self.prune
 
@@ -240,7 +246,7 @@ class Sweep:
 
         try:
             results = fitting.fit(
-                list(configs.values()),
+                list(jobs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
                 prune=stops if prune else None,
@@ -249,18 +255,18 @@ class Sweep:
             )
         except Exception as error:
             if len(numbers) == 1:
-                self.children[numbers[0]] = Child(numbers[0], configs[numbers[0]], recorder.runs[0], error=error)
+                self.children[numbers[0]] = Child(numbers[0], jobs[numbers[0]].config, recorder.runs[0], error=error)
                 return
             print(
                 f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
                 file=sys.stderr,
             )
             for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
-                part = {numbers[i]: configs[numbers[i]] for i in half}
+                part = {numbers[i]: jobs[numbers[i]] for i in half}
                 self._population(part, recorder.part(half), place)
             return
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
-            self.children[number] = Child(number, configs[number], run, result)
+            self.children[number] = Child(number, jobs[number].config, run, result)
 
     def _let_go(self) -> None:
         """Of all networks but the best: a model that is asked for later is trained again to the same bits."""
@@ -270,7 +276,7 @@ class Sweep:
             if child.result and child.result.predictor
         }
         ranked = sorted(losses, key=lambda number: (math.isnan(losses[number]), losses[number]))
-        for number in ranked[self.keep :] if self.keep is not None else ():
+        for number in ranked[self.networks :] if self.networks is not None else ():
             child = self.children[number]
             assert child.result is not None
             self.children[number] = replace(child, result=child.result.without_network())

@@ -27,6 +27,8 @@ from manyfit.training import recording
 from manyfit.training.prepared import Result
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from manyfit.experiments.verdict import Verdict
 
 LISTED = 50  # settings in table.md; table.csv has all
@@ -93,7 +95,6 @@ def conclude(
     given, rows = len(rows), findings.distinct(rows)
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
-    shares = _importances(settings, rows)
     apart = [] if verdict else findings.incomparable(findings.varying(settings), objective, _is_classification(rows))
     if apart:
         settings = sorted(settings, key=lambda setting: setting.rows[0].number)
@@ -113,7 +114,7 @@ def conclude(
     )
     if sweep.config.tracking.kind != "off":
         with sweep.screen.stage("drawing"):
-            _store(sweep, report, shares, one_by_one=space is not None or default is not None)
+            _store(sweep, report, one_by_one=space is not None or default is not None)
     sweep.screen.say(summary(report))
     return report
 
@@ -246,17 +247,25 @@ def table_csv(settings: Sequence[Setting]) -> str:
     return out.getvalue()
 
 
-def _store(sweep: Sweep, report: Report, shares: Mapping[str, float], one_by_one: bool) -> None:
-    parent, settings, row = sweep.parent, report.settings, report.row
-    title = f"{sweep.config.experiment}: {len(report.rows)} runs, {len(settings)} settings"
-    ranking: dict[str, Callable[[], Any]] = {
+def drawings(report: Report, experiment: str) -> dict[str, Callable[[], "Figure | None"]]:
+    """How each figure of a sweep is drawn, by its name, the most telling first; None where it would show nothing."""
+    if report.incomparable:
+        return {}
+    rows, settings = report.rows, report.settings
+    title = f"{experiment}: {len(rows)} runs, {len(settings)} settings"
+    return {
         "lr_sensitivity": lambda: figures.lr_sensitivity(settings, report.objective, title),
-        "curves": lambda: figures.curves(report.rows, settings, title),
-        "importance": lambda: figures.importance(shares, title),
+        "curves": lambda: figures.curves(rows, settings, title),
+        "importance": lambda: figures.importance(_importances(settings, rows), title),
+        "history": lambda: figures.history(rows, report.objective, report.direction, title),
     }
-    if one_by_one:
-        ranking["history"] = lambda: figures.history(report.rows, report.objective, report.direction, title)
-    for name, drawn in ({} if report.incomparable else ranking).items():
+
+
+def _store(sweep: Sweep, report: Report, one_by_one: bool) -> None:
+    parent, settings, row = sweep.parent, report.settings, report.row
+    for name, drawn in drawings(report, sweep.config.experiment).items():
+        if name == "history" and not one_by_one:
+            continue
         with parent.storing(f"{name}.png"):
             if (figure := drawn()) is not None:
                 parent.file(f"{name}.png", png(figure))

@@ -10,8 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from manyfit.config import place
-from manyfit.config import schema as configuration
+from manyfit.config import place, schema
 from manyfit.config.schema import Config
 
 SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
@@ -51,7 +50,7 @@ def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             if not GlobalHydra.instance().is_initialized():
                 closing.enter_context(initialize_config_dir(str(place.options()), version_base="1.3"))
             cfg = compose("config", overrides, return_hydra_config=True)
-            return configuration.flat_of(cfg), dict(cfg.hydra.runtime.choices)
+            return schema.flat_of(cfg), dict(cfg.hydra.runtime.choices)
     except HydraException:
         return {}, {}  # then every key is named
 

@@ -13,8 +13,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
-from manyfit.config import schema as configuration
-from manyfit.config.schema import Config, ConfigError, TrainingError, with_seed
+from manyfit.config import schema
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.schema import Config, with_seed
 from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
 from manyfit.progress import Screen, line
@@ -25,11 +26,11 @@ from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.search import Search
 from manyfit.sweeps.settings import Objective, Settings, settings
 from manyfit.sweeps.study import lost
-from manyfit.training.prepared import prepare
+from manyfit.training.prepared import Job, Preparation
 
-__all__ = ["Objective", "Search", "Session", "Settings", "finish", "run", "settings"]
+__all__ = ["Objective", "Rounds", "Search", "Settings", "finish", "run", "settings"]
 
-Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Composed]]
+Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Proposed]]
 Compose = Callable[[Sequence[str]], DictConfig]
 
 AGAIN = "The study remembers them: the same command goes on with the trials that are left."
@@ -61,15 +62,20 @@ def run(
         ConfigError: Something cannot be used; no trial was made then.
     """
     cfg = compose(fixed)
-    default = configuration.parse(cfg, cfg.hydra.runtime.choices)
+    default = schema.parse(cfg, cfg.hydra.runtime.choices)
+    preparation = Preparation()
     with screen.stage("loading data"):
-        _check_objective(settings(cfg), default)
+        try:
+            job = preparation.job(default)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        _check_objective(settings(cfg), job)
         space = spaces.space(swept)
-        _check_batch_sizes(space, default)
-    if note := prepare(default).data.note:
-        screen.say(line("note", note))
+        _check_batch_sizes(space, job)
+    if job.data.note:
+        screen.note(job.data.note)
     with screen.stage("opening the study"):
-        search = Search.of(cfg, settings(cfg), default, space)
+        search = Search.of(cfg, settings(cfg), job, space)
     if run_id := search.reported():
         done = search.ledger.done()
         screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
@@ -79,9 +85,10 @@ def run(
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
     with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
+        sweep.preparation = preparation
         sweep.max_members, sweep.workers = limits
-        session = Session(search, sweep, jobs, tuple(fixed))
-        session.go()
+        rounds = Rounds(search, sweep, jobs, tuple(fixed))
+        rounds.go()
         try:
             with screen.stage("reading the study"):
                 finish(
@@ -89,18 +96,14 @@ def run(
                 )
         finally:
             search.note_run_ids(sweep.children.values())
-    sweep.failure = session.failure()
+    sweep.failure = rounds.failure()
     return sweep
 
 
-def _check_objective(sought: Settings, default: Config) -> None:
-    """Before a study exists: the data can be used, and the objective is a curve of a run on them, to be had best."""
+def _check_objective(sought: Settings, job: Job) -> None:
+    """Before a study exists: the objective is a curve of a run on these data, to be had best."""
     metric = sought.objective.metric
-    try:
-        task = prepare(default).data.task
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    scores = ["accuracy"] if task == CLASSIFICATION else ["rmse", "r2"]
+    scores = ["accuracy"] if job.data.task == CLASSIFICATION else ["rmse", "r2"]
     names = [f"{name}/{split}" for name in ("loss", *scores) for split in ("train", "val")]
     names += ["loss/gap", "loss/train_running"]
     if metric not in names:
@@ -113,9 +116,9 @@ def _check_objective(sought: Settings, default: Config) -> None:
         )
 
 
-def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
+def _check_batch_sizes(space: Mapping[str, Any], job: Job) -> None:
     """Before a study exists: no batch is larger than the training set."""
-    n = len(prepare(default).data.x_train)
+    n = len(job.data.x_train)
     searched = space.get("batch_size")
     sizes = getattr(searched, "choices", None) or [getattr(searched, "high", 0)]
     if (largest := max((size for size in sizes if isinstance(size, int)), default=0)) > n:
@@ -126,7 +129,7 @@ def _check_batch_sizes(space: Mapping[str, Any], default: Config) -> None:
 
 
 @dataclass
-class Session:
+class Rounds:
     """The trials that this process runs: each has a job for every seed, one after the other."""
 
     search: Search
@@ -144,7 +147,7 @@ class Session:
         total, wanted, ledger = self.search.ledger.total, self.search.settings.n_trials, self.search.ledger
         if total < wanted:
             said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
-            self.sweep.screen.say(line("note", said))
+            self.sweep.screen.note(said)
         judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
         self.sweep.together = len(self.search.seeds)
         self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
@@ -234,7 +237,7 @@ class Session:
 
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
-    """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
+    """Hand all trials of the study, of every rounds, to the report, unless another process still runs some."""
     from manyfit.sweeps import reporting
 
     trials = [trial for trial in search.ledger.trials() if not lost(trial)]
@@ -270,4 +273,4 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:
     cfg = compose(overrides)
-    return configuration.parse(cfg, cfg.hydra.runtime.choices)
+    return schema.parse(cfg, cfg.hydra.runtime.choices)

@@ -13,8 +13,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
-from manyfit.config import schema as configuration
-from manyfit.config.schema import Component, Config, ConfigError
+from manyfit.config.build import build, target_of
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Component, Config
 from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
 from manyfit.sweeps import space as spaces
@@ -25,7 +26,7 @@ from manyfit.sweeps.settings import Settings
 from manyfit.sweeps.study import DATA, WHERE, Ledger, derived_seed
 from manyfit.tracking import journal
 from manyfit.tracking.tracker import TrackedRun
-from manyfit.training.prepared import prepare
+from manyfit.training.prepared import Job
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns
 
@@ -43,8 +44,8 @@ class Search:
     round: int
 
     @classmethod
-    def of(cls, cfg: DictConfig, settings: Settings, default: Config, space: spaces.Space) -> "Search":
-        """Check everything and open the study.
+    def of(cls, cfg: DictConfig, settings: Settings, job: Job, space: spaces.Space) -> "Search":
+        """Check everything and open the study; `job` is of the default config.
 
         Raises:
             ConfigError: Something cannot be used.
@@ -59,8 +60,8 @@ class Search:
                 "sweep.space must have a key, but got none. "
                 "Choose sweep=lr, or say 'optimizer.lr=tag(log,interval(1e-5,1e-1))'."
             )
-        task = prepare(default).data.task
-        if apart := incomparable(space, str(settings.objective), task == CLASSIFICATION):
+        default = job.config
+        if apart := incomparable(space, str(settings.objective), job.data.task == CLASSIFICATION):
             raise ConfigError(
                 f"{' and '.join(apart)} must not be searched: runs that differ in it cannot be compared by "
                 f"{settings.objective}. Search on each by itself."
@@ -75,7 +76,7 @@ class Search:
             [default.experiment, "search" if option == "none" else option, _short(described)]
         )
         sampler = _component(cfg, "sampler")
-        kind = configuration.target_of(sampler, "sampler", BaseSampler)
+        kind = target_of(sampler, "sampler", BaseSampler)
         points = spaces.grid(space) if kind is GridSampler else None
         at_once = kind in (RandomSampler, QMCSampler, GridSampler)
 
@@ -87,7 +88,7 @@ class Search:
             settings.storage,
             name,
             settings.direction,
-            _fingerprint(settings, default, described),
+            _fingerprint(settings, job, described),
             space,
             settings.n_trials,
             sampler_of,
@@ -137,14 +138,14 @@ class Search:
         return {"trials": trials, "confirm_seeds": self.settings.confirm_seeds, "store": store}
 
 
-def _fingerprint(settings: Settings, default: Config, space: Mapping[str, str]) -> dict[str, Any]:
+def _fingerprint(settings: Settings, job: Job, space: Mapping[str, str]) -> dict[str, Any]:
     """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
-    flat = default.flat().items()
+    flat = job.config.flat().items()
     kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator", *WHERE))}
     sought = {"objective": settings.objective.model_dump(), "direction": settings.direction, "seeds": settings.seeds}
     return {
         **kept,
-        DATA: prepare(default).data.digest[:8],
+        DATA: job.data.digest[:8],
         **{f"sweep.{key}": value for key, value in sought.items()},
         **{f"sweep.space.{key}": text for key, text in space.items()},
     }
@@ -163,7 +164,7 @@ def _build(component: Component, group: str, kind: type[Any], **available: Any) 
     try:
         with warnings.catch_warnings():  # QMC is experimental: who chose it need not hear it each round
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return configuration.build(component, group, kind, **available)
+            return build(component, group, kind, **available)
     except ConfigError:
         raise
     except ValueError as error:
@@ -172,7 +173,7 @@ def _build(component: Component, group: str, kind: type[Any], **available: Any) 
 
 def _sampler(component: Component, seed: int, trials: int) -> tuple[BaseSampler, int]:
     """The sampler of a claim and its seed. A low-discrepancy sequence goes on, so its seed stays."""
-    kind = configuration.target_of(component, "sampler", BaseSampler)
+    kind = target_of(component, "sampler", BaseSampler)
     if kind is GridSampler:  # its points are enqueued: it would forget the one that a dead process had begun
         return RandomSampler(seed=seed), seed
     derived = seed if kind is QMCSampler else derived_seed(seed, trials)

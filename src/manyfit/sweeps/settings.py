@@ -6,8 +6,9 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
-from manyfit.config import schema as configuration
-from manyfit.config.schema import ConfigError, Count, Node
+from manyfit.config import schema
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Count, Node
 
 
 class Objective(Node):
@@ -44,5 +45,5 @@ def settings(cfg: DictConfig) -> Settings:
     try:
         return Settings.model_validate(OmegaConf.to_container(cfg.get("sweep") or OmegaConf.create(), resolve=True))
     except ValidationError as error:
-        lines = {configuration._sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
+        lines = {schema.sentence({**e, "loc": ("sweep", *e["loc"])}) for e in error.errors()}
         raise ConfigError("\n".join(sorted(lines))) from None

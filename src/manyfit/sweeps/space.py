@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from manyfit.config.schema import ConfigError
+from manyfit.config.errors import ConfigError
 
 Space = Mapping[str, BaseDistribution]
 

@@ -24,7 +24,8 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from manyfit.config.schema import DROPPED, ConfigError, today
+from manyfit.config.earlier import DROPPED, today
+from manyfit.config.errors import ConfigError
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
@@ -66,7 +67,6 @@ class Ledger:
         points: list[dict[str, Any]] | None,
         folder: Path,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
         self.space, self.sampler, self.points = space, sampler, points
         self.total = min(total, spaces.size(space) or total)
         self.locks, self.url = Locks(folder), url
@@ -77,6 +77,8 @@ class Ledger:
 
     def __enter__(self) -> Self:
         """Show that we are alive."""
+        self.verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
         self.locks.__enter__()
         return self
 
@@ -92,6 +94,7 @@ class Ledger:
                         self._give_up(trials[number], trials)
         finally:
             self.locks.__exit__()
+            optuna.logging.set_verbosity(self.verbosity)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number; some are lost."""

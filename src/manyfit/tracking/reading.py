@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: what a claim is judged by is what the user sees."""
+"""Runs read back from MLflow."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,31 +10,12 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.utils.search_utils import SearchUtils
 
-from manyfit.tracking.store import OURS, PARENT, Store
+from manyfit.tracking.store import OURS, Store
 
 KIND = "manyfit.kind"  # a tag of parent runs
 PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
 METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
 COLUMNS = {"id": "run_id", "name": "run_name", "status": "status"}  # what MLflow calls them
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as the store has it.
-
-    Attributes:
-        params: As logged.
-        tags: Ours and MLflow's.
-        last: The last value of each metric; those measured once, such as `accuracy/test`, are complete.
-        metrics: (epochs + 1,) curves by name, read when asked for; epochs without a value are NaN.
-        status: FINISHED, FAILED or KILLED.
-    """
-
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    last: Mapping[str, float]
-    metrics: Mapping[str, np.ndarray]
-    status: str = "FINISHED"
 
 
 @dataclass(frozen=True)
@@ -72,29 +53,6 @@ class Curves(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """How many metrics."""
         return len(self.names)
-
-
-def children(uri: str, root: Path, experiment: str, parent: str) -> list[StoredRun]:
-    """The runs under a parent run (MLflow's id), in the order of their start.
-
-    Args:
-        uri: The store.
-        root: Folder that holds `mlruns/`.
-        experiment: Its name.
-        parent: MLflow's id of the parent run.
-    """
-    store = Store(uri, root)
-    found = store.search(experiment, f"tags.`{PARENT}` = '{parent}'")
-    return [
-        StoredRun(
-            run.data.params,
-            run.data.tags,
-            run.data.metrics,
-            Curves(store, run.info.run_id, tuple(run.data.metrics)),
-            run.info.status,
-        )
-        for run in sorted(found, key=lambda run: run.info.start_time)
-    ]
 
 
 def named(uri: str, root: Path, prefix: str) -> list[Named]:

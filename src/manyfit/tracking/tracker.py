@@ -25,7 +25,7 @@ from manyfit.tracking.run import DatasetRecord, TrackedRun
 if TYPE_CHECKING:
     import pandas as pd
 
-    from manyfit.tracking.reading import Named, StoredRun
+    from manyfit.tracking.reading import Named
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "doctor",
-    "prepare",
+    "make_store",
     "resolve_uri",
     "sync",
     "ui_command",
@@ -140,29 +140,6 @@ class Tracker:
             if known.error or self._spool.error or all(run.id in known.ids for run in self._runs):
                 return
             time.sleep(0.05)
-
-    def flush(self, timeout: float = 60.0) -> bool:
-        """Wait until all that was recorded so far has arrived; False when it has not in `timeout` seconds."""
-        self._spool.append({"op": "flush"})
-        size = (self._spool.folder / journal.JOURNAL).stat().st_size
-        deadline = time.monotonic() + timeout
-        while (known := self.acks()).offset < size:
-            if known.error or self._spool.error or time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
-
-    def children(self, parent: TrackedRun, experiment: str) -> "list[StoredRun]":
-        """The runs under a parent run, read back from the store.
-
-        Raises:
-            ValueError: Not everything has arrived there.
-        """
-        from manyfit.tracking import reading  # MLflow: seconds
-
-        if not self.flush() or parent.run_id is None:
-            raise ValueError(f"the runs must be in the store before they can be read, but {self.last_error}")
-        return reading.children(self.uri, self.root, experiment, parent.run_id)
 
     def close(self, timeout: float = 60.0) -> bool:
         """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
@@ -337,7 +314,7 @@ def doctor(root: Path, uri: str | None = None) -> list[str]:
     return uploader.doctor(Path(root).absolute(), uri)
 
 
-def prepare(uri: str, root: Path) -> None:
+def make_store(uri: str, root: Path) -> None:
     """Make the store when it is not there yet.
 
     Raises:
@@ -345,7 +322,7 @@ def prepare(uri: str, root: Path) -> None:
     """
     from manyfit.tracking import uploader
 
-    uploader.prepare(uri, Path(root).absolute())
+    uploader.make_store(uri, Path(root).absolute())
 
 
 def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None = None) -> list[str]:

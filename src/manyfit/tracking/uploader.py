@@ -44,9 +44,7 @@ def courier(folder: Path, owner: int) -> bool:
         abandoned = os.getppid() != owner
         size, word = _last_word(folder)
         last = abandoned or word == "close"
-        pause = (
-            word in ("end", "flush") and size > seen and arrived
-        )  # nothing trains: the training is over, or the next begins
+        pause = word == "end" and size > seen and arrived  # nothing trains: the training is over, or the next begins
         if not last and not pause and time.monotonic() < due:
             time.sleep(POLL)
             continue
@@ -143,8 +141,8 @@ def sync(root: Path, uri: str | None = None) -> SyncReport:
     return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), tuple(held), living)
 
 
-def prepare(uri: str, root: Path) -> None:
-    """See tracking.prepare."""
+def make_store(uri: str, root: Path) -> None:
+    """See tracker.make_store."""
     _quiet()
     try:
         Store(uri, root)

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +49,6 @@ class Writer:
         self.rested = time.monotonic() + FIRST  # when it may write
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, daemon=True)
-        _writers.add(self)
 
     @property
     def wants(self) -> bool:
@@ -101,15 +99,6 @@ class Writer:
             with self.changed:
                 self.busy, self.rested = False, time.monotonic() + REST * (time.monotonic() - start)
                 self.changed.notify_all()
-
-
-_writers: "weakref.WeakSet[Writer]" = weakref.WeakSet()
-
-
-def finish() -> None:
-    """For a process that is about to be ended: what was handed over to any writer comes to the disk."""
-    for writer in list(_writers):
-        writer.finish(timeout=10.0)
 
 
 def save(folder: Path, epoch: int, state: State) -> Path:

@@ -1,6 +1,9 @@
 """The metrics of a population on a split, in evaluation mode; over several ranks every example counts once."""
 
+import contextlib
 import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -8,12 +11,81 @@ from torch import Tensor
 
 from manyfit.data.splits import Dataset
 from manyfit.losses import CLASSIFICATION, Loss, correct
+from manyfit.parallel.ranks import Ranks
 from manyfit.population.dense import sum_rows
 from manyfit.population.members import Population
+from manyfit.training.captured import Captured
+from manyfit.training.examples import Examples
 
 EVAL_ROWS = 512  # examples evaluated at once: keeps a population's activations in cache
 GPU_ROWS = 4096  # on a GPU, where launches are what costs; of so many members at once that memory is enough:
 GPU_ELEMENTS = 2**26  # of a layer's activations
+
+
+class Evaluation:
+    """Measures the members of a population.
+
+    Args:
+        population: The members.
+        loss: One number per example.
+        examples: Theirs.
+        precision: What products are computed in.
+        captured: Records evaluations as CUDA graphs; None: they are made as they are.
+        ranks: The processes that measure these members together.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        loss: Loss,
+        examples: Examples,
+        *,
+        precision: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        captured: Captured | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.population, self.loss, self.examples = population, loss, examples
+        self.precision, self.captured, self.ranks = precision, captured, ranks or Ranks()
+        self._sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def measure(self, weights: Tensor, buffers: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics (members,) of these weights on train, val or test, named `loss/val`, `accuracy/test` and so on."""
+        present, self.population.buffers = self.population.buffers, dict(buffers)
+        try:
+            result: dict[str, np.ndarray] = {}
+            for split in splits:
+                sums = self._totals(split, weights)
+                self.ranks.sum(sums)
+                measured = metrics(sums, self.examples.split(split)[1], self.examples.data)
+                result |= {f"{name}/{split}": values for name, values in measured.items()}
+            return result
+        finally:
+            self.population.buffers = present
+
+    def _totals(self, split: str, weights: Tensor) -> Tensor:
+        """Sums over this rank's examples of a split; overwritten by the next of this split."""
+        sums = self._sums.get(split)
+        if sums is None or sums.shape[1] != len(weights):
+            sums = self._sums[split] = torch.zeros(2, len(weights), dtype=wide(weights.device), device=weights.device)
+        x, y = self.examples.split(split)
+        share = self.ranks.share(len(x))
+
+        def measure() -> None:
+            with self.precision():
+                totals(sums, self.population, weights, x, y, self.loss, self.examples.data, share)
+
+        if self.captured and weights is self.population.weights:
+            self.captured.run(split, measure)
+        else:
+            measure()
+        return sums
+
+    def forget(self) -> None:
+        """That there were other members, in other places."""
+        self._sums.clear()
+        if self.captured:
+            self.captured.forget()
 
 
 def wide(device: torch.device) -> torch.dtype:

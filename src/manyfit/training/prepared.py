@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from manyfit import curves
-from manyfit.config import schema as configuration
-from manyfit.config.schema import Config, ConfigError, DataConfig
+from manyfit.config.build import build, place_of, target_of
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, DataConfig
 from manyfit.data import splits
 from manyfit.losses import Loss
 from manyfit.parallel import devices
@@ -111,61 +112,72 @@ class Result:
         return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
 
 
-@functools.lru_cache(maxsize=4)
-def _dataset(config_json: str) -> splits.Dataset:
-    config = DataConfig.model_validate_json(config_json)
-    table = configuration.build(config, "data", splits.Table)
-    common = config.model_dump(include={"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"})
-    return splits.prepare(table, **common)
-
-
-@functools.lru_cache(maxsize=64)
-def _training_rows(config_json: str) -> int:
-    config = DataConfig.model_validate_json(config_json)
-    table = configuration.build(config, "data", splits.Table)
-    return splits.sizes(len(table.target), config.val_fraction, config.test_fraction)[0]
-
-
-def training_rows(config: DataConfig) -> int:
-    """How many examples there are to train on, whatever `train_size` says; the data are read once for all splits."""
-    usual = {"split_seed": 0, "train_size": None, "label_noise": 0.0, "standardise": True}
-    return _training_rows(config.model_copy(update=usual).model_dump_json(by_alias=True))
-
-
 def identity(config: Config) -> str:
     """What two configs share that are the same run."""
     return config.model_dump_json(by_alias=True) + config.experiment
 
 
-def prepare(config: Config) -> Job:
-    """Load the data and build everything once; asked again, it gives the same job, which nobody may change.
+class Preparation:
+    """Builds jobs. What several share, their data above all, is read and built once for as long as this lives.
 
-    Raises:
-        ValueError: Something in the config cannot be used; the message names the key.
+    A command has one: what it reads does not change under it.
     """
-    key = identity(config)
-    if key not in _prepared:
-        while len(_prepared) >= REMEMBERED:
-            _prepared.pop(next(iter(_prepared)))
-        _prepared[key] = _prepare(config)
-    return replace(_prepared[key], config=config)
+
+    def __init__(self) -> None:
+        self._table = functools.lru_cache(TABLES)(_table)
+        self._dataset = functools.lru_cache(TABLES)(self._split)
+        self._jobs: dict[str, Job] = {}
+
+    def job(self, config: Config) -> Job:
+        """Everything that a config names, built and tried; jobs that differ in their seeds alone share it.
+
+        Raises:
+            ValueError: Something in the config cannot be used; the message names the key.
+        """
+        alike = identity(config.model_copy(update={"seed": 0}))
+        if alike not in self._jobs:
+            if len(self._jobs) >= JOBS:
+                self._jobs.pop(next(iter(self._jobs)))
+            self._jobs[alike] = _job(config, self._dataset(config.data.model_dump_json(by_alias=True)))
+        return replace(self._jobs[alike], config=config)
+
+    def training_rows(self, config: DataConfig) -> int:
+        """How many examples there are to train on, whatever `train_size` says."""
+        return splits.sizes(len(self._table(_source(config)).target), config.val_fraction, config.test_fraction)[0]
+
+    def _split(self, config_json: str) -> splits.Dataset:
+        config = DataConfig.model_validate_json(config_json)
+        return splits.split(self._table(_source(config)), **config.model_dump(include=SPLIT))
 
 
-REMEMBERED = 4096  # jobs: a sweep asks for each of its jobs a few times
-_prepared: dict[str, Job] = {}
+TABLES, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
+SPLIT = {"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"}  # of a table, not which table
 
 
-def forget() -> None:
-    """What was read from files, and what was built: they may have changed."""
-    for cached in (_dataset, _training_rows):
-        cached.cache_clear()
-    _prepared.clear()
+def _source(config: DataConfig) -> str:
+    """What says which table it is."""
+    usual = {key: DataConfig.model_fields[key].default for key in (*SPLIT, "label_noise")}
+    return config.model_copy(update=usual).model_dump_json(by_alias=True)
 
 
-def _prepare(config: Config) -> Job:
-    dataset = _dataset(config.data.model_dump_json(by_alias=True))
+def _table(config_json: str) -> splits.Table:
+    return build(DataConfig.model_validate_json(config_json), "data", splits.Table)
+
+
+def prepare(config: Config) -> Job:
+    """One job by itself; see `Preparation.job`."""
+    return Preparation().job(config)
+
+
+def prepared(given: Sequence[Config | Job]) -> list[Job]:
+    """Jobs as they are, and those of configs."""
+    preparation = Preparation()
+    return [one if isinstance(one, Job) else preparation.job(one) for one in given]
+
+
+def _job(config: Config, dataset: splits.Dataset) -> Job:
     devices.check(config)
-    loss = configuration.build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
+    loss = build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
     if loss.task != dataset.task:
         raise ConfigError(
             f"loss must suit the data: {config.loss.target.rsplit('.')[-1]} is for {loss.task}, but got a "
@@ -194,7 +206,7 @@ def _prepare(config: Config) -> Job:
 
 def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
     shape = {"in_features": dataset.x_train.shape[1], "out_features": loss.width(len(dataset.classes))}
-    return initialised(lambda: configuration.build(config.model, "model", nn.Module, **shape), config.seed)
+    return initialised(lambda: build(config.model, "model", nn.Module, **shape), config.seed)
 
 
 def _try_probes(names: Sequence[str], network: nn.Module) -> None:
@@ -246,7 +258,7 @@ def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: 
     except Exception as error:
         raise ConfigError(
             f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}"
-            f"{configuration.place_of(error)}."
+            f"{place_of(error)}."
         ) from error
     if got != (len(dataset.x_train[:2]), width):
         raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
@@ -260,21 +272,21 @@ def _is_lightnings(cls: type[nn.Module]) -> bool:
 
 def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer's class and its options apart from lr and weight_decay, tried on a dummy."""
-    target = configuration.target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
+    target = target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
     assert isinstance(target, type)
     if config.optimizer.weight_decay and "weight_decay" not in inspect.signature(target).parameters:
         raise ConfigError(f"optimizer.weight_decay must be 0 with {config.optimizer.target}, which has none.")
     if config.optimizer.arguments.get("maximize"):
         raise ConfigError("optimizer.maximize must be false, but got true: a loss is minimised.")
     params = list(copy.deepcopy(network).parameters())
-    configuration.build(config.optimizer, "optimizer", torch.optim.Optimizer, params=params, lr=config.optimizer.lr)
+    build(config.optimizer, "optimizer", torch.optim.Optimizer, params=params, lr=config.optimizer.lr)
     return target, config.optimizer.arguments
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
     if not config.schedule.target.startswith("torch."):
-        return configuration.build(config.schedule, "schedule", Schedule)
-    cls = configuration.target_of(config.schedule, "schedule", torch.optim.lr_scheduler.LRScheduler)
+        return build(config.schedule, "schedule", Schedule)
+    cls = target_of(config.schedule, "schedule", torch.optim.lr_scheduler.LRScheduler)
     assert isinstance(cls, type)
     arguments = config.schedule.arguments
     unit = arguments.pop("unit", "epoch")

@@ -69,7 +69,7 @@ class DeadUnits(Probe):
 
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         """See Probe. In [0, 1]."""
-        population, x = module.population, module.x_train[spread(module, DEAD_ROWS)]
+        population, x = module.population, module.examples.x_train[spread(module, DEAD_ROWS)]
         assert population.stack is not None
         x = x.expand(len(population), -1, -1)
         return {"dead_units": dead_share(population.stack, population.parameters, x)}
@@ -103,7 +103,7 @@ class GradientNoise(Probe):
 
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:
         """See Probe. No unit, > 0; above 1 a step is more noise than gradient."""
-        n, batch = len(module.x_train), module.batch_size
+        n, batch = len(module.examples.x_train), module.steps.batch_size
         batches = min(NOISE_BATCHES, n // batch)
         if batches < 2:
             return {"gradient_noise": torch.full((len(module.seeds),), torch.nan)}
@@ -140,7 +140,7 @@ class UpdateAngle(Probe):
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:
         """See Probe. In [0, 180] degrees; from epoch 0 on every step is noted."""
         if epoch == 0:
-            self.weights, self.members, self.step = module.population.weights.clone(), module.members, 0
+            self.weights, self.members, self.step = module.population.weights.clone(), module.history.members, 0
             self.updates = self.weights.new_zeros(len(self.weights), 2, self.weights.shape[1])  # the last two
             return {}
         p = self.products.to(wide(self.products.device))
@@ -161,15 +161,15 @@ class UpdateAngle(Probe):
         super().on_train_start(trainer, pl_module)
         if pl_module.epochs_done:
             self.weights, self.updates = self.weights.to(pl_module.device), self.updates.to(pl_module.device)
-        pl_module.after_step.append(lambda: self.note(pl_module.population.weights))
+        pl_module.steps.after.append(lambda: self.note(pl_module.population.weights))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Room for the epoch's products, and members that are gone are gone here too."""
-        stay = torch.from_numpy(np.isin(self.members, pl_module.members)).to(self.weights.device)
-        if len(pl_module.members) < len(self.members):
-            self.weights, self.updates, self.members = self.weights[stay], self.updates[stay], pl_module.members
+        stay = torch.from_numpy(np.isin(self.members, pl_module.history.members)).to(self.weights.device)
+        if len(pl_module.history.members) < len(self.members):
+            self.weights, self.updates, self.members = self.weights[stay], self.updates[stay], pl_module.history.members
         self.step %= 2
-        self.products = self.weights.new_zeros(pl_module.steps_per_epoch + self.step, len(self.weights), 2, 2)
+        self.products = self.weights.new_zeros(pl_module.steps.per_epoch + self.step, len(self.weights), 2, 2)
 
     def note(self, weights: Tensor) -> None:
         """After a step: the products of its update with itself and the one before. Weights (members, parameters)."""
@@ -184,7 +184,7 @@ class HeldOut(Probe):
 
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         """See Probe. `test_set/loss`, `test_set/accuracy` and so on, in the units of `loss/val` and its like."""
-        scores = module.evaluate(module.population.weights, module.population.buffers, ["test"])
+        scores = module.evaluation.measure(module.population.weights, module.population.buffers, ["test"])
         return {f"test_set/{name.removesuffix('/test')}": torch.from_numpy(score) for name, score in scores.items()}
 
 
@@ -199,18 +199,18 @@ def callbacks(names: Sequence[str]) -> list[pl.Callback]:
 
 def spread(module: Training, most: int) -> Tensor:
     """Numbers (rows,) of at most so many training examples, evenly over all, always the same."""
-    n, device = len(module.x_train), module.x_train.device
+    n, device = len(module.examples.x_train), module.examples.x_train.device
     return torch.arange(min(n, most), device=device) * n // min(n, most)
 
 
 def _gradient(module: Training, rows: Tensor) -> Tensor:
     """Gradient (members, parameters) of the mean loss on training examples (members, rows), without dropout."""
-    population, x = module.population, module.x_train[rows]
-    y = module.y_train.expand(len(rows), -1).gather(1, rows)
+    population, x = module.population, module.examples.x_train[rows]
+    y = module.examples.y_train.expand(len(rows), -1).gather(1, rows)
     weights = population.weights.new_full(rows.shape[1:], 1 / rows.shape[1])
     kept, population.buffers = population.buffers, {name: b.clone() for name, b in population.buffers.items()}
     try:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return population.gradient(x, y, weights, [], module.loss)[1]
+            return population.gradient(x, y, weights, [], module.steps.loss)[1]
     finally:  # what the model itself changes in training mode is put back
         population.buffers = kept

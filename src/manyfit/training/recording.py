@@ -12,7 +12,7 @@ from manyfit.config.schema import Config
 from manyfit.plots import overfitting
 from manyfit.tracking import provenance
 from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
-from manyfit.training.prepared import Job, Result, prepare
+from manyfit.training.prepared import Job, Result, prepared
 
 CHOSEN = ("data", "model", "loss", "optimizer", "schedule")  # groups whose option is a tag
 
@@ -22,7 +22,7 @@ class Recorder:
 
     Args:
         tracker: Where to.
-        configs: What is being trained.
+        given: What is being trained.
         parent: The sweep they belong to.
         tags: More tags for each run.
         run_ids: MLflow's, of earlier runs to go on with.
@@ -31,12 +31,12 @@ class Recorder:
     def __init__(
         self,
         tracker: Tracker | NoTracker,
-        configs: Sequence[Config],
+        given: Sequence[Config | Job],
         parent: TrackedRun | None = None,
         tags: Sequence[Mapping[str, str]] | None = None,
         run_ids: Sequence[str] | None = None,
     ) -> None:
-        jobs = [prepare(config) for config in configs]
+        jobs = prepared(given)
         more: Sequence[Mapping[str, str]] = tags or [{}] * len(jobs)
         ids: Sequence[str | None] = run_ids or [None] * len(jobs)
         self.runs = [_start(tracker, *each, parent) for each in zip(jobs, more, ids, strict=True)]
@@ -108,7 +108,8 @@ def _start(
 
 def _chosen(config: Config) -> dict[str, str]:
     """What a search of runs asks for: `tags.optimizer = 'adam'`."""
-    return {group: option for group in CHOSEN if (option := config.choices.get(group))}
+    chosen = {group: option for group in CHOSEN if (option := config.choices.get(group))}
+    return chosen | ({"model": config.network} if "model" in chosen else {})
 
 
 def _summarise(run: TrackedRun, result: Result) -> None:

@@ -1,0 +1,14 @@
+"""What a command, or a call of the library, ends with when it cannot be done."""
+
+from manyfit.config.secrets import mask
+
+
+class ConfigError(ValueError):
+    """A value that the user gave cannot be used; the message names the full key, and shows no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
+
+class TrainingError(RuntimeError):
+    """A training came to a bad end; its run says so."""
