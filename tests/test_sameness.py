@@ -52,15 +52,20 @@ def check(configs: Sequence[Config], companies: Sequence[Sequence[int]], alone: 
             assert_same_bits(everyone[k], result)
 
 
+BATCHES: dict[int | str, int | None] = {1: 24, 7: 100, 32: None, "full": None}  # with so many training examples
+EACH_WITH_EACH = [  # in pairs: an optimizer has every batch size and both data, and so has a batch size
+    (optimizer, batch, list(DATA.values())[(i + j) % 2])
+    for (i, optimizer), (j, batch) in itertools.product(enumerate(SHARING), enumerate(BATCHES))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
-@pytest.mark.parametrize("batch", [1, 7, 32, "full"])
-@pytest.mark.parametrize("optimizer", SHARING)
+@pytest.mark.parametrize(("optimizer", "batch", "data"), EACH_WITH_EACH)
 def test_alone_or_in_company(composed: Compose, optimizer: str, batch: int | str, data: str) -> None:
     """Alone, among 2, 7 and 16, in another order: dropout, label noise, decay, a short last batch, compaction."""
     configs = sixteen(
         composed, data, "epochs=10", f"optimizer={optimizer}", f"batch_size={batch}", "model.hidden=[16,5]",
-        "data.label_noise=0.1", "trainer.patience=4", f"data.train_size={100 if batch == 1 else 'null'}",
+        "data.label_noise=0.1", "trainer.patience=4", f"data.train_size={BATCHES[batch] or 'null'}",
     )  # fmt: skip
     check(configs, companies=[[3, 0], [9, 2, 15, 4, 11, 1, 6]], alone=[0, 1, 14])
 
