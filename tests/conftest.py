@@ -1,19 +1,15 @@
 """What tests share: composing a config as the command does, and trainings that leave nothing behind."""
 
 import contextlib
+import functools
 import math
-import multiprocessing
 import os
-import runpy
 import signal
 import sqlite3
-import subprocess
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch, as manyfit itself does
 
@@ -27,10 +23,14 @@ from hydra.types import RunMode
 from sklearn.utils import Bunch
 from torch import nn
 
+from forked import command as command
+from forked import forked_couriers
+from forked import started as started
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
 from manyfit.config.schema import Config
 from manyfit.experiments import claims
+from manyfit.tracking.tracker import Tracker
 from manyfit.training.prepared import Result
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
@@ -83,53 +83,21 @@ def epochs_stored(folder: Path, of: str = "*") -> int:
         return 0
 
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["manyfit", "torch", "pytorch_lightning", "mlflow", "optuna", "hydra", "pandas", "scipy.stats", "matplotlib.figure"]
-)
+@functools.cache
+def _composer() -> Composer:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+    return Composer(loader, loader.load_configuration("config", [], RunMode.MULTIRUN))
 
 
-def command(
-    folder: Path, *overrides: str, run: Path = ROOT / "run.py", seconds: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """`python run.py` in a process of its own, a fork of one that has imported what takes seconds."""
-    with tempfile.TemporaryDirectory() as place:
-        out, err = Path(place, "out"), Path(place, "err")
-        given = (run, list(overrides), str(folder), {**os.environ, **environment}, str(out), str(err))
-        process = SERVER.Process(target=_be_the_command, args=given)
-        process.start()
-        process.join(seconds)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(list(overrides), seconds, err.read_text())
-        return subprocess.CompletedProcess(list(overrides), process.exitcode, out.read_text(), err.read_text())
-
-
-def _be_the_command(
-    run: Path, overrides: list[str], folder: str, environment: dict[str, str], out: str, err: str
-) -> None:
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
-        os.dup2(os.open(path, flags | os.O_CREAT, 0o600), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # for good
-    warnings.resetwarnings()
-    sys.argv, sys.path[0] = [str(run), *overrides], str(run.parent)
-    sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+def build(*overrides: str) -> Config:
+    """From overrides, as on the command line, to the checked Config; composed as the jobs of a sweep are."""
+    return _composer().load(overrides, 0).config()
 
 
 @pytest.fixture(scope="session")
 def composed() -> Compose:
-    """A function from overrides, as on the command line, to the checked Config; composed as the jobs of a sweep are."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-    composer = Composer(loader, loader.load_configuration("config", [], RunMode.MULTIRUN))
-
-    def build(*overrides: str) -> Config:
-        return composer.load(overrides, 0).config()
-
+    """A function from overrides, as on the command line, to the checked Config."""
     return build
 
 
@@ -152,6 +120,18 @@ def mixed_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: bunch)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "table.csv"
+
+
+@pytest.fixture(scope="module")
+def _mother_of_couriers() -> Iterator[Any]:
+    with forked_couriers() as start:
+        yield start
+
+
+@pytest.fixture
+def forked_courier(_mother_of_couriers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who delivers is a process as ever, but need not import for it what takes seconds."""
+    monkeypatch.setattr(Tracker, "_start_courier", _mother_of_couriers)
 
 
 class Normed(nn.Module):

@@ -1,5 +1,6 @@
 """The real command, in a temporary folder, read back with MLflow's own client."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,8 +15,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from conftest import ROOT, command, epochs_stored
+from conftest import ROOT, Compose, command, epochs_stored, started
 from manyfit import cli
+from manyfit.training.prepared import prepare
 
 RUN = str(ROOT / "run.py")
 SMALL = ["data=iris", "epochs=3", "model.hidden=[8]"]
@@ -107,37 +109,45 @@ def test_same_command_same_bits(finished: tuple[Path, subprocess.CompletedProces
         assert a == b
 
 
-@pytest.mark.slow
-def test_logged_model_predicts(finished: tuple[Path, subprocess.CompletedProcess[str], Run], tmp_path: Path) -> None:
-    """In a fresh process, load_model and `mlflow models predict` give the run's own test accuracy."""
-    folder, _, run = finished
-    code = f"""
-import mlflow, torch, numpy as np
-from sklearn.datasets import load_iris
-from manyfit.config.schema import DataConfig
-from manyfit.data import splits, sources
-mlflow.set_tracking_uri("sqlite:///{folder}/mlruns/mlflow.db")
-model = mlflow.pytorch.load_model("runs:/{run.info.run_id}/model")
-d = splits.split(sources.iris(), split_seed=0, val_fraction=.15, test_fraction=.15, train_size=None, standardise=True)
-x = d.x_test * d.x_std + d.x_mean
-p = model(x).detach().numpy() if hasattr(model, "parameters") else model.module()(x).detach().numpy()
-print(repr(float((p.argmax(1) == d.y_test.numpy()).mean())))
-np.save("{tmp_path}/p.npy", p); np.save("{tmp_path}/x.npy", x.numpy())
+FRESH = """
+import sys
+import mlflow.pytorch, numpy as np, torch
+
+model, served = mlflow.pytorch.load_model(sys.argv[1]), mlflow.pyfunc.load_model(sys.argv[1])
+x = np.load("x.npy")
+np.savez("p.npz", all=model(torch.from_numpy(x)).detach(), one=served.predict(x[:1]))
+assert not [name for name in sys.modules if name.startswith("manyfit")]
+print(served.metadata.signature)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) == pytest.approx(run.data.metrics["accuracy/test"])
-    x, p = np.load(tmp_path / "x.npy"), np.load(tmp_path / "p.npy")
-    (tmp_path / "in.json").write_text('{"inputs": ' + str(x[:3].tolist()) + "}")
-    served = subprocess.run(
-        [sys.executable, "-m", "mlflow", "models", "predict", "-m", f"runs:/{run.info.run_id}/model",
-         "--env-manager", "local", "-i", "in.json", "-t", "json"],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db"},
-    )  # fmt: skip
-    assert served.returncode == 0, served.stderr
-    predictions = json.loads(served.stdout.strip().splitlines()[-1])["predictions"]
-    np.testing.assert_allclose(np.array(predictions), p[:3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_logged_model_predicts(
+    finished: tuple[Path, subprocess.CompletedProcess[str], Run], composed: Compose, tmp_path: Path
+) -> None:
+    """Where nothing of ours is imported, load_model and `mlflow models predict` give the run's own test accuracy.
+
+    From rows as they stand in the table, any number of them.
+    """
+    folder, _, run = finished
+    data, model = prepare(composed("data=iris")).data, f"runs:/{run.info.run_id}/model"
+    x = (data.x_test * data.x_std + data.x_mean).numpy()
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": x[:3].tolist()}))
+    served = [sys.executable, "-m", "mlflow", "models", "predict", "-m", model, "-i", "in.json", "-t", "json"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db"}
+    said = []
+    for line in ([sys.executable, "-c", FRESH, model], [*served, "--env-manager", "local"]):
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    p = np.load(tmp_path / "p.npz")
+    assert (p["all"].argmax(1) == data.y_test.numpy()).mean() == pytest.approx(run.data.metrics["accuracy/test"])
+    np.testing.assert_allclose(p["one"], p["all"][:1], rtol=1e-6)
+    assert "Tensor('float32', (-1, 4))" in said[0]
+    assert "Tensor('float32', (-1, 3))" in said[0]
+    predictions = json.loads(said[1].strip().splitlines()[-1])["predictions"]
+    np.testing.assert_allclose(np.array(predictions), p["all"][:3], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -193,17 +203,12 @@ def test_tracking_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C or SIGTERM in mid-training: exit code as the shell expects, run KILLED with its epochs so far."""
-    with subprocess.Popen(
-        [sys.executable, RUN, "data=digits", "epochs=100000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not epochs_stored(tmp_path) and time.monotonic() < deadline:
-                time.sleep(0.5)
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    with started(tmp_path, "data=digits", "epochs=100000") as process:
+        deadline = time.monotonic() + 60
+        while not epochs_stored(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     (run,) = runs(tmp_path)
@@ -245,11 +250,10 @@ def test_interrupt_before_training(tmp_path: Path, stage: str, number: signal.Si
 )
 def test_an_interrupted_sweep_says_what_is_kept(tmp_path: Path, command: list[str], again: str) -> None:
     """How many runs are done, what became of the others, and what the same command does."""
-    line = [sys.executable, RUN, *command, "data=iris", "epochs=100000"]
-    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with started(tmp_path, *command, "data=iris", "epochs=100000") as process:
         deadline = time.monotonic() + 90
         while not epochs_stored(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.5)
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -261,13 +265,11 @@ def test_an_interrupted_sweep_says_what_is_kept(tmp_path: Path, command: list[st
 @pytest.mark.slow
 def test_four_first_runs_at_once(tmp_path: Path) -> None:
     """Four first runs started at the same moment on an empty folder all succeed."""
-    processes = [
-        subprocess.Popen([sys.executable, RUN, *SMALL, f"seed={s}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for s in range(4)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started(tmp_path, *SMALL, f"seed={s}", new=True)) for s in range(4)]
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
     assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 4
 
 

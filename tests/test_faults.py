@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from conftest import ROOT, epochs_stored
+from conftest import ROOT, command, epochs_stored, started
+from forked import Started
 from manyfit.training import checkpoints
 
 RUN = str(ROOT / "run.py")
@@ -40,19 +41,16 @@ class Faulty(nn.Module):
 
 @contextlib.contextmanager
 def training(
-    folder: Path, *overrides: str, launcher: Sequence[str] = ()
-) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
+    folder: Path, *overrides: str, torchrun: bool = False
+) -> Iterator[tuple["subprocess.Popen[str] | Started", list[psutil.Process]]]:
     """The command and its two ranks, once some epochs are finished, and stored; in a group of their own."""
-    command = [sys.executable, *launcher, RUN, *LONG, *overrides]
-    with subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with under_torchrun(folder, *overrides) if torchrun else started(folder, *LONG, *overrides, alone=True) as process:
         try:
             deadline = time.monotonic() + 120  # a new store takes longest, and torchrun does not wait for it
             while time.monotonic() < deadline:
                 if list(folder.glob("mlruns/checkpoints/*/epoch-*")) and epochs_stored(folder):
                     break
-                assert process.poll() is None, process.communicate()[1]
+                assert process.poll() is None, process.communicate(timeout=60)[1]
                 time.sleep(0.1)
             time.sleep(0.5)
             yield process, ranks_of(process.pid)
@@ -60,6 +58,13 @@ def training(
             for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
                 child.kill()
             process.kill()
+
+
+def under_torchrun(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """What starts the command twice."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", RUN, *LONG, *overrides]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=folder, stderr=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
 def ranks_of(parent: int) -> list[psutil.Process]:
@@ -78,7 +83,7 @@ def the_run(folder: Path) -> Run:
     return run
 
 
-Fault = Callable[["subprocess.Popen[str]", list[psutil.Process]], None]
+Fault = Callable[["subprocess.Popen[str] | Started", list[psutil.Process]], None]
 FAULTS: dict[str, tuple[Fault, int, str, str]] = {
     "kill rank 0": (lambda _, ranks: ranks[0].kill(), 1, "FAILED", "rank 0 of 2 was killed by SIGKILL"),
     "kill rank 1": (lambda _, ranks: ranks[1].kill(), 1, "FAILED", "rank 1 of 2 was killed by SIGKILL"),
@@ -122,15 +127,7 @@ def test_an_exception_on_one_rank(tmp_path: Path) -> None:
     """The run is FAILED with that rank's exception, not with the other's surprise at its end."""
     (tmp_path / "faulty.py").write_text(textwrap.dedent(FAULTY))
     model = ["model._target_=faulty.Faulty", *(f"~model.{key}" for key in ("hidden", "activation", "init", "sigma"))]
-    done = subprocess.run(
-        [sys.executable, RUN, *LONG, *model, "~model.dropout"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        check=False,
-    )
+    done = command(tmp_path, *LONG, *model, "~model.dropout", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     run = the_run(tmp_path)
     assert run.info.status == "FAILED"
@@ -151,8 +148,7 @@ UNDER_TORCHRUN: dict[str, tuple[Fault, str, str]] = {
 def test_under_torchrun(tmp_path: Path, fault: str) -> None:
     """There rank 0 is the command: it says what happened before torchrun ends it, and no rank is left."""
     happen, status, cause = UNDER_TORCHRUN[fault]
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2")
-    with training(tmp_path, "trainer.devices=auto", launcher=launcher) as (process, ranks):
+    with training(tmp_path, "trainer.devices=auto", torchrun=True) as (process, ranks):
         happen(process, ranks)
         _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -170,14 +166,7 @@ def test_killed_with_its_ranks_it_resumes(tmp_path: Path) -> None:
     assert not psutil.wait_procs(ranks, timeout=15)[1]
     (folder,) = (tmp_path / "mlruns" / "checkpoints").iterdir()
     epochs = checkpoints.load(folder)["epoch"] + 100  # more than were recorded since
-    done = subprocess.run(
-        [sys.executable, RUN, f"resume={folder.name[:8]}", f"epochs={epochs}", "trainer=cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = command(tmp_path, f"resume={folder.name[:8]}", f"epochs={epochs}", "trainer=cpu")
     assert done.returncode == 0, done.stderr
     run = the_run(tmp_path)
     assert run.info.status == "FINISHED"

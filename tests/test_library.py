@@ -26,10 +26,12 @@ from sklearn.datasets import load_diabetes, load_wine
 from torch import Tensor, nn
 
 import manyfit as mf
-from conftest import ROOT, Compose, assert_same_bits
+from conftest import ROOT, Compose, assert_same_bits, command
 from manyfit import library, results
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
+
+pytestmark = pytest.mark.usefixtures("forked_courier")
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +247,8 @@ def test_ctrl_c_is_keyboard_interrupt() -> None:
 def test_the_first_call_of_a_process(tmp_path: Path, call: str) -> None:
     """May be a grid or a search."""
     code = f"import manyfit as mf\nassert len(mf.{call}, data='iris', epochs=1, tracking='off')) >= 2"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    (tmp_path / "first.py").write_text(code)
+    command(tmp_path, run=tmp_path / "first.py").check_returncode()
 
 
 @pytest.mark.parametrize(
@@ -253,11 +256,13 @@ def test_the_first_call_of_a_process(tmp_path: Path, call: str) -> None:
 )
 def test_torch_before_manyfit(tmp_path: Path, first: str, warned: bool) -> None:
     """The same bits, or what to do."""
-    code = f"{first}\nimport manyfit as mf\nmf.fit(data='iris', epochs=1, tracking='off')"
+    refused = "try: mf.fit(data='iris', batch_size=999)\nexcept mf.ConfigError as error: print(error)"
+    code = f"{first}\nimport manyfit as mf\n{refused}"  # with the data: Lightning would take seconds
     bare = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=bare, capture_output=True, text=True, cwd=tmp_path, check=True
     )
+    assert "batch_size must be <= 106" in done.stdout
     assert ("Import manyfit first" in done.stderr) == warned
 
 

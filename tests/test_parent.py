@@ -17,6 +17,8 @@ from manyfit.sweeps import reporting
 from manyfit.sweeps.parent import Sweep, where
 from manyfit.training.fitting import fit
 
+pytestmark = pytest.mark.usefixtures("forked_courier")
+
 
 class Breaks(Schedule):
     """Constant, and raises once progress is `at`."""

@@ -1,11 +1,10 @@
 """`manyfit init`: what it makes, and what it refuses. That it works from a wheel is in test_wheel.py."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import command
 from manyfit import cli, project
 
 
@@ -25,7 +24,9 @@ def test_it_makes_a_project(
     readme = (made / "README.md").read_text()
     assert readme.startswith("# my nets\n")
     assert "VERSION" not in readme
-    subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=made, check=True, timeout=120)
+    (tmp_path / "test.py").write_text("import sys, pytest\nsys.exit(pytest.main(['-q']))")
+    done = command(made, run=tmp_path / "test.py")
+    assert done.returncode == 0, done.stdout
 
 
 def test_it_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

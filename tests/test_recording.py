@@ -22,6 +22,8 @@ from manyfit.sweeps.parent import Sweep
 from manyfit.tracking.tracker import Tracker
 from manyfit.training import fitting, recording
 
+pytestmark = pytest.mark.usefixtures("forked_courier")
+
 SMALL = ("data=iris", "epochs=3", "model.hidden=[4]")
 
 

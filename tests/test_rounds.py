@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -27,8 +26,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from conftest import CONF, ROOT, Compose, command, made, options
-from manyfit.config import schema
+from conftest import CONF, Compose, build, command, made, options, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
@@ -327,8 +325,7 @@ class Job:
 
     def config(self) -> Config:
         """Accepted, or refused."""
-        cfg = whole(*self.overrides)
-        return schema.parse(cfg, cfg.hydra.runtime.choices)
+        return build(*self.overrides)
 
 
 def search(swept: Sequence[str], *overrides: str, train: Any = parent.Sweep.run, screen: Screen | None = None) -> None:
@@ -652,7 +649,7 @@ def test_an_interrupt_in_training_leaves_no_trial_running(
 
 # the command
 
-COMMAND = [sys.executable, str(ROOT / "run.py"), "-m", "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
+COMMAND = ["-m", "sweep=lr_batch_size", "data=iris", "epochs=20", "sweep.round=4"]
 COMMAND += [
     "sweep.seeds=1",
     "sweep.n_trials=12",
@@ -681,29 +678,34 @@ def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> Non
 
     A third time it only says where the report is.
     """
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while done(tmp_path) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    with started(tmp_path, *COMMAND):
+        deadline = time.monotonic() + 120
+        while done(tmp_path) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
     assert 4 <= done(tmp_path) < 12
-    command(tmp_path, *COMMAND[2:]).check_returncode()
+    command(tmp_path, *COMMAND).check_returncode()
     check(shared(tmp_path), 12)
     assert all(len(trial.intermediate_values) == 21 for trial in shared(tmp_path) if not lost(trial))
     stored = {run.info.run_id for run in runs(tmp_path)}
-    third = command(tmp_path, *COMMAND[2:])
+    third = command(tmp_path, *COMMAND)
     told = re.search(r"shared has its 12 trials; run (\w{8}) reports on them", third.stdout)
     assert told
     assert {run.info.run_id for run in runs(tmp_path)} == stored
     assert any(run_id.startswith(told[1]) for run_id in stored)
 
 
+def twice(folder: Path, *overrides: str) -> None:
+    """Two commands, started at the same moment, come to a good end."""
+    with started(folder, *overrides) as first, started(folder, *overrides) as second:
+        for process in (first, second):
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors
+
+
 @pytest.mark.slow
 def test_two_processes_share_one_total(tmp_path: Path) -> None:
     """Started at the same moment in an empty folder, they run the total together and no more."""
-    processes = [subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    twice(tmp_path, *COMMAND)
     check(shared(tmp_path), 12)
     assert len({values_of(trial)["optimizer.lr"] for trial in shared(tmp_path)}) == 12
     assert len({trial.user_attrs["owner"] for trial in shared(tmp_path)}) == 2
@@ -719,9 +721,7 @@ def test_two_processes_share_one_study_in_postgresql(tmp_path: Path, monkeypatch
         storage = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         given = ["sweep=lr", "data=iris", "epochs=2", "model.hidden=[4]", "sweep.n_trials=6", "sweep.confirm_seeds=0"]
         given += ["sweep.study=shared", "sweep.round=2", f"sweep.storage='{storage}'"]
-        line = [sys.executable, str(ROOT / "run.py"), *given]
-        processes = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
-        assert [process.wait(timeout=180) for process in processes] == [0, 0]
+        twice(tmp_path, *given)
         rdb = optuna.storages.RDBStorage(storage)
         trials = optuna.load_study(study_name="shared", storage=rdb).trials
         rdb.remove_session()

@@ -125,7 +125,7 @@ def test_a_password_in_a_file(tmp_path: Path, arguments: list[str], added: bool)
     assert not _leaks(work, done)
 
 
-@pytest.mark.slow  # every command waits a minute for its store
+@pytest.mark.slow
 def test_a_password_in_the_environment(tmp_path: Path) -> None:
     """What `${oc.env:...}` stands for is used, but written nowhere, though errors tell of its silence."""
     search = ["sweep=lr", "sweep.n_trials=2", "sweep.confirm_seeds=0"]

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from forked import tables
 from manyfit import cli
 from manyfit.tracking import journal
 from manyfit.tracking import tracker as tracking
@@ -36,22 +36,11 @@ def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    root = tmp_path_factory.mktemp("empty")
-    Store(journal.default_uri(root), root)
-    copy = root / "copy.db"
-    with sqlite3.connect(root / "mlruns" / "mlflow.db") as source, sqlite3.connect(copy) as target:
-        source.backup(target)
-    return copy
-
-
 @pytest.fixture
-def root(tmp_path: Path, empty_store: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     """A folder with an empty store in it."""
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlruns" / "mlflow.db")
+    shutil.copy(tables(), tmp_path / "mlruns" / "mlflow.db")
     return tmp_path
 
 
@@ -200,42 +189,6 @@ def test_model_predicts_the_same(recorded: Recorded, monkeypatch: pytest.MonkeyP
     for rows in (inputs, inputs[:1]):
         torch.testing.assert_close(loaded(rows), recorded.module(rows), rtol=1e-6, atol=0)
     assert [path.name for path in recorded.root.rglob("model.*")] == ["model.pt2"]
-
-
-@pytest.mark.slow
-def test_model_predicts_the_same_in_a_fresh_process(recorded: Recorded, tmp_path: Path) -> None:
-    """The model loads by the run's id where nothing of ours is imported, and takes any number of rows."""
-    inputs = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    np.save(tmp_path / "inputs.npy", inputs)
-    code = (
-        "import sys, numpy as np, torch, mlflow, mlflow.pytorch\n"
-        "mlflow.set_tracking_uri(sys.argv[1]); uri = sys.argv[2]; x = np.load('inputs.npy')\n"
-        "m = mlflow.pytorch.load_model(uri); p = mlflow.pyfunc.load_model(uri)\n"
-        "np.savez('out.npz', seven=m(torch.from_numpy(x)).detach(), one=p.predict(x[:1]))\n"
-        "print(p.metadata.signature)"
-    )
-    uri = f"runs:/{recorded.child.run_id}/model"
-    command = [sys.executable, "-c", code, journal.default_uri(recorded.root), uri]
-    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert "Tensor('float32', (-1, 4))" in said
-    assert "Tensor('float32', (-1, 3))" in said
-    expected = recorded.module(torch.from_numpy(inputs)).detach().numpy()
-    out = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(out["seven"], expected, rtol=1e-6)
-    np.testing.assert_allclose(out["one"], expected[:1], rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_model_predicts_from_the_command_line(recorded: Recorded, tmp_path: Path) -> None:
-    """`mlflow models predict` serves the model."""
-    (tmp_path / "in.json").write_text(json.dumps({"inputs": [[1, 1, 1, 1]] * 3}))
-    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", f"runs:/{recorded.child.run_id}/model"]
-    command += ["--env-manager", "local", "-i", "in.json", "-o", "out.json"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": journal.default_uri(recorded.root)}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    expected = recorded.module(torch.ones(3, 4)).detach().numpy()
-    found = json.loads((tmp_path / "out.json").read_text())["predictions"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # Sessions that die. The trainer is a real process, and so is the signal.
