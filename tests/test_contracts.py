@@ -29,6 +29,8 @@ def test_option_trains(composed: Compose, option: str, request: pytest.FixtureRe
         pytest.skip("needs a Mac")
     if option == "trainer=slurm":
         pytest.skip("needs srun, or what it sets: tests/test_ddp.py")
+    if option == "trainer=ddp_cpu":
+        pytest.skip("starts processes, and is compared with one device in tests/test_ddp.py")
     if option in ("data=csv", "data=openml"):
         request.getfixturevalue("mixed_table")
     group = option.split("=")[0]

@@ -2,22 +2,22 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
-from conftest import ROOT, Compose, assert_same_bits, epochs_stored
+from conftest import Compose, assert_same_bits, epochs_stored, started
+from forked import SERVER
 from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.parallel import workers
 from manyfit.parallel.workers import Pool
 from manyfit.sweeps.parent import Sweep
 from manyfit.training.fitting import fit, train
-
-RUN = str(ROOT / "run.py")
 
 
 def killing(mark: Path, times: int) -> str:
@@ -37,6 +37,15 @@ def deadly(lives: int = 0) -> Table:
     return iris()
 """
     )
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks of who has imported what takes seconds; a worker ends with its parent, which is another then."""
+    _forkserver.ensure_running()
+    parent = _forkserver._forkserver_pid  # type: ignore[attr-defined]
+    monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: SERVER))
+    monkeypatch.setattr(workers, "os", SimpleNamespace(getpid=lambda: parent))
 
 
 def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +69,7 @@ def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, mon
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_of_the_command_leaves_no_worker_behind_at_work(composed: Compose) -> None:
     """Its report fails in the middle of a training: the next population hears nothing of that one."""
     long, short = composed("data=iris", "epochs=300"), composed("data=iris", "epochs=2")
@@ -77,6 +87,7 @@ def test_an_error_of_the_command_leaves_no_worker_behind_at_work(composed: Compo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(("deaths", "fails"), [(1, False), (2, True)])
 def test_a_worker_that_dies_is_replaced_once(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, fails: bool
@@ -104,23 +115,17 @@ def test_a_worker_that_dies_is_replaced_once(
 def test_an_interrupt_ends_the_workers(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """Every run is KILLED and keeps its epochs; no process is left."""
     arguments = ["-m", "hydra.launcher.workers=2", "seed=1,2,3,4", "epochs=100000", "data=digits"]
-    with subprocess.Popen(
-        [sys.executable, RUN, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    ) as process:
-        workers = []
-        try:
-            deadline = time.monotonic() + 60
-            while epochs_stored(tmp_path, "distinct run_uuid") < 4 and time.monotonic() < deadline:
-                time.sleep(0.5)
-            children = psutil.Process(process.pid).children()
-            workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    with started(tmp_path, *arguments) as process:
+        deadline = time.monotonic() + 60
+        while epochs_stored(tmp_path, "distinct run_uuid") < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children()
+        found = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert len(workers) == 2
-    assert not psutil.wait_procs(workers, timeout=15)[1]
+    assert len(found) == 2
+    assert not psutil.wait_procs(found, timeout=15)[1]
     runs = stored(tmp_path)
     assert [run.info.status for run in runs] == ["KILLED"] * 4
     assert all(run.data.metrics["loss/val"] > 0 for run in runs)
@@ -145,6 +150,7 @@ def test_refused(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_before_its_first_word(composed: Compose) -> None:
     """Another takes its place, whether it was gone before it was asked or while it was starting."""
     config = composed("data=iris", "epochs=2")
