@@ -321,7 +321,7 @@ def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_grid_and_a_pruned_search(tmp_path: Path) -> None:
     """Two children and one parent, all FINISHED; four told trials; folders as without ranks."""
-    ranks = ("trainer=ddp_cpu", "trainer.devices=2", "epochs=3")
+    ranks = ("trainer=ddp_cpu", "trainer.devices=2", "data=iris", "epochs=3")
     command(tmp_path, "-m", *ranks, "optimizer.lr=1e-3,1e-2").check_returncode()
     assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 3
     assert sum("mlflow.parentRunId" in run.data.tags for run in runs(tmp_path)) == 2
@@ -342,7 +342,7 @@ def test_a_grid_and_a_pruned_search(tmp_path: Path) -> None:
 def test_under_torchrun(tmp_path: Path) -> None:
     """Rank 0 is the command, the other serves it: a grid, each run tracked once, and one folder each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    given = ("-m", "trainer=ddp_cpu", "trainer.devices=auto", "epochs=3", "optimizer.lr=1e-3,1e-2")
+    given = ("-m", "trainer=ddp_cpu", "trainer.devices=auto", "data=iris", "epochs=3", "optimizer.lr=1e-3,1e-2")
     done = subprocess.run(
         [*launcher, RUN, *given], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
     )
