@@ -107,4 +107,5 @@ def test_a_claim_needs_no_store(composed: Compose) -> None:
         assert run["model.hidden"] == [8]
         assert run.seed == child.config.seed
         assert run.test() == child.result.test["accuracy/test"]
+        assert run.once["best/epoch"] == child.result.summary.best_epoch
         assert run.metrics is child.result.metrics

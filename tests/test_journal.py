@@ -13,16 +13,16 @@ from manyfit.tracking import journal
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> journal.Spool:
+def session(tmp_path: Path) -> journal.Journal:
     """A living session under tmp_path/mlruns."""
-    return journal.Spool(journal.mlruns(tmp_path) / "spool", {"op": "session", "uri": None})
+    return journal.Journal(journal.mlruns(tmp_path) / "spool", {"op": "session", "uri": None})
 
 
-def file_of(session: journal.Spool) -> Path:
+def file_of(session: journal.Journal) -> Path:
     return session.folder / journal.JOURNAL
 
 
-def test_records_come_back_in_order(session: journal.Spool) -> None:
+def test_records_come_back_in_order(session: journal.Journal) -> None:
     """Records read back as written, and reading goes on from where it stopped."""
     session.append({"op": "a", "value": float("inf"), "text": "ä\n"})
     records, offset = journal.read(file_of(session))
@@ -31,7 +31,7 @@ def test_records_come_back_in_order(session: journal.Spool) -> None:
     assert journal.read(file_of(session), offset)[0] == [{"op": "b"}]
 
 
-def test_torn_last_line_is_ignored(session: journal.Spool) -> None:
+def test_torn_last_line_is_ignored(session: journal.Journal) -> None:
     """A line without its end does not count, and does not hide those before it."""
     session.append({"op": "a"})
     with file_of(session).open("ab") as file:
@@ -41,7 +41,7 @@ def test_torn_last_line_is_ignored(session: journal.Spool) -> None:
     assert offset == file_of(session).read_bytes().rindex(b"\n") + 1
 
 
-def test_damaged_line_spares_the_others(session: journal.Spool) -> None:
+def test_damaged_line_spares_the_others(session: journal.Journal) -> None:
     """A line that cannot be read is reported as such; the next one is read."""
     with file_of(session).open("ab") as file:
         file.write(b"\0\0\0\n")
@@ -49,7 +49,7 @@ def test_damaged_line_spares_the_others(session: journal.Spool) -> None:
     assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "unreadable", "a"]
 
 
-def test_threads_do_not_mix_lines(session: journal.Spool) -> None:
+def test_threads_do_not_mix_lines(session: journal.Journal) -> None:
     """Records appended from many threads at once are all there, whole."""
     threads = [
         threading.Thread(target=lambda n=n: [session.append({"op": "m", "n": n, "i": i}) for i in range(200)])
@@ -63,7 +63,7 @@ def test_threads_do_not_mix_lines(session: journal.Spool) -> None:
     assert found == {(n, i) for n in range(8) for i in range(200)}
 
 
-def test_full_disk_holds_back_and_goes_on(session: journal.Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_holds_back_and_goes_on(session: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that the disk refuses raises nothing, says why, and is made good by the next one."""
     write = os.write
 
@@ -81,7 +81,7 @@ def test_full_disk_holds_back_and_goes_on(session: journal.Spool, monkeypatch: p
     assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "a", "b"]
 
 
-def test_living_session_is_no_orphan(session: journal.Spool, tmp_path: Path) -> None:
+def test_living_session_is_no_orphan(session: journal.Journal, tmp_path: Path) -> None:
     """A session is an orphan only when its process has let go of it."""
     assert journal.alive(session.folder)
     assert list(journal.orphans(tmp_path)) == []
@@ -94,7 +94,7 @@ def test_killed_session_is_an_orphan_with_all_it_wrote(tmp_path: Path) -> None:
     """After kill -9 every record that was appended is there."""
     code = (
         "import sys, time; from pathlib import Path; from manyfit.tracking import journal\n"
-        "s = journal.Spool(Path(sys.argv[1]), {'op': 'session'})\n"
+        "s = journal.Journal(Path(sys.argv[1]), {'op': 'session'})\n"
         "for i in range(1000): s.append({'op': 'm', 'i': i})\n"
         "print('ready', flush=True); time.sleep(60)"
     )
@@ -108,7 +108,7 @@ def test_killed_session_is_an_orphan_with_all_it_wrote(tmp_path: Path) -> None:
     assert [r["i"] for r in journal.read(orphan / journal.JOURNAL)[0][1:]] == list(range(1000))
 
 
-def test_one_deliverer_at_a_time(session: journal.Spool, tmp_path: Path) -> None:
+def test_one_deliverer_at_a_time(session: journal.Journal, tmp_path: Path) -> None:
     """While one delivers an orphan, nobody else gets it."""
     session.release()
     with_it = journal.orphans(tmp_path)
@@ -118,7 +118,7 @@ def test_one_deliverer_at_a_time(session: journal.Spool, tmp_path: Path) -> None
     assert len(list(journal.orphans(tmp_path))) == 1
 
 
-def test_acks_survive_a_torn_line(session: journal.Spool) -> None:
+def test_acks_survive_a_torn_line(session: journal.Journal) -> None:
     """An acknowledgement cut short is forgotten; the next one is still read."""
     path = session.folder / journal.ACKS
     journal.note(path, {"run": "a", "run_id": "1"})
@@ -128,7 +128,7 @@ def test_acks_survive_a_torn_line(session: journal.Spool) -> None:
     assert journal.acks(session.folder) == journal.Acks({"a": "1"}, 7, None)
 
 
-def test_artifacts_of_one_name_do_not_meet(session: journal.Spool) -> None:
+def test_artifacts_of_one_name_do_not_meet(session: journal.Journal) -> None:
     """Two artifacts of the same name are two files until both are delivered."""
     first, second = session.file("a.txt", b"1"), session.file("a.txt", b"2")
     assert [(session.folder / path).read_bytes() for path in (first, second)] == [b"1", b"2"]

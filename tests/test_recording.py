@@ -162,7 +162,7 @@ def test_a_disk_without_room_for_the_picture(
     """The spool takes the curves and refuses picture and model: both are named, and the run is FINISHED."""
     monkeypatch.chdir(tmp_path)
     config = composed(*SMALL, "checkpoint=false")
-    with Tracker(None, tmp_path) as tracker:  # its courier is not limited
+    with Tracker(None, tmp_path) as tracker:  # its uploader is not limited
         recorder = recording.Recorder(tracker, [config])
         disk(8000)
         (result,) = fitting.fit([config], recorder)

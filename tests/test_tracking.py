@@ -45,9 +45,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_courier(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_uploader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody delivers: all stays in the spool, as in an outage."""
-    monkeypatch.setattr(Tracker, "_start_courier", lambda _: subprocess.Popen(["false"]))
+    monkeypatch.setattr(Tracker, "_start_uploader", lambda _: subprocess.Popen(["false"]))
 
 
 def start(tracker: Tracker, **changes: object) -> TrackedRun:
@@ -71,11 +71,11 @@ def history(root: Path, run_id: str, name: str) -> list[tuple[int, float]]:
 
 def abandon(tracker: Tracker) -> None:
     """The session's process dies (as far as the spool can tell)."""
-    tracker._courier.wait()
-    tracker._spool.release()
+    tracker._uploader.wait()
+    tracker._journal.release()
 
 
-# One session with everything, delivered by its courier; the tests below look at it from all sides.
+# One session with everything, delivered by its uploader; the tests below look at it from all sides.
 
 
 @dataclass
@@ -208,20 +208,20 @@ for step in range(50):
     if step == 25:
         while sys.argv[2] == "delivered" and open_.run_id is None: time.sleep(0.05)
 done.end("FINISHED")
-print(tracker._courier.pid, flush=True)
+print(tracker._uploader.pid, flush=True)
 time.sleep(100)
 """
 
 
-def killed_trainer(root: Path, when: str, and_courier: bool) -> None:
-    """Run TRAINER to its last line, then kill -9 it, and its courier before it."""
+def killed_trainer(root: Path, when: str, and_uploader: bool) -> None:
+    """Run TRAINER to its last line, then kill -9 it, and its uploader before it."""
     with subprocess.Popen([sys.executable, "-c", TRAINER, str(root), when], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        courier = int(process.stdout.readline())
-        if and_courier:
-            os.kill(courier, signal.SIGKILL)
+        uploader = int(process.stdout.readline())
+        if and_uploader:
+            os.kill(uploader, signal.SIGKILL)
         process.kill()
-    while and_courier and not list(journal.orphans(root)):  # a killed process takes a moment to let go of its locks
+    while and_uploader and not list(journal.orphans(root)):  # a killed process takes a moment to let go of its locks
         time.sleep(0.01)
 
 
@@ -237,24 +237,24 @@ def check_killed(root: Path) -> None:
 
 @pytest.mark.parametrize("when", ["undelivered", "delivered"])
 def test_sync_delivers_a_killed_session(root: Path, when: str) -> None:
-    """After kill -9 of training and courier, sync loses and doubles nothing, and the open run is KILLED."""
-    killed_trainer(root, when, and_courier=True)
+    """After kill -9 of training and uploader, sync loses and doubles nothing, and the open run is KILLED."""
+    killed_trainer(root, when, and_uploader=True)
     report = tracking.sync(root)
     assert (report.sessions, report.runs, report.held) == (1, 2, ())
     check_killed(root)
     assert tracking.sync(root).sessions == 0
 
 
-def test_courier_survives_its_session(root: Path) -> None:
-    """After kill -9 of training alone the courier delivers the rest by itself."""
-    killed_trainer(root, "undelivered", and_courier=False)
+def test_uploader_survives_its_session(root: Path) -> None:
+    """After kill -9 of training alone the uploader delivers the rest by itself."""
+    killed_trainer(root, "undelivered", and_uploader=False)
     deadline = time.monotonic() + 30
     while journal.sessions(root) and time.monotonic() < deadline:
         time.sleep(0.1)
     check_killed(root)
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_next_start_delivers_what_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new session on the same store replays an orphan in the background, before its own runs."""
     orphan = Tracker(None, root)
@@ -266,7 +266,7 @@ def test_next_start_delivers_what_is_left(root: Path, monkeypatch: pytest.Monkey
     assert {run.info.run_name: run.info.status for run in runs(root)} == {"first": "KILLED", "second": "FINISHED"}
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
     """A session delivered again from its beginning (killed before anything was acknowledged) changes nothing."""
     tracker = Tracker(None, root)
@@ -289,12 +289,12 @@ def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
     assert len(client(root).search_logged_models([found.info.experiment_id])) == 1
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
     """A session killed in the middle of a write is delivered up to there, and its run KILLED."""
     tracker = Tracker(None, root)
     start(tracker).metrics([("m", 1.0, 0)])
-    with (tracker._spool.folder / journal.JOURNAL).open("ab") as file:
+    with (tracker._journal.folder / journal.JOURNAL).open("ab") as file:
         file.write(b'{"op":"metrics","run":')
     abandon(tracker)
     assert tracking.sync(root).held == ()
@@ -302,7 +302,7 @@ def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
     assert (found.info.status, found.data.metrics) == ("KILLED", {"m": 1.0})
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_sync_leaves_a_living_session_alone(root: Path) -> None:
     """A session whose process lives is not replayed by another."""
     tracker = Tracker(None, root)
@@ -411,7 +411,7 @@ def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callabl
     assert len(found.outputs.model_outputs) == 1
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_refused_value_spares_the_others(root: Path) -> None:
     """A value that the store refuses for good is kept aside with the reason; all others arrive."""
     tracker = Tracker(None, root)
@@ -428,7 +428,7 @@ def test_refused_value_spares_the_others(root: Path) -> None:
     assert any(line.startswith("problem") and "refused" in line for line in tracking.doctor(root))
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
     """A run that goes on is RUNNING and then ended again; repeated steps stay single, a changed param is a tag."""
     first = Tracker(None, root)
@@ -450,7 +450,7 @@ def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
     assert after.info.status == "KILLED"
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_deleted_experiment_is_restored(root: Path) -> None:
     """A run in an experiment that was deleted brings it back."""
     experiment = client(root).create_experiment("digits")
@@ -462,7 +462,7 @@ def test_deleted_experiment_is_restored(root: Path) -> None:
     assert [run.info.experiment_id for run in runs(root)] == [experiment]
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_runs_left_open_are_ended(root: Path) -> None:
     """A run that nobody ended is FAILED when an error passes, and KILLED when the tracker closes without one."""
     with pytest.raises(ZeroDivisionError), Tracker(None, root) as tracker:  # noqa: PT012
@@ -491,7 +491,7 @@ def test_unwritable_folder_is_refused_at_once(tmp_path: Path) -> None:
         Tracker(None, tmp_path)
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_module_that_cannot_be_exported_costs_a_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A user's module that torch.export cannot read is not stored, which is said, and the run goes on."""
 
@@ -521,7 +521,7 @@ def test_no_tracker_takes_everything() -> None:
     assert tracker.last_error is None
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_wrong_status_is_refused(root: Path) -> None:
     """A status that MLflow does not know is an error at once."""
     tracker = Tracker(None, root)
@@ -556,7 +556,7 @@ def test_training_side_imports_no_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).stderr.strip() == b""
 
 
-@pytest.mark.usefixtures("no_courier")
+@pytest.mark.usefixtures("no_uploader")
 def test_sync_and_doctor_report_truthfully(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

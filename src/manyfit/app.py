@@ -15,7 +15,7 @@ from manyfit.experiments.experiment import Experiment
 from manyfit.progress import Screen, line
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
-from manyfit.sweeps.parent import Proposed, Sweep, collect_garbage, objective, tracker_of, value_of, where
+from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective, tracker_of, where
 from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(config: Config) -> float:
         TrainingError: The training came to a bad end; its run says so.
     """
     result, _ = fit(config)
-    return value_of(result)
+    return best_loss(result)
 
 
 def fit(config: Config, says: bool = True) -> "tuple[Result, TrackedRun]":
@@ -48,7 +48,7 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
         for change in earlier.changes:
             screen.say(line("", change))
         result, _ = _alone(earlier.job.config, screen, earlier)
-    return value_of(result)
+    return best_loss(result)
 
 
 def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "tuple[Result, TrackedRun]":

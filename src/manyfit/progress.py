@@ -138,14 +138,16 @@ class Screen:
     def __enter__(self) -> Self:
         """Say the first line, and start telling the stages."""
         if notebook := _notebook():
-            threading.Thread(target=self._show, args=(notebook,), daemon=True).start()
+            self._thread = threading.Thread(target=self._show, args=(notebook,), daemon=True)
+            self._thread.start()
             return self
         _put(line("manyfit", self.head))
         if _is_terminal():
             with self._showing():
                 self._live = _live(self._drawn)
                 self._live.start()
-        threading.Thread(target=self._draw if self._live else self._tell, daemon=True).start()
+        self._thread = threading.Thread(target=self._draw if self._live else self._tell, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -157,6 +159,7 @@ class Screen:
             with contextlib.suppress(Exception) if self._ended.is_set() else self._showing():  # it was said
                 live.stop()
         self._ended.set()
+        self._thread.join(1.0)  # its last words come before ours
 
     @contextlib.contextmanager
     def _showing(self) -> Iterator[None]:
@@ -273,11 +276,12 @@ class Screen:
 
     def _show(self, display: Callable[..., Any]) -> None:
         """In a notebook: one line of the cell, until the end; what it was about stays."""
-        shown: Any = display({"text/plain": self.head}, raw=True, display_id=True)
-        while not self._ended.wait(1 / SHOWN):
-            words = f"{self.head}: {self._now()[0]} ({_clock(time.monotonic() - self.start)})"
-            shown.update({"text/plain": mask(words)}, raw=True)
-        shown.update({"text/plain": mask(f"{self.head} ({_clock(time.monotonic() - self.start)})")}, raw=True)
+        with self._showing():
+            shown: Any = display({"text/plain": mask(self.head)}, raw=True, display_id=True)
+            while not self._ended.wait(1 / SHOWN):
+                words = f"{self.head}: {self._now()[0]} ({_clock(time.monotonic() - self.start)})"
+                shown.update({"text/plain": mask(words)}, raw=True)
+            shown.update({"text/plain": mask(f"{self.head} ({_clock(time.monotonic() - self.start)})")}, raw=True)
 
     def _tell(self) -> None:
         """Plain lines, until the end."""

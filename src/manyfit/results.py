@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from manyfit.training.prepared import Result
 
 
+FIGURES = ("lr_sensitivity", "curves", "importance", "history")  # of a sweep, the most telling first
+
+
 class Picture(bytes):
     """A PNG that a notebook shows. `Path("run.png").write_bytes(picture)` keeps it."""
 
@@ -176,11 +179,11 @@ class Runs(Sequence[Run]):
         from manyfit.plots.overfitting import png
         from manyfit.sweeps import reporting
 
+        if name not in (None, *FIGURES):
+            raise ValueError(f"name must be one of {', '.join(FIGURES)}, but got {name!r}.")
         if self.report is None or not self.runs:
             return None
         drawings = reporting.drawings(self.report, self.runs[0].config.experiment)
-        if name and drawings and name not in drawings:
-            raise ValueError(f"name must be one of {', '.join(drawings)}, but got {name!r}.")
         figures = (drawn() for key, drawn in drawings.items() if name in (None, key))
         return next((Picture(png(figure)) for figure in figures if figure is not None), None)
 

@@ -175,5 +175,5 @@ def _following_lr(job: "Job", state: Mapping[str, Any]) -> float:
     """Of the first step after a state."""
     schedule = copy.deepcopy(job.schedule)
     schedule.load_state(state["schedules"][0])
-    steps = job.config.epochs * -(-len(job.data.x_train) // job.batch_size)
+    steps = job.config.epochs * job.steps_per_epoch
     return job.config.optimizer.lr * float(schedule(np.array([state["steps"] / steps]))[0])

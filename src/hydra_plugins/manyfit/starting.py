@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from manyfit import manual
@@ -103,21 +104,22 @@ def _added(folder: str | None) -> list[Path]:
 @contextlib.contextmanager
 def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra on folders of options, as `hydra.main` sets it up; and what --help asks for of ours."""
-    base = version.VersionBase.instance().getbase()
-    version.setbase("1.3")
-    OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, folders), replace=True)
-    OmegaConf.register_new_resolver("called", place.called, replace=True)
-    *first, last = folders
-    path = create_config_search_path(str(last))
-    for folder in first:
-        path.prepend("own", f"file://{folder}", "main")
+    base, resolvers = version.VersionBase.instance().getbase(), BaseContainer._resolvers
+    before = dict(resolvers)
     try:
+        version.setbase("1.3")
+        OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, folders), replace=True)
+        OmegaConf.register_new_resolver("called", place.called, replace=True)
+        *first, last = folders
+        path = create_config_search_path(str(last))
+        for folder in first:
+            path.prepend("own", f"file://{folder}", "main")
         yield Hydra.create_main_hydra2("run", path)
     finally:
         GlobalHydra.instance().clear()
         version.VersionBase.instance().version_base = base
-        for name in ("manual", "called"):
-            OmegaConf.clear_resolver(name)
+        resolvers.clear()
+        resolvers.update(before)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +16,6 @@ from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
 from manyfit.config.trust import require_trusted
 
-T = TypeVar("T")
 # keys that say how to launch, not what to train
 ASIDE = (
     *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),

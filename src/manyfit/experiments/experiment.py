@@ -95,6 +95,8 @@ class Experiment:
             for number, child in sorted(sweep.children.items())
             if child.result
         ]
+        if failed := len(sweep.children) - len(runs):
+            warnings.append(f"{failed} of {len(sweep.children)} runs failed, and are not judged.")
         if not runs:
             raise ValueError("no run was trained")
         with sweep.screen.stage("judging"):
@@ -105,9 +107,8 @@ class Experiment:
         numbers = [("claim/effect", effect.mean), ("claim/low", effect.low), ("claim/high", effect.high)]
         sweep.parent.metrics([(name, value, 0) for name, value in numbers])
         sweep.parent.tags({"claim": self.name, "verdict": verdict.answer})
-        title = (
-            f"{self.name}: {len(sweep.children)} runs on {sweep.config.choices.get('data', sweep.config.data.target)}"
-        )
+        on = sweep.config.choices.get("data", sweep.config.data.target)
+        title = f"{self.name}: {len(runs)} runs on {on}"
         with sweep.parent.storing(f"{self.name}.png"):
             sweep.parent.file(f"{self.name}.png", png(charts.draw(verdict, title)))
         return verdict

@@ -24,7 +24,7 @@ class Run:
     Attributes:
         settings: Its config by dotted key, as numbers, lists and words.
         metrics: (epochs + 1,) curves by name.
-        once: What is measured once, with the weights of the best epoch: `accuracy/test` and the like.
+        once: What is measured once: `accuracy/test`, `best/epoch` and the like.
         stage: `grid`; `report`: trained again on a fresh seed with what was chosen on validation; or `beside` that, on
             the same fresh seed.
         diverged: Whether it ended in NaN or infinity.
@@ -44,7 +44,7 @@ class Run:
     def of(cls, job: "Job", result: "Result", stage: str) -> Self:
         """A run as it was trained."""
         diverged = result.reason == "diverged"
-        return cls(job.config.flat(), result.metrics, result.test, stage, diverged, job, result)
+        return cls(job.config.flat(), result.metrics, result.once, stage, diverged, job, result)
 
     @property
     def seed(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from manyfit.statistics import LEVEL, Effect, effect
 
-Judge = TypeVar("Judge", bound=Callable[..., Any])
+Marked = TypeVar("Marked", bound=Callable[..., Any])
 Answer = Literal["holds", "fails", "undecided"]
 SEEDS = 8  # fewer do not decide anything
 
@@ -94,17 +94,17 @@ class Verdict:
         return f"{self.effect} {self.unit}" if self.effect.n else "nothing was measured"
 
 
-def about(task: str) -> Callable[[Judge], Judge]:
+def about(task: str) -> Callable[[Marked], Marked]:
     """Mark a claim that only `classification`, or only `regression`, can answer: other data are refused beforehand."""
 
-    def marked(claim: Judge) -> Judge:
+    def marked(claim: Marked) -> Marked:
         claim.task = task  # type: ignore[attr-defined]  # functions take attributes
         return claim
 
     return marked
 
 
-def with_networks(claim: Judge) -> Judge:
+def with_networks(claim: Marked) -> Marked:
     """Mark a claim that looks at the predictors of its runs: for others a sweep lets go of nearly all of them."""
     claim.networks = True  # type: ignore[attr-defined]  # functions take attributes
     return claim

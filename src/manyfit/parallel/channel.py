@@ -65,3 +65,12 @@ class Channel:
         elif word == "stops":
             self.send("stop", stops(*content) if stops else [])
         return word in ("epoch", "stops")
+
+
+def made(run: Any, known: dict[type, Any]) -> Any:
+    """What a message says is to train: a class is made once in a process, since it remembers what it has built."""
+    if not isinstance(run, type):
+        return run
+    if run not in known:
+        known[run] = run()
+    return known[run]

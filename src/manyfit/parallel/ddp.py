@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
-from manyfit.parallel.channel import Channel, GoneError
+from manyfit.parallel.channel import Channel, GoneError, made
 from manyfit.parallel.devices import by_srun, launched, world
 from manyfit.parallel.rank_process import Leaving, Train, group, obey_signals, work
 
@@ -86,7 +86,7 @@ class Launched:
                     self._welcome()
                 elif one is self.over:
                     self.causes.append((4, TrainingError("the launcher ended without a result")))
-                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Connection
+                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Channel
                     return done
             if self.causes and deadline is None:
                 deadline = time.monotonic() + GRACE
@@ -255,9 +255,10 @@ def serve() -> None:
         with group(leaving) as (ranks, device):
             gc.freeze()  # as the command does when the imports are over
             gc.enable()
+            known: dict[type, Any] = {}
             while task := ranks.agree(None):
                 run, configs = task
-                run(configs, ranks=ranks, device=device)
+                made(run, known)(configs, ranks=ranks, device=device)
     except PeerLostError as error:
         sys.exit(f"rank {os.environ['RANK']}: {error}")
 
@@ -311,6 +312,7 @@ class Leader:
     device: int
     signals: int
     broken: str = ""
+    known: dict[type, Any] = field(default_factory=dict)
 
     def train(
         self, run: Train, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
@@ -322,7 +324,8 @@ class Leader:
             raise TrainingError(f"the ranks were given up after an earlier error ({self.broken})")
         try:
             self.ranks.agree((run, list(configs)))
-            return run(configs, report, stops, ranks=self.ranks, device=self.device)
+            trained: Trained = made(run, self.known)(configs, report, stops, ranks=self.ranks, device=self.device)
+            return trained
         except BaseException as error:
             self.broken = f"{type(error).__name__}: {error}"
             if isinstance(error, PeerLostError):

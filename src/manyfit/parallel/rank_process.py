@@ -10,18 +10,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manyfit.config import place
 from manyfit.config.schema import Config
-from manyfit.parallel.channel import Channel
+from manyfit.parallel.channel import Channel, made
 
 if TYPE_CHECKING:
     from manyfit.parallel.ranks import Ranks
-    from manyfit.training.prepared import Trained
 
 FOREVER = 10**6  # seconds that a rank waits for another: a dead one is noticed by other means
-Train = Callable[..., "Trained"]
+Train = Callable[..., Any]  # what trains, or a class of such: see `made`
 Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
 
@@ -35,7 +34,7 @@ def work(door: str, run: Train, configs: Sequence[Config]) -> None:
         with group(leaving) as (ranks, device):
             first = ranks.rank == 0
             asking = {"report": command.report, "stops": command.stops} if first else {}
-            trained = run(configs, ranks=ranks, device=device, **asking)
+            trained = made(run, {})(configs, ranks=ranks, device=device, **asking)
         command.send(*(("trained", trained) if first else ("done",)))
     except Exception as error:
         lost = isinstance(error, PeerLostError)

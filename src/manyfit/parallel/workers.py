@@ -18,7 +18,7 @@ import torch
 from manyfit.config import place
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
-from manyfit.parallel.channel import Channel, GoneError
+from manyfit.parallel.channel import Channel, GoneError, made
 
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
@@ -160,12 +160,13 @@ def _work(command: Connection, device: int, threads: int, parent: int) -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
 
-    channel = Channel(command)
+    channel, known = Channel(command), dict[type, Any]()
     with contextlib.suppress(GoneError):
         while True:
             _, run, configs = channel.receive()
             try:
-                message: tuple[str, Any] = ("trained", run(configs, channel.report, channel.stops, device=device))
+                trained = made(run, known)(configs, channel.report, channel.stops, device=device)
+                message: tuple[str, Any] = ("trained", trained)
             except GoneError:
                 raise
             except Exception as error:

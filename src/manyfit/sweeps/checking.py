@@ -83,6 +83,7 @@ def check(
             found.repeats += 1
         else:
             found.configs[tuple(job)] = config
+    preparation.close()
     if refused:
         raise ConfigError(_reasons(refused, len(jobs)))
     return found

@@ -1,4 +1,4 @@
-"""The pictures of a sweep. In the house's style, from figures.py."""
+"""The pictures of a sweep, in the style of plots/overfitting.py."""
 
 import math
 from collections import defaultdict

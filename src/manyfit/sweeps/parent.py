@@ -156,7 +156,7 @@ class Sweep:
             A child for each config, in the order of job numbers; one that cannot be used has its error. Networks have
             the best of all and the population that was trained last.
         """
-        with self.screen.stage("importing torch"):  # seconds, in which the tracker's courier starts as well
+        with self.screen.stage("importing torch"):  # seconds, in which the tracker's uploader starts as well
             from manyfit.training.grouping import grouped
         self.total = max(self.total, len(self.children) + len(configs))
         with self.screen.stage("checking jobs"):
@@ -190,6 +190,7 @@ class Sweep:
             except ValueError as error:
                 run = self.refuse(number, config.title(), error, config.flat())
                 self.children[number] = Child(number, config, run, error=error)
+        self.preparation.close()
         return jobs
 
     def _workers(self, jobs: "Sequence[Job]") -> int:
@@ -314,10 +315,10 @@ def objective(child: Child) -> float:
     if child.error is not None:
         raise child.error
     assert child.result is not None
-    return value_of(child.result)
+    return best_loss(child.result)
 
 
-def value_of(result: "Result") -> float:
+def best_loss(result: "Result") -> float:
     """A run's best validation loss; raises TrainingError if it came to a bad end."""
     if result.status == "FAILED":
         raise TrainingError(f"the run {result.reason}: {result.config.title()}")

@@ -25,7 +25,7 @@ from manyfit.sweeps.outcomes import Outcome, outcome, rows
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.search import Search
 from manyfit.sweeps.settings import Objective, Settings, settings
-from manyfit.sweeps.study import lost
+from manyfit.sweeps.study import lost, quiet
 from manyfit.training.prepared import Job, Preparation
 
 __all__ = ["Objective", "Rounds", "Search", "Settings", "finish", "run", "settings"]
@@ -36,6 +36,7 @@ Compose = Callable[[Sequence[str]], DictConfig]
 AGAIN = "The study remembers them: the same command goes on with the trials that are left."
 
 
+@quiet()
 def run(
     compose: Compose,
     swept: Sequence[Override],
@@ -237,7 +238,7 @@ class Rounds:
 
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
-    """Hand all trials of the study, of every rounds, to the report, unless another process still runs some."""
+    """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
     from manyfit.sweeps import reporting
 
     trials = [trial for trial in search.ledger.trials() if not lost(trial)]

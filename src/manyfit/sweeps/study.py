@@ -12,6 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -35,6 +36,17 @@ WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies'
 DATA = "data, by their digest,"  # which older studies do not know
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna says nothing but errors: a line per trial says less than our progress display."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class Ledger:
@@ -77,8 +89,6 @@ class Ledger:
 
     def __enter__(self) -> Self:
         """Show that we are alive."""
-        self.verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial says less than our progress display
         self.locks.__enter__()
         return self
 
@@ -94,7 +104,6 @@ class Ledger:
                         self._give_up(trials[number], trials)
         finally:
             self.locks.__exit__()
-            optuna.logging.set_verbosity(self.verbosity)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number; some are lost."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from manyfit.config.secrets import mask
 
-JOURNAL, ACKS, LOCK, COURIER_LOCK, LOG = "journal.jsonl", "acks.jsonl", "lock", "courier.lock", "courier.log"
+JOURNAL, ACKS, LOCK, UPLOADER_LOCK, LOG = "journal.jsonl", "acks.jsonl", "lock", "courier.lock", "courier.log"
 
 Record = dict[str, Any]
 
@@ -73,7 +73,7 @@ def claim(path: Path) -> int | None:
     return descriptor
 
 
-class Spool:
+class Journal:
     """The folder of a living session: append-only, thread-safe, never waits for anything but the local disk.
 
     Args:
@@ -221,7 +221,7 @@ def orphans(root: Path) -> Iterator[Path]:
     for folder in sessions(root):
         if alive(folder):
             continue
-        lock = claim(folder / COURIER_LOCK) if folder.exists() else None
+        lock = claim(folder / UPLOADER_LOCK) if folder.exists() else None
         if lock is not None:
             try:
                 yield folder
@@ -244,7 +244,7 @@ class SyncReport:
         runs: Runs in them.
         refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
         held: Why others are still held back, one sentence each.
-        living: Sessions left alone because their process, or their courier, is at work.
+        living: Sessions left alone because their process, or their uploader, is at work.
     """
 
     sessions: int

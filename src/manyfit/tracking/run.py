@@ -96,7 +96,7 @@ class TrackedRun:
         if not self._tracker:
             return
         with self.storing(name):
-            path = self._tracker._spool.file(Path(name).name, content)
+            path = self._tracker._journal.file(Path(name).name, content)
             folder = str(Path(name).parent)
             self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
 
@@ -124,7 +124,7 @@ class TrackedRun:
                 {
                     "op": "model",
                     "run": self.id,
-                    "path": self._tracker._spool.file("model.pt2", packed.getvalue()),
+                    "path": self._tracker._journal.file("model.pt2", packed.getvalue()),
                     "inputs": [str(example.dtype), list(example.shape[1:])],
                     "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
                     "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
@@ -140,4 +140,4 @@ class TrackedRun:
 
     def _append(self, record: journal.Record) -> None:
         if self._tracker:
-            self._tracker._spool.append(record)
+            self._tracker._journal.append(record)

@@ -1,6 +1,6 @@
-"""What training sees of tracking: runs to hand values to. Nothing here waits for MLflow or imports it.
+"""What training sees of tracking: runs to hand values to. No run waits for MLflow.
 
-Every value goes to the local spool (journal.py); a second process, the courier (uploader.py), takes it from there to
+Every value goes to the local journal (journal.py); a second process (uploader.py) takes it from there to
 MLflow. A process and not a thread, because delivering is Python work: in a thread of this process it left training an
 eighth of its speed while it lasted (measured), and MLflow's import would be paid at the start of every run.
 """
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Value = str | int | float | bool | None
-STILL_AT_WORK = -1000  # stands for the exit code of a courier that `close` did not wait for
+STILL_AT_WORK = -1000  # stands for the exit code of a uploader that `close` did not wait for
 
 
 class Tracker:
@@ -67,7 +67,7 @@ class Tracker:
         recorded = None if self.uri == journal.default_uri(self.root) else mask(self.uri)
         header = {"op": "session", "uri": recorded, "host": platform.node(), "pid": os.getpid(), "time": journal.now()}
         try:
-            self._spool = journal.Spool(journal.mlruns(self.root) / "spool", header)
+            self._journal = journal.Journal(journal.mlruns(self.root) / "spool", header)
         except OSError as error:
             folder = journal.mlruns(self.root)
             raise ValueError(f"mlruns must be writable, but {folder} is not ({error}). Set its permissions.") from None
@@ -75,7 +75,7 @@ class Tracker:
         self._final: journal.Acks | None = None
         self._delivered = False
         self.lost: str | None = None
-        self._courier = self._start_courier()
+        self._uploader = self._start_uploader()
 
     def start(
         self,
@@ -95,7 +95,7 @@ class Tracker:
         """
         run = TrackedRun(self, name)
         source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
-        self._spool.append(
+        self._journal.append(
             {
                 "op": "start",
                 "run": run.id,
@@ -126,18 +126,18 @@ class Tracker:
     @property
     def last_error(self) -> str | None:
         """Why values are held back; None when nothing is."""
-        return self._spool.error or (None if self._delivered else self.acks().error)
+        return self._journal.error or (None if self._delivered else self.acks().error)
 
     def acks(self) -> journal.Acks:
         """What is known to have arrived."""
-        return self._final or journal.acks(self._spool.folder)
+        return self._final or journal.acks(self._journal.folder)
 
     def wait_for_ids(self, timeout: float = 10.0) -> None:
         """Wait until every run exists in the store, unless it cannot be reached."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             known = self.acks()
-            if known.error or self._spool.error or all(run.id in known.ids for run in self._runs):
+            if known.error or self._journal.error or all(run.id in known.ids for run in self._runs):
                 return
             time.sleep(0.05)
 
@@ -150,21 +150,21 @@ class Tracker:
         if self._final is not None:
             return self._delivered
         self._end_open_runs("KILLED")
-        self._spool.append({"op": "close"})
-        if error := self._spool.error:  # the courier will not read that this is all
+        self._journal.append({"op": "close"})
+        if error := self._journal.error:  # the uploader will not read that this is all
             self.lost = f"mlruns must take what is recorded, but {error}: the end of it is lost. Make room there."
-            self._courier.returncode = STILL_AT_WORK
+            self._uploader.returncode = STILL_AT_WORK
         self._delivered = not self.lost and self._wait(timeout)
-        self._final = journal.acks(self._spool.folder)
+        self._final = journal.acks(self._journal.folder)
         if self._delivered:
-            journal.discard(self._spool.folder)
+            journal.discard(self._journal.folder)
         else:
             self._final = replace(self._final, error=self._why(self._final.error))
-        self._spool.release()
+        self._journal.release()
         return self._delivered
 
     def __enter__(self) -> Self:
-        """Nothing to do: the courier is already on its way."""
+        """Nothing to do: the uploader is already on its way."""
         return self
 
     def __exit__(
@@ -180,11 +180,11 @@ class Tracker:
             if not run.ended:
                 run.end(status)
 
-    def _start_courier(self) -> "subprocess.Popen[bytes]":
+    def _start_uploader(self) -> "subprocess.Popen[bytes]":
         """In a session of its own, so that Ctrl-C does not reach it; it watches this process by its id."""
-        with (self._spool.folder / journal.LOG).open("ab") as log:
+        with (self._journal.folder / journal.LOG).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "manyfit.tracking.uploader", str(self._spool.folder), str(os.getpid())],
+                [sys.executable, "-P", "-m", "manyfit.tracking.uploader", str(self._journal.folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -194,22 +194,22 @@ class Tracker:
             )
 
     def _wait(self, timeout: float) -> bool:
-        """Wait for the courier, which reads in the journal that this is all; if it was killed, send another."""
-        if self._courier.poll() is not None:
-            self._courier = self._start_courier()
+        """Wait for the uploader, which reads in the journal that this is all; if it was killed, send another."""
+        if self._uploader.poll() is not None:
+            self._uploader = self._start_uploader()
         try:
-            return self._courier.wait(timeout) == 0
+            return self._uploader.wait(timeout) == 0
         except subprocess.TimeoutExpired:
-            self._courier.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
+            self._uploader.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
             return False
 
     def _why(self, obstacle: str | None) -> str:
-        """Why something is held back: the obstacle the courier noted, else the last it said."""
-        if obstacle is None and self._courier.returncode == STILL_AT_WORK:
+        """Why something is held back: the obstacle the uploader noted, else the last it said."""
+        if obstacle is None and self._uploader.returncode == STILL_AT_WORK:
             return "delivery goes on in the background"
-        said = self._spool.folder / journal.LOG
+        said = self._journal.folder / journal.LOG
         lines = said.read_text(errors="replace").strip().splitlines() if said.exists() else []
-        return obstacle or (mask(lines[-1]) if lines else f"the courier ended with code {self._courier.returncode}")
+        return obstacle or (mask(lines[-1]) if lines else f"the uploader ended with code {self._uploader.returncode}")
 
 
 class NoTracker:

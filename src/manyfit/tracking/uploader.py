@@ -1,8 +1,8 @@
-"""Who delivers: the courier of a living session, and those who look after what others left.
+"""Who delivers: the uploader of a living session, and those who look after what others left.
 
-Run as `python -m manyfit.tracking.uploader <session folder> <pid>` this is the courier: it delivers while training goes
-on, and when the session's process is gone, killed or not, it delivers the rest and ends the runs truthfully. `sync`
-does the same for sessions whose courier is gone too, and so does the next courier on the same store.
+Run as `python -m manyfit.tracking.uploader <session folder> <pid>` it delivers while training goes on, and when the
+session's process is gone, killed or not, it delivers the rest and ends the runs truthfully. `sync` does the same for
+sessions whose uploader is gone too, and so does the next uploader on the same store.
 """
 
 import gc
@@ -32,9 +32,9 @@ NICENESS = 5  # training goes first
 log = logging.getLogger("manyfit.tracking.uploader")
 
 
-def courier(folder: Path, owner: int) -> bool:
+def attend(folder: Path, owner: int) -> bool:
     """Deliver a living session until it closes or its process `owner` is gone; whether everything arrived."""
-    lock = journal.claim(folder / journal.COURIER_LOCK)
+    lock = journal.claim(folder / journal.UPLOADER_LOCK)
     if lock is None:
         return False
     os.nice(NICENESS)
@@ -125,7 +125,7 @@ def _target(folder: Path, root: Path, uri: str | None) -> str:
 
 
 def sync(root: Path, uri: str | None = None) -> SyncReport:
-    """See tracking.sync."""
+    """See tracker.sync."""
     _quiet()
     stores: dict[str, Store] = {}
     held: list[str] = []
@@ -200,4 +200,4 @@ def _quiet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if courier(Path(sys.argv[1]), int(sys.argv[2])) else 1)
+    sys.exit(0 if attend(Path(sys.argv[1]), int(sys.argv[2])) else 1)

@@ -14,12 +14,12 @@ from manyfit.parallel.ranks import Ranks
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import Plain, Scaling, UnitRate, is_linear
 from manyfit.training import probes
-from manyfit.training.captured import Captured
+from manyfit.training.captured import Captured, captures
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.examples import Examples
 from manyfit.training.history import History
 from manyfit.training.loop import Observers, Training
-from manyfit.training.prepared import Job, captures
+from manyfit.training.prepared import Job
 from manyfit.training.rates import Rates, schedules_of
 from manyfit.training.steps import Steps
 
@@ -55,7 +55,7 @@ def training(
     device, members = population.weights.device, len(jobs)
     examples = Examples.of(jobs, device, _dtype(config))
     capture = captures(config, first.optimizer)
-    captured = [Captured(must=capture is True) if capture else None for _ in ("steps", "evaluations")]
+    of_steps, of_evaluations = (Captured(must=capture is True) if capture else None for _ in range(2))
     steps = Steps(
         population,
         _optimizer(jobs, population),
@@ -64,7 +64,7 @@ def training(
         first.batch_size,
         gradient_clip=config.trainer.gradient_clip,
         scaling=Scaling(members, device) if config.trainer.precision == "16-mixed" else None,
-        captured=captured[0],
+        captured=of_steps,
         ranks=ranks,
     )
     evaluation = Evaluation(
@@ -72,10 +72,10 @@ def training(
         first.loss,
         examples,
         precision=trainer.precision_plugin.val_step_context,
-        captured=captured[1],
+        captured=of_evaluations,
         ranks=ranks,
     )
-    rates = Rates([job.config.optimizer.lr for job in jobs], schedules_of(jobs), config.epochs * steps.per_epoch)
+    rates = Rates([job.config.optimizer.lr for job in jobs], schedules_of(jobs), config.epochs * first.steps_per_epoch)
     history = History(members, config.epochs, config.trainer.patience)
     return Training([job.config.seed for job in jobs], steps, evaluation, rates, history, observers)
 

@@ -4,14 +4,43 @@ A small optimizer step on a GPU is all launches. Source: CUDA graphs in PyTorch 
 """
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config
+from manyfit.parallel import devices
+from manyfit.population.unit_rate import is_linear
+
 STEPS = 8  # in one graph: a replay, and what goes to it, cost the host as much as a dozen launches
+
+
+def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | Literal["auto"]:
+    """Whether steps are to be recorded as a CUDA graph; "auto": if the model lets them.
+
+    Raises:
+        ConfigError: They are to be, and cannot.
+    """
+    capturable = is_linear(optimizer) and (
+        optimizer is torch.optim.SGD or "capturable" in inspect.signature(optimizer).parameters
+    )
+    obstacles = {
+        "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
+        f"the step of {optimizer.__name__} cannot be captured": not capturable,
+        f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
+        "probe update_angle looks at every step": "update_angle" in config.probes,  # which a replay would not call
+    }
+    if not any(obstacles.values()):
+        return config.trainer.cuda_graph
+    if config.trainer.cuda_graph is True:
+        reasons = "; ".join(reason for reason, holds in obstacles.items() if holds)
+        raise ConfigError(f"trainer.cuda_graph must be auto or false here, but got true: {reasons}.")
+    return False
 
 
 class Captured:

@@ -18,11 +18,11 @@ class Examples:
     Args:
         data: On the device.
         y_train: Training targets (members, n), or (1, n) where they are the same for all.
-        measured: Numbers (m,) of the training examples that loss/train is measured on.
+        eval_rows: Numbers (m,) of the training examples that loss/train is measured on.
     """
 
-    def __init__(self, data: Dataset, y_train: Tensor, measured: Tensor) -> None:
-        self.data, self.x_train, self.y_train, self.measured = data, data.x_train, y_train, measured
+    def __init__(self, data: Dataset, y_train: Tensor, eval_rows: Tensor) -> None:
+        self.data, self.x_train, self.y_train, self.eval_rows = data, data.x_train, y_train, eval_rows
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -36,7 +36,7 @@ class Examples:
         y_train = data.y_train[None]
         if first.config.data.label_noise:  # each member's own
             y_train = torch.stack([job.y_train() for job in jobs]).to(data.y_train)
-        rows = _measured(len(data.x_train), first.config.eval_train_size, first.config.data.split_seed)
+        rows = _eval_rows(len(data.x_train), first.config.eval_train_size, first.config.data.split_seed)
         return cls(data, y_train, rows.to(device))
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Examples:
         """Examples, and targets (members, m) or (1, m), that train, val or test is measured on."""
         if name not in self._splits:
             x, y = getattr(self.data, f"x_{name}"), getattr(self.data, f"y_{name}")[None]
-            self._splits[name] = (x[self.measured], self.y_train[:, self.measured]) if name == "train" else (x, y)
+            self._splits[name] = (x[self.eval_rows], self.y_train[:, self.eval_rows]) if name == "train" else (x, y)
         return self._splits[name]
 
     def keep(self, rows: Tensor) -> None:
@@ -64,7 +64,7 @@ class Examples:
             self.y_train = self.y_train[rows]
 
 
-def _measured(n: int, most: int, seed: int) -> Tensor:
+def _eval_rows(n: int, most: int, seed: int) -> Tensor:
     """Of n examples at most so many, always the same for one split."""
     if n <= most:
         return torch.arange(n)

@@ -27,7 +27,7 @@ from manyfit.tracking.tracker import NoTracker
 from manyfit.training import building, checkpoints
 from manyfit.training.grouping import why_alone
 from manyfit.training.loop import Blocks, Observers, Stops, Training
-from manyfit.training.prepared import Job, Result, Trained, prepared
+from manyfit.training.prepared import Job, Preparation, Result, Trained, prepared
 from manyfit.training.recording import Recorder
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
@@ -36,7 +36,8 @@ TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utiliti
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # which Lightning sets where operations are to repeat
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
-Place = Callable[[Callable[..., Trained], Sequence[Config], OnEpoch | None, Stops | None], Trained]
+Place = Callable[[Any, Sequence[Config], OnEpoch | None, Stops | None], Trained]
+"""Where a population is trained: by `train`, or what a process makes once of `Elsewhere`, with the other arguments."""
 
 
 def fit(
@@ -72,9 +73,9 @@ def fit(
         Exception: One of the training's own. A lone run is FAILED then; those of a population stay open, since it need
             not be the fault of all.
     """
-    jobs = prepared(given)
-    configs = [job.config for job in jobs]
+    configs = [one.config if isinstance(one, Job) else one for one in given]
     require_same_signature(configs)
+    jobs = prepared(given)
     if len(jobs) > 1 and (reason := why_alone(jobs[0])):
         raise ConfigError(f"configs must be one, but got {len(jobs)} that can share no population: {reason}.")
     recorder = recorder or Recorder(NoTracker(), jobs)
@@ -88,7 +89,10 @@ def fit(
         try:
             elsewhere = place or (ddp.train if devices.world(configs[0].trainer) > 1 else None)
             if elsewhere:  # what travels there is the configs
-                trained = elsewhere(functools.partial(train, keep=keep, resume=resume), configs, report, prune)
+                run = functools.partial(train, keep=keep, resume=resume) if keep or resume else Elsewhere
+                trained = elsewhere(run, configs, report, prune)
+                if trained.digest != jobs[0].data.digest:
+                    raise TrainingError("the data must not change while runs train on them, but they did.")
             else:
                 trained = train(jobs, report, prune, keep=keep, resume=resume)
             results = _results(jobs, trained)
@@ -132,7 +136,7 @@ def train(
         observers = Observers(report, stops)
         if keep and first:
             writer = closing.enter_context(checkpoints.Writer(keep, COPIES_KEPT * population.weights.nbytes))
-            ranks.leaving.append(functools.partial(writer.finish, timeout=10.0))
+            ranks.leaving[:] = [functools.partial(writer.finish, timeout=10.0)]
             observers = Observers(report, stops, functools.partial(_keep, writer, jobs))
         module = building.training(jobs, population, trainer, ranks, observers)
         if state:
@@ -150,12 +154,28 @@ def train(
         buffers={name: buffer.cpu() for name, buffer in module.best.buffers.items()},
         test=test,
         devices=(_name(population.weights.device),) * ranks.world,
+        digest=jobs[0].data.digest,
     )
 
 
-def _keep(writer: checkpoints.Writer, jobs: Sequence[Job], epoch: int, state: Callable[[], Mapping[str, Any]]) -> None:
+class Elsewhere:
+    """`train` in a process that trains one population after another: what their jobs share is built once there."""
+
+    def __init__(self) -> None:
+        self.preparation = Preparation()
+
+    def __call__(self, configs: Sequence[Config], *observers: Any, **where: Any) -> Trained:
+        """As `train`."""
+        jobs = [self.preparation.job(config) for config in configs]
+        self.preparation.close()
+        return train(jobs, *observers, **where)
+
+
+def _keep(
+    writer: checkpoints.Writer, jobs: Sequence[Job], epoch: int, state: Callable[[], Mapping[str, Any]], last: bool
+) -> None:
     """Put a state away, with what was being trained; the last in any case."""
-    if writer.wants or epoch == jobs[0].config.epochs:
+    if writer.wants or last:
         given = [{"source": dict(job.config.source), "choices": dict(job.config.choices)} for job in jobs]
         writer.put(epoch, {"configs": json.dumps(given), "data": jobs[0].data.digest, **state()})
 

@@ -35,15 +35,17 @@ class History:
         """A metric of the members present, up to an epoch: (members present, epoch + 1)."""
         return self.values[name][self.members, : epoch + 1]
 
-    def judge(self, epoch: int, best: np.ndarray) -> None:
-        """Note who ends with this epoch by itself; `best` (all members,) are the best epochs before it."""
+    def ends(self, epoch: int, best: np.ndarray) -> dict[int, str]:
+        """Who ends with this epoch by itself, and why; `best` (all members,) are the best epochs before it."""
         losses = [self.of(f"loss/{split}", epoch)[:, -1] for split in ("train", "val")]
         finite = np.isfinite(losses).all(axis=0)
         early = epoch - 1 - best[self.members] >= (np.inf if self.patience is None else self.patience)
         over = np.full(len(self.members), epoch == self.epochs)
+        found: dict[int, str] = {}
         for reason, these in (("diverged", ~finite), ("stopped early", early), ("finished", over)):
             for member in self.members[these]:
-                self.ended.setdefault(int(member), reason)
+                found.setdefault(int(member), reason)
+        return found
 
     def going(self, epoch: int) -> dict[int, dict[str, float]]:
         """The metrics of an epoch of every member that goes on."""
@@ -56,6 +58,10 @@ class History:
     def stay(self) -> np.ndarray:
         """Which of the members present have not ended, (members present,)."""
         return ~np.isin(self.members, list(self.ended))
+
+    def keep(self, stay: np.ndarray) -> None:
+        """Leave only these of the members present."""
+        self.members = self.members[stay]
 
     def state(self, epoch: int) -> dict[str, np.ndarray]:
         """All that was measured up to an epoch."""

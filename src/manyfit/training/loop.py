@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit.data.splits import TOGETHER, order_states, orders
+from manyfit.data.splits import order_states, orders
 from manyfit.population.dense import gpu_kernels
 from manyfit.progress import OnEpoch
 from manyfit.training.best import Best
@@ -19,12 +19,13 @@ from manyfit.training.history import History
 from manyfit.training.rates import Rates
 from manyfit.training.steps import Steps
 
+DRAWN_ON_GPU = 16  # members whose orders a GPU draws sooner than a CPU
 BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms a batch then weigh little
 
 Stops = Callable[[int, Mapping[int, Mapping[str, float]]], Collection[int]]
 """Which members are to stop after an epoch, of these with their metrics."""
-Keep = Callable[[int, Callable[[], Mapping[str, Any]]], None]
-"""May put away the state after an epoch, which it has to ask for."""
+Keep = Callable[[int, Callable[[], Mapping[str, Any]], bool], None]
+"""May put away the state after an epoch, which it has to ask for, and does if it is the last."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         self.seeds, self.steps, self.evaluation, self.rates = list(seeds), steps, evaluation, rates
         self.history, self.observers = history, observers
-        self.population, self.examples = steps.population, steps.examples
+        self.population, self.examples, self.ranks = steps.population, steps.examples, steps.ranks
         self.best = Best(self.population.weights, self.population.buffers)
         self.probed: dict[str, np.ndarray] = {}  # of this epoch, (members present,), from probes
         self.epochs_done = 0
@@ -98,7 +99,8 @@ class Training(pl.LightningModule):
         self._measure(self.epochs_done)
         self.rates.observe(self.history.of("loss/val", self.epochs_done)[:, -1])
         if self.observers.keep:
-            self.observers.keep(self.epochs_done, self.state)
+            last = len(self.history.ends(self.epochs_done, self.best.epoch)) == len(self.history.members)
+            self.observers.keep(self.epochs_done, self.state, last)
         self._let_go(self.epochs_done)
 
     def _measure(self, epoch: int) -> None:
@@ -111,7 +113,7 @@ class Training(pl.LightningModule):
         measured |= self.probed
         self.probed = {}
         if epoch > 0:
-            self.steps.ranks.sum(running)
+            self.ranks.sum(running)
             measured["loss/train_running"] = running.cpu().double().numpy().copy()  # it is written to again
             running.zero_()
         every = np.ones(len(members))
@@ -127,10 +129,10 @@ class Training(pl.LightningModule):
     def _let_go(self, epoch: int) -> None:
         """Of the members that have ended; when none is left, training stops."""
         history = self.history
-        history.judge(epoch, self.best.epoch)
+        history.ended = history.ends(epoch, self.best.epoch) | history.ended
         if self.observers.stops:
             history.ended |= dict.fromkeys(self.observers.stops(epoch, history.going(epoch)), "pruned")
-        history.ended = self.steps.ranks.agree(history.ended)
+        history.ended = self.ranks.agree(history.ended)
         stay = history.stay()
         if stay.all():
             return
@@ -147,7 +149,7 @@ class Training(pl.LightningModule):
         self.examples.keep(rows)
         self.evaluation.forget()
         self.rates.keep(stay)
-        self.history.members = self.history.members[stay]
+        self.history.keep(stay)
         self.seeds = [seed for seed, here in zip(self.seeds, stay, strict=True) if here]
 
     def state(self) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Training(pl.LightningModule):
 
 
 class Blocks:
-    """An epoch as blocks of up to `BLOCK` mini-batches, each a list of (indices (members, batch), rows that count).
+    """An epoch as blocks of up to `BLOCK` mini-batches: examples (steps, members, batch), and how many of each count.
 
     The last short batch is padded with example 0, whose rows do not count. Of several ranks each has its own part of
     every batch.
@@ -215,7 +217,7 @@ class Blocks:
 def _orders(seeds: Sequence[int], epoch: int, n: int, device: torch.device) -> Tensor:
     """In which order each member visits n examples in an epoch, (members, n), on the device."""
     unique = list(dict.fromkeys(seeds))
-    if device.type == "cuda" and len(unique) >= TOGETHER and (kernels := gpu_kernels()):
+    if device.type == "cuda" and len(unique) >= DRAWN_ON_GPU and (kernels := gpu_kernels()):
         states = torch.from_numpy(order_states(unique, epoch).view(np.int64))
         drawn: Tensor = kernels.permutations(states.to(device), n)
     else:

@@ -1,11 +1,10 @@
 """What goes into a training, built and tried beforehand, and what comes out of it."""
 
 import copy
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ from manyfit.losses import Loss
 from manyfit.parallel import devices
 from manyfit.population import dense
 from manyfit.population.members import initialised
-from manyfit.population.unit_rate import is_linear
 from manyfit.schedules import Schedule, torch_schedule
+from manyfit.training.captured import captures
 
+T = TypeVar("T")
 STATUS = {"finished": "FINISHED", "stopped early": "FINISHED", "diverged": "FAILED", "pruned": "KILLED"}
 
 
@@ -43,6 +43,11 @@ class Job:
         """A new one, with the weights that the seed gives: of thousands of jobs they would not be kept for nothing."""
         return _network(self.config, self.data, self.loss)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last may be of fewer examples."""
+        return -(-len(self.data.x_train) // self.batch_size)
+
     def y_train(self) -> Tensor:
         """Training targets (n,), label noise included."""
         d = self.data
@@ -55,10 +60,11 @@ class Trained:
 
     Attributes:
         history: (members, epochs + 1) by metric; NaN after a member's end.
-        ended: Why each member ended, one of `STATUS` but for divergence.
+        ended: Why each member ended, one of `STATUS`.
         weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
         test: (members,) by metric, with these weights.
         devices: What it ran on.
+        digest: Of the data that it was trained on.
     """
 
     history: Mapping[str, np.ndarray]
@@ -67,6 +73,7 @@ class Trained:
     buffers: Mapping[str, Tensor]
     test: Mapping[str, np.ndarray]
     devices: tuple[str, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,13 @@ class Result:
         return replace(self, predictor=None, weights=None)
 
     @property
+    def once(self) -> dict[str, float]:
+        """What is measured once: test scores, with the weights of the best epoch; which that is; the speed."""
+        s = self.summary
+        best = {} if s.best_epoch is None else {"best/epoch": float(s.best_epoch), "best/loss_val": s.best_loss_val}
+        return {**self.test, "examples_per_second": self.speed, **best}
+
+    @property
     def status(self) -> str:
         """MLflow's word for how it ended."""
         return STATUS[self.reason]
@@ -120,12 +134,13 @@ def identity(config: Config) -> str:
 class Preparation:
     """Builds jobs. What several share, their data above all, is read and built once for as long as this lives.
 
-    A command has one: what it reads does not change under it.
+    A run, a sweep and a process that trains what it is sent have one each: what it reads does not change under it.
     """
 
     def __init__(self) -> None:
-        self._table = functools.lru_cache(TABLES)(_table)
-        self._dataset = functools.lru_cache(TABLES)(self._split)
+        self._table: tuple[str, splits.Table] | None = None  # the last that was read, while jobs are being built
+        self._rows: dict[str, int] = {}  # of tables
+        self._datasets: dict[str, splits.Dataset] = {}
         self._jobs: dict[str, Job] = {}
 
     def job(self, config: Config) -> Job:
@@ -136,22 +151,42 @@ class Preparation:
         """
         alike = identity(config.model_copy(update={"seed": 0}))
         if alike not in self._jobs:
-            if len(self._jobs) >= JOBS:
-                self._jobs.pop(next(iter(self._jobs)))
-            self._jobs[alike] = _job(config, self._dataset(config.data.model_dump_json(by_alias=True)))
+            _put(self._jobs, JOBS, alike, _job(config, self._dataset(config.data)))
         return replace(self._jobs[alike], config=config)
 
     def training_rows(self, config: DataConfig) -> int:
         """How many examples there are to train on, whatever `train_size` says."""
-        return splits.sizes(len(self._table(_source(config)).target), config.val_fraction, config.test_fraction)[0]
+        source = _source(config)
+        if source not in self._rows:
+            self._rows[source] = len(self._read(source).target)
+        return splits.sizes(self._rows[source], config.val_fraction, config.test_fraction)[0]
 
-    def _split(self, config_json: str) -> splits.Dataset:
-        config = DataConfig.model_validate_json(config_json)
-        return splits.split(self._table(_source(config)), **config.model_dump(include=SPLIT))
+    def close(self) -> None:
+        """No more data are to be split for now: what was read as a table is let go."""
+        self._table = None
+
+    def _dataset(self, config: DataConfig) -> splits.Dataset:
+        key = config.model_dump_json(by_alias=True)
+        if key not in self._datasets:
+            made = splits.split(self._read(_source(config)), **config.model_dump(include=SPLIT))
+            _put(self._datasets, DATASETS, key, made)
+        return self._datasets[key]
+
+    def _read(self, source: str) -> splits.Table:
+        if self._table is None or self._table[0] != source:
+            self._table = source, build(DataConfig.model_validate_json(source), "data", splits.Table)
+        return self._table[1]
 
 
-TABLES, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
+DATASETS, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
 SPLIT = {"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"}  # of a table, not which table
+
+
+def _put(known: dict[str, T], most: int, key: str, value: T) -> None:
+    """Remember it, in the place of the oldest if there are so many."""
+    if len(known) >= most:
+        known.pop(next(iter(known)))
+    known[key] = value
 
 
 def _source(config: DataConfig) -> str:
@@ -160,13 +195,10 @@ def _source(config: DataConfig) -> str:
     return config.model_copy(update=usual).model_dump_json(by_alias=True)
 
 
-def _table(config_json: str) -> splits.Table:
-    return build(DataConfig.model_validate_json(config_json), "data", splits.Table)
-
-
 def prepare(config: Config) -> Job:
     """One job by itself; see `Preparation.job`."""
-    return Preparation().job(config)
+    (job,) = prepared([config])
+    return job
 
 
 def prepared(given: Sequence[Config | Job]) -> list[Job]:
@@ -189,10 +221,10 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
         raise ConfigError(
             f"batch_size must be <= {n}, the training examples, but got {batch_size}. Use batch_size=full."
         )
-    if batch_size < (ranks := devices.world(config.trainer)):
-        raise ConfigError(f"batch_size must be >= {ranks}, the devices that share a batch, but got {batch_size}.")
+    if batch_size < (world := devices.world(config.trainer)):
+        raise ConfigError(f"batch_size must be >= {world}, the devices that share a batch, but got {batch_size}.")
     network = _network(config, dataset, loss)
-    if ranks > 1 and any(True for _ in network.buffers()):
+    if world > 1 and any(True for _ in network.buffers()):
         raise ConfigError(
             "trainer.devices must be 1 with a model that has buffers (batch statistics and the like): they would be of "
             "each device's examples alone."
@@ -216,29 +248,6 @@ def _try_probes(names: Sequence[str], network: nn.Module) -> None:
         raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
     if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
         raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
-
-
-def captures(config: Config, optimizer: type[torch.optim.Optimizer]) -> bool | Literal["auto"]:
-    """Whether steps are to be recorded as a CUDA graph; "auto": if the model lets them.
-
-    Raises:
-        ConfigError: They are to be, and cannot.
-    """
-    capturable = is_linear(optimizer) and (
-        optimizer is torch.optim.SGD or "capturable" in inspect.signature(optimizer).parameters
-    )
-    obstacles = {
-        "there is no CUDA device": not (devices.on_gpu(config.trainer) and torch.cuda.is_available()),
-        f"the step of {optimizer.__name__} cannot be captured": not capturable,
-        f"trainer.devices={config.trainer.devices}": devices.world(config.trainer) > 1,
-        "probe update_angle looks at every step": "update_angle" in config.probes,  # which a replay would not call
-    }
-    if not any(obstacles.values()):
-        return config.trainer.cuda_graph
-    if config.trainer.cuda_graph is True:
-        reasons = "; ".join(reason for reason, holds in obstacles.items() if holds)
-        raise ConfigError(f"trainer.cuda_graph must be auto or false here, but got true: {reasons}.")
-    return False
 
 
 def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:

@@ -114,10 +114,7 @@ def _chosen(config: Config) -> dict[str, str]:
 
 def _summarise(run: TrackedRun, result: Result) -> None:
     s = result.summary
-    once = {**result.test, "examples_per_second": result.speed}
-    if s.best_epoch is not None:
-        once |= {"best/epoch": s.best_epoch, "best/loss_val": s.best_loss_val}
-    run.metrics([(name, float(value), 0) for name, value in once.items()])
+    run.metrics([(name, float(value), 0) for name, value in result.once.items()])
     tags = {"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)}
     tags |= {"world_size": str(len(result.devices)), "devices": devices(result)}
     if result.reason == "pruned":

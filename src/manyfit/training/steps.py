@@ -35,7 +35,7 @@ class Steps:
 
     Attributes:
         done: How many steps have been taken.
-        running: Mean loss of the mini-batches since it was last set to 0, (members,).
+        running: Losses since it was last set to 0, (members,): after an epoch, added up over ranks, their mean.
         after: Called after every step.
     """
 
