@@ -24,7 +24,7 @@ from sklearn.utils import Bunch
 from torch import nn
 
 from forked import command as command
-from forked import forked_couriers
+from forked import forked_uploaders
 from forked import started as started
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
@@ -123,15 +123,15 @@ def mixed_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def _mother_of_couriers() -> Iterator[Any]:
-    with forked_couriers() as start:
+def _mother_of_uploaders() -> Iterator[Any]:
+    with forked_uploaders() as start:
         yield start
 
 
 @pytest.fixture
-def forked_courier(_mother_of_couriers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def forked_uploader(_mother_of_uploaders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who delivers is a process as ever, but need not import for it what takes seconds."""
-    monkeypatch.setattr(Tracker, "_start_courier", _mother_of_couriers)
+    monkeypatch.setattr(Tracker, "_start_uploader", _mother_of_uploaders)
 
 
 class Normed(nn.Module):

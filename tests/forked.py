@@ -1,6 +1,6 @@
-"""Commands, and the couriers of tests, as forks of a process that has imported what takes seconds.
+"""Commands, and the uploaders of tests, as forks of a process that has imported what takes seconds.
 
-Tests of how a process starts (imports, first words, the courier's own command line) start a real one with subprocess.
+Tests of how a process starts (imports, first words, the uploader's own command line) start a real one with subprocess.
 """
 
 import atexit
@@ -127,7 +127,7 @@ def _be_the_command(
     warnings.resetwarnings()
     sys.argv, sys.path[0] = [str(run), *overrides], str(run.parent)
     sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)
-    _couriers_by_a_fork(db)
+    _uploaders_by_a_fork(db)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -156,20 +156,20 @@ def tables() -> str:
     return str(root / "copy.db")
 
 
-def _couriers_by_a_fork(db: str) -> None:
-    """What couriers import takes seconds: a mother, forked here while there are no threads, has it and bears them."""
+def _uploaders_by_a_fork(db: str) -> None:
+    """What uploaders import takes seconds: a mother, forked here while there are no threads, has it and bears them."""
     ours, hers = multiprocessing.Pipe()
     if os.fork() == 0:
         ours.close()
-        os.setsid()  # Ctrl-C does not reach a courier
+        os.setsid()  # Ctrl-C does not reach an uploader
         _bear(hers, db)
     hers.close()
-    Tracker._start_courier = partialmethod(_ask, mother=ours)  # type: ignore[assignment,method-assign]
+    Tracker._start_uploader = partialmethod(_ask, mother=ours)  # type: ignore[assignment,method-assign]
 
 
 @contextlib.contextmanager
-def forked_couriers() -> Iterator["partialmethod[Courier]"]:
-    """What can stand for `Tracker._start_courier` in this process."""
+def forked_uploaders() -> Iterator["partialmethod[Uploader]"]:
+    """What can stand for `Tracker._start_uploader` in this process."""
     ours, hers = multiprocessing.Pipe()
     mother = SERVER.Process(target=_bear, args=(hers, tables()))
     mother.start()
@@ -179,16 +179,16 @@ def forked_couriers() -> Iterator["partialmethod[Courier]"]:
     mother.join()
 
 
-def _ask(tracker: Tracker, mother: Connection) -> "Courier":
+def _ask(tracker: Tracker, mother: Connection) -> "Uploader":
     over, end = os.pipe()
-    mother.send((tracker._spool.folder, tracker.root, tracker.uri, dict(os.environ)))
+    mother.send((tracker._journal.folder, tracker.root, tracker.uri, dict(os.environ)))
     reduction.send_handle(mother, end, 0)
     os.close(end)
-    return Courier(over)
+    return Uploader(over)
 
 
 def _bear(orders: Connection, db: str) -> NoReturn:
-    """Fork a courier for each order, until who gives them is gone; by this one's end they see that they are orphans."""
+    """Fork an uploader for each order, until who gives them is gone; when this one ends they see that they are orphans."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     mother = os.getpid()
     with contextlib.suppress(EOFError):
@@ -222,7 +222,7 @@ def _deliver(
             with tempfile.TemporaryDirectory(dir=store.parent) as place, contextlib.suppress(FileExistsError):
                 os.link(shutil.copy(db, place), store)
         utils.MAX_RETRY_COUNT = 2  # where no database answers, MLflow asks for 100 seconds
-        code = 0 if uploader.courier(folder, owner) else 1
+        code = 0 if uploader.attend(folder, owner) else 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -230,8 +230,8 @@ def _deliver(
         os._exit(code)
 
 
-class Courier:
-    """A courier at work, in the words of `subprocess.Popen`; `over` is readable once it has ended."""
+class Uploader:
+    """A uploader at work, in the words of `subprocess.Popen`; `over` is readable once it has ended."""
 
     def __init__(self, over: int) -> None:
         self.over = over
@@ -247,7 +247,7 @@ class Courier:
         """For its end."""
         if self.returncode is None:
             if not select.select([self.over], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("courier", timeout or 0)
+                raise subprocess.TimeoutExpired("uploader", timeout or 0)
             code = os.read(self.over, 1)
             os.close(self.over)
             self.returncode = code[0] if code else -signal.SIGKILL

@@ -41,7 +41,7 @@ def test_what_a_setting_is_chosen_by(what: str, expected: float) -> None:
     assert reached(None, what) == np.inf
 
 
-@pytest.mark.usefixtures("forked_courier")
+@pytest.mark.usefixtures("forked_uploader")
 @pytest.mark.parametrize(("tuned", "fresh"), [((0, 1), [1000, 1001, 1002]), ((1000, 1002), [1001, 1003, 1004])])
 def test_the_best_rate_is_trained_again_on_fresh_seeds(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned: tuple[int, int], fresh: list[int]

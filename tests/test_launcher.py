@@ -106,7 +106,7 @@ def test_which_children_have_artifacts(tmp_path: Path, artifacts: str) -> None:
     assert [model.name for model in models] == ["model"] * len(expected)
 
 
-@pytest.mark.usefixtures("forked_courier")
+@pytest.mark.usefixtures("forked_uploader")
 def test_what_is_stored_is_what_was_trained(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Status, params and every value of a finished, a diverged and a pruned child, as they came out of the training."""
     monkeypatch.chdir(tmp_path)

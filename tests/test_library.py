@@ -31,7 +31,7 @@ from manyfit import library, results
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
 
-pytestmark = pytest.mark.usefixtures("forked_courier")
+pytestmark = pytest.mark.usefixtures("forked_uploader")
 
 
 @pytest.fixture(autouse=True)

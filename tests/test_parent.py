@@ -17,7 +17,7 @@ from manyfit.sweeps import reporting
 from manyfit.sweeps.parent import Sweep, where
 from manyfit.training.fitting import fit
 
-pytestmark = pytest.mark.usefixtures("forked_courier")
+pytestmark = pytest.mark.usefixtures("forked_uploader")
 
 
 class Breaks(Schedule):

@@ -22,7 +22,7 @@ from manyfit.sweeps.parent import Sweep
 from manyfit.tracking.tracker import Tracker
 from manyfit.training import fitting, recording
 
-pytestmark = pytest.mark.usefixtures("forked_courier")
+pytestmark = pytest.mark.usefixtures("forked_uploader")
 
 SMALL = ("data=iris", "epochs=3", "model.hidden=[4]")
 

@@ -491,7 +491,7 @@ def test_value_of(composed: Compose) -> None:
     assert reporting.value_of(result, "last accuracy/val", "maximize") == pytest.approx(0.9)
 
 
-@pytest.mark.usefixtures("forked_courier")
+@pytest.mark.usefixtures("forked_uploader")
 @pytest.mark.slow
 def test_a_real_sweep_from_start_to_end(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, tracked and confirmed: the parent's artifacts are in the store."""
