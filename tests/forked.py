@@ -188,7 +188,7 @@ def _ask(tracker: Tracker, mother: Connection) -> "Uploader":
 
 
 def _bear(orders: Connection, db: str) -> NoReturn:
-    """Fork an uploader for each order, until who gives them is gone; when this one ends they see that they are orphans."""
+    """Fork an uploader for each order, until who gives them is gone; then they see that they are orphans."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     mother = os.getpid()
     with contextlib.suppress(EOFError):
