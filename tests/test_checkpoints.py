@@ -87,8 +87,8 @@ def test_a_member_that_was_let_go_stays_away(
     def prune(epoch: int, going: Any) -> list[int]:  # noqa: ARG001
         return [1] if epoch == 2 else []
 
-    whole = fit(configs, prune=prune)
-    killed(configs, tmp_path, monkeypatch, 4, prune=prune)
+    whole = fit(configs, stops=prune)
+    killed(configs, tmp_path, monkeypatch, 4, stops=prune)
     assert [r.reason for r in whole] == ["finished", "pruned", "finished"]
     for a, b in zip(whole, fit(configs, resume=tmp_path), strict=True):
         assert_same_bits(a, b)

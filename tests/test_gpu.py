@@ -191,7 +191,7 @@ class TestOnAGpu:
         eager, captured = (
             fit(
                 members(composed, *common, f"trainer.cuda_graph={graph}"),
-                prune=lambda epoch, _: [1] if epoch == 2 else [],
+                stops=lambda epoch, _: [1] if epoch == 2 else [],
             )
             for graph in ("false", "true")
         )

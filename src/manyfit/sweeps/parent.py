@@ -250,7 +250,7 @@ class Sweep:
                 list(jobs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
-                prune=stops if prune else None,
+                stops=stops if prune else None,
                 screen=self.screen,
                 place=place,
             )

@@ -24,7 +24,7 @@ from manyfit.training.rates import Rates, schedules_of
 from manyfit.training.steps import Steps
 
 
-def trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
+def make_trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     """Lightning's, for the epochs that are left, on one device of this process."""
     return pl.Trainer(
         accelerator=devices.kind(config.trainer),
@@ -41,13 +41,13 @@ def trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     )
 
 
-def population(jobs: Sequence[Job], device: torch.device) -> Population:
+def make_population(jobs: Sequence[Job], device: torch.device) -> Population:
     """The networks of jobs that train together, with the weights that their seeds give."""
     dtype = _dtype(jobs[0].config)
     return Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
 
 
-def training(
+def make_training(
     jobs: Sequence[Job], population: Population, trainer: pl.Trainer, ranks: Ranks, observers: Observers
 ) -> Training:
     """The module that trains a population of these jobs."""

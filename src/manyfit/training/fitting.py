@@ -24,7 +24,8 @@ from manyfit.population.dropout import seed_of
 from manyfit.population.members import Population
 from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
-from manyfit.training import building, checkpoints
+from manyfit.training import checkpoints
+from manyfit.training.building import make_population, make_trainer, make_training
 from manyfit.training.grouping import why_alone
 from manyfit.training.loop import Blocks, Observers, Stops, Training
 from manyfit.training.prepared import Job, Preparation, Result, Trained, prepared
@@ -45,7 +46,7 @@ def fit(
     recorder: Recorder | None = None,
     *,
     artifacts: bool = True,
-    prune: Stops | None = None,
+    stops: Stops | None = None,
     screen: Screen | None = None,
     place: Place | None = None,
     keep: Path | None = None,
@@ -57,7 +58,7 @@ def fit(
         given: One or more that differ at most in lr, weight decay, seed, dropout rates and schedule.
         recorder: Of their runs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
-        prune: Asked after every epoch which members are to stop.
+        stops: Asked after every epoch which members are to stop.
         screen: Shows how far everything is.
         place: Where they are trained; None: here, or on the devices that they ask for.
         keep: Folder for the state after the last epochs.
@@ -90,11 +91,11 @@ def fit(
             elsewhere = place or (ddp.train if devices.world(configs[0].trainer) > 1 else None)
             if elsewhere:  # what travels there is the configs
                 run = functools.partial(train, keep=keep, resume=resume) if keep or resume else Elsewhere
-                trained = elsewhere(run, configs, report, prune)
+                trained = elsewhere(run, configs, report, stops)
                 if trained.digest != jobs[0].data.digest:
                     raise TrainingError("the data must not change while runs train on them, but they did.")
             else:
-                trained = train(jobs, report, prune, keep=keep, resume=resume)
+                trained = train(jobs, report, stops, keep=keep, resume=resume)
             results = _results(jobs, trained)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
@@ -131,14 +132,14 @@ def train(
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
     with _settings(config), contextlib.ExitStack() as closing:
-        trainer = building.trainer(config, device, state["epoch"] if state else 0)
-        population = building.population(jobs, trainer.strategy.root_device)
+        trainer = make_trainer(config, device, state["epoch"] if state else 0)
+        population = make_population(jobs, trainer.strategy.root_device)
         observers = Observers(report, stops)
         if keep and first:
             writer = closing.enter_context(checkpoints.Writer(keep, COPIES_KEPT * population.weights.nbytes))
             ranks.leaving[:] = [functools.partial(writer.finish, timeout=10.0)]
-            observers = Observers(report, stops, functools.partial(_keep, writer, jobs))
-        module = building.training(jobs, population, trainer, ranks, observers)
+            observers = Observers(report, stops, functools.partial(_save, writer, jobs))
+        module = make_training(jobs, population, trainer, ranks, observers)
         if state:
             module.load_state(state)
             for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
@@ -171,7 +172,7 @@ class Elsewhere:
         return train(jobs, *observers, **where)
 
 
-def _keep(
+def _save(
     writer: checkpoints.Writer, jobs: Sequence[Job], epoch: int, state: Callable[[], Mapping[str, Any]], last: bool
 ) -> None:
     """Put a state away, with what was being trained; the last in any case."""

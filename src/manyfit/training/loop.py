@@ -24,7 +24,7 @@ BLOCK = 64  # optimizer steps in what Lightning calls a batch: its 0.4 to 1.1 ms
 
 Stops = Callable[[int, Mapping[int, Mapping[str, float]]], Collection[int]]
 """Which members are to stop after an epoch, of these with their metrics."""
-Keep = Callable[[int, Callable[[], Mapping[str, Any]], bool], None]
+Save = Callable[[int, Callable[[], Mapping[str, Any]], bool], None]
 """May put away the state after an epoch, which it has to ask for, and does if it is the last."""
 
 
@@ -34,7 +34,7 @@ class Observers:
 
     report: OnEpoch | None = None
     stops: Stops | None = None
-    keep: Keep | None = None
+    save: Save | None = None
 
 
 class Training(pl.LightningModule):
@@ -98,9 +98,9 @@ class Training(pl.LightningModule):
         self.epochs_done += 1
         self._measure(self.epochs_done)
         self.rates.observe(self.history.of("loss/val", self.epochs_done)[:, -1])
-        if self.observers.keep:
+        if self.observers.save:
             last = len(self.history.ends(self.epochs_done, self.best.epoch)) == len(self.history.members)
-            self.observers.keep(self.epochs_done, self.state, last)
+            self.observers.save(self.epochs_done, self.state, last)
         self._let_go(self.epochs_done)
 
     def _measure(self, epoch: int) -> None:
