@@ -136,6 +136,7 @@ def test_what_is_refused_is_refused_in_the_commands_words() -> None:
         ({"lr": -1}, "optimizer.lr must be > 0, but got -1"),
         ({"optimizer": "adma"}, r"optimizer must be one of .*, but got adma. Did you mean adam\?"),
         ({"optimzer": "adam"}, r"optimzer must be a key of the config, .* Did you mean optimizer\?"),
+        ({"data": pd.DataFrame({"a": [1.0], "b": [2.0]})}, "target must be a column of data, but got 'y'. Say which"),
         ({"model": Local}, "model must be a class at the top of a module"),
         ({"seed": "1,2", "sweep": "lr"}, "seed|fit must be given one run"),
         ({"sweep": "lr"}, "fit must be given one run, but got an experiment or a sweep. Use grid, or search."),
@@ -226,6 +227,14 @@ def test_nothing_of_the_process_is_changed() -> None:
     with pytest.raises(mf.ConfigError):
         mf.fit(lr=-1)
     assert _process() == before
+
+
+def test_a_line_says_what_it_is() -> None:
+    """And not what all its weights are."""
+    run, runs = mf.fit(data="iris", epochs=1), mf.grid(data="iris", epochs=1, lr=[0.01, 0.1], tracking="off")
+    assert repr(run).startswith(f"<run {run.id[:8]}: adam lr=0.001 b=32 s=0 on iris. ")
+    assert repr(runs).startswith("<2 runs; best adam lr=0.")
+    assert not [name for name in mf.runs() if name.startswith("manyfit.tracking")]
 
 
 def test_what_is_taken_for_granted_is_a_warning() -> None:

@@ -182,6 +182,9 @@ def _kept(data: Any, target: str) -> Path:
 
     if isinstance(data, pd.DataFrame):
         frame = data
+        if target not in frame.columns:
+            known = ", ".join(map(str, frame.columns))
+            raise ConfigError(f"target must be a column of data, but got {target!r}. Say which: target=... of {known}.")
     else:
         x, y = data
         if len(x) != len(y):

@@ -28,7 +28,7 @@ class Picture(bytes):
         return bytes(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A training that is over.
 
@@ -109,6 +109,11 @@ class Run:
 
         return Picture(picture(self.result))
 
+    def __repr__(self) -> str:
+        """What it was, and how it went, in a line."""
+        named = f"run {self.id[:8]}" if self.id else "run"
+        return f"<{named}: {self.config.title()} on {self.config.experiment}. {self.verdict}>"
+
     def _repr_html_(self) -> str:
         test = ", ".join(f"{name} {value:.4g}" for name, value in self.test.items())
         about = f"{self.config.experiment}: {self.config.title()}" + (f" ({self.id[:8]})" if self.id else "")
@@ -116,7 +121,7 @@ class Run:
         return words + _image(self.plot())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Runs(Sequence[Run]):
     """A sweep that is over: its runs, and what was found.
 
@@ -139,6 +144,12 @@ class Runs(Sequence[Run]):
     def __len__(self) -> int:
         """How many."""
         return len(self.runs)
+
+    def __repr__(self) -> str:
+        """How many, and the best of them, in a line."""
+        best = self.report.row.config if self.report and self.report.row else None
+        found = f"; best {best.title()}" if best else ""
+        return f"<{len(self)} runs{f' of {self.id[:8]}' if self.id else ''}{found}>"
 
     def best(self) -> Run:
         """The best run of the setting that is recommended.

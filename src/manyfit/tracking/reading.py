@@ -12,6 +12,7 @@ from mlflow.utils.search_utils import SearchUtils
 
 from manyfit.tracking.store import OURS, Store
 
+HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
 PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
 METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
@@ -101,7 +102,7 @@ def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFr
             "name": run.info.run_name,
             "status": run.info.status,
             "began": pd.Timestamp(run.info.start_time, unit="ms"),
-            **{key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+            **{key: value for key, value in run.data.tags.items() if not key.startswith(HIDDEN)},
             **{key: value for key, value in run.data.params.items() if key != "name"},  # of the experiment
             **run.data.metrics,
         }
