@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import functools
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from manyfit import manual
@@ -104,12 +103,13 @@ def _added(folder: str | None) -> list[Path]:
 @contextlib.contextmanager
 def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra on folders of options, as `hydra.main` sets it up; and what --help asks for of ours."""
-    base, resolvers = version.VersionBase.instance().getbase(), BaseContainer._resolvers
-    before = dict(resolvers)
+    base = version.VersionBase.instance().getbase()
+    ours: dict[str, Callable[..., str]] = {"manual": functools.partial(manual.keys, folders), "called": place.called}
+    new = [name for name in ours if not OmegaConf.has_resolver(name)]
     try:
         version.setbase("1.3")
-        OmegaConf.register_new_resolver("manual", functools.partial(manual.keys, folders), replace=True)
-        OmegaConf.register_new_resolver("called", place.called, replace=True)
+        for name, resolver in ours.items():
+            OmegaConf.register_new_resolver(name, resolver, replace=True)
         *first, last = folders
         path = create_config_search_path(str(last))
         for folder in first:
@@ -118,8 +118,8 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
     finally:
         GlobalHydra.instance().clear()
         version.VersionBase.instance().version_base = base
-        resolvers.clear()
-        resolvers.update(before)
+        for name in new:  # what a module of the caller's has registered meanwhile stays: it is imported once
+            OmegaConf.clear_resolver(name)
 
 
 @contextlib.contextmanager
