@@ -50,6 +50,12 @@ MADE = {
     "hardly learned": (decay(50, 10, 2.25), decay(50, 10, 2.26), Fit.UNDERFIT),
     "worse than the baseline": (np.full(51, 5.0), np.full(51, 5.1), Fit.UNDERFIT),
     "slowly falling": (decay(50, 40), decay(50, 40, 0.1), Fit.UNFINISHED),
+    "slowly falling, by little": (2.25 - rising(20, 0.15, 0), 2.3 - rising(20, 0.15, 0), Fit.UNFINISHED),
+    "slowly falling, by little, for a few epochs": (
+        2.25 - rising(5, 0.15, 0),
+        2.3 - rising(5, 0.15, 0),
+        Fit.UNFINISHED,
+    ),
     "one good epoch": (np.array([2.3, 1.1]), np.array([2.3, 1.2]), Fit.UNFINISHED),
     "one useless epoch": (np.array([2.3, 2.3]), np.array([2.3, 2.3]), Fit.UNDERFIT),
     "untrained": (np.array([2.4]), np.array([2.4]), Fit.UNDERFIT),
@@ -95,7 +101,6 @@ def test_verdict_does_not_depend_on_the_unit(name, scale):
     assert there.verdict is verdict
     assert there.onset == here.onset
     np.testing.assert_allclose(there.severity, here.severity, rtol=1e-9)
-    np.testing.assert_allclose(there.area, scale * here.area, rtol=1e-9)
 
 
 def verdicts(make):
@@ -125,6 +130,21 @@ def test_a_short_noisy_plateau_is_seldom_overfit(epochs):
         return decay(epochs, 2), spoiled(decay(epochs, 1), 1, 0.5) * (1 + 0.03 * rng.standard_normal(epochs + 1))
 
     assert verdicts(make)[Fit.OVERFIT] <= 0.01
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.03])
+@pytest.mark.parametrize("epochs", [5, 20, 50])
+def test_a_noisy_plateau_is_not_unfinished(epochs, noise):
+    """Whose whole fall was small, after which it stays; one that goes on falling by as little is."""
+    steps = np.arange(epochs + 1)
+
+    def stays(rng):
+        val = (1.8 + 0.5 * np.exp(-8 * steps / epochs)) * np.exp(noise * rng.standard_normal(epochs + 1))
+        return 0.97 * val, val
+
+    assert verdicts(stays)[Fit.UNFINISHED] <= 0.03
+    falls = 2.3 - 0.3 * steps / epochs
+    assert summarise(0.97 * falls, falls, BASELINE).verdict is Fit.UNFINISHED
 
 
 @pytest.mark.parametrize("epochs", [20, 50, 200])
@@ -235,14 +255,13 @@ def test_best_epoch(loss_val, epoch):
 
 
 def test_summary_by_hand():
-    """Gap, best gap, severity and area of a small run."""
+    """Gap, best gap and severity of a small run."""
     summary = summarise(np.array([4.0, 1.0, 0.5, 0.2, 0.1]), np.array([4.0, 2.0, 1.5, 2.0, 3.0]), 4.0)
     assert summary.best_epoch == summary.onset == 2
     assert summary.best_loss_val == 1.5
     assert summary.best_gap == 1.0
     assert summary.gap == pytest.approx(2.9)
     assert summary.severity == pytest.approx((8 / 3) / 1.75 - 1)
-    assert summary.area == pytest.approx((0 + 1 + 1 + 1.8 + 2.9) / 5)
     assert (summary.epochs, summary.last_epoch, summary.loss_train, summary.loss_val) == (4, 4, 0.1, 3.0)
 
 
@@ -255,7 +274,7 @@ def test_summary_of_a_run_that_diverged():
     assert never.best_epoch is None
     assert never.last_epoch is None
     assert never.severity == 0
-    assert all(map(math.isnan, (never.best_loss_val, never.gap, never.best_gap, never.area)))
+    assert all(map(math.isnan, (never.best_loss_val, never.gap, never.best_gap)))
 
 
 def test_a_short_steep_descent_is_unfinished() -> None:

@@ -38,6 +38,10 @@ few epochs tell little about the noise, many average it out. False alarms are co
 WINDOW = 10
 """A level is a median over a tenth of the run to either side: a lucky epoch is no best, a knee stays a knee."""
 
+UNSLOWED = 0.75
+"""A fall that is small and slow, but all the same of more than FALLING and not over: its second half is at least so
+many times as fast as the whole. An exponential one that is half way after a third of the run is at 0.65."""
+
 STEADY = 3
 """Falls in a row, each of more than FALLING, that are no accident: noise of 10% makes three in a row in 2% of runs, and
 rarely so that they end at the best."""
@@ -69,8 +73,6 @@ class Summary:
     """The same at the best epoch."""
     severity: float
     """Relative rise of the smoothed validation loss from its best to the end; 0 when there is none."""
-    area: float
-    """Mean over the finite epochs of max(gap, 0)."""
     verdict: Fit
     epochs: int
     """Epochs that were run."""
@@ -128,7 +130,6 @@ def summarise(loss_train: np.ndarray, loss_val: np.ndarray, baseline: float) -> 
         gap=math.nan if last is None else float(gaps[-1]),
         best_gap=math.nan if best is None or best not in finite else float(val[best] - train[best]),
         severity=_severity(val),
-        area=float(np.maximum(gaps, 0).mean()) if len(finite) else math.nan,
         verdict=verdict,
         epochs=len(val) - 1,
         last_epoch=last,
@@ -219,7 +220,10 @@ def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Fit:
     falls = -np.diff(val[-1 - STEADY :])  # of a few epochs, a steep descent looks like noise: but it does not turn back
     steadily = bool(len(falls)) and bool((falls > max(FALLING * val[-1], NEGLIGIBLE * baseline)).all())
     fell = steadily or now[-1 - recent] - now[-1] > max(FALLING * now[-1], margin)
-    if best > epochs - recent and fell:
+    half, whole = max(1, epochs // 2), min(baseline, now[0]) - now[-1]
+    late = now[:-half].min(initial=math.inf) - now[-1]  # below all that was before
+    slowly = whole > FALLING * now[-1] and late > margin and late / half >= UNSLOWED * whole / max(epochs, 1)
+    if best > epochs - recent and (fell or slowly):
         return Fit.UNFINISHED
     rose = level[-1] - level.min() > max(RISEN * level.min(), margin) and _severity(val) > RISEN
     went_on = _level(train)[-1] - _level(train)[best] < NEGLIGIBLE * baseline
