@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from manyfit.config.schema import Config, parse
 from manyfit.training.fitting import fit
-from manyfit.training.prepared import Result
+from manyfit.training.trained import Result
 
 warnings.filterwarnings("ignore")
 CONF = Path(__file__).parent.parent / "conf"

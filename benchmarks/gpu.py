@@ -28,7 +28,8 @@ from manyfit.config import schema
 from manyfit.config.schema import Config
 from manyfit.tracking.provenance import hardware
 from manyfit.training.fitting import fit
-from manyfit.training.prepared import Result, prepare
+from manyfit.training.prepared import prepare
+from manyfit.training.trained import Result
 
 warnings.filterwarnings("ignore")
 ROOT = Path(__file__).parent.parent

@@ -31,7 +31,7 @@ from manyfit import curves
 from manyfit.config.schema import Config
 from manyfit.experiments import claims
 from manyfit.tracking.tracker import Tracker
-from manyfit.training.prepared import Result
+from manyfit.training.trained import Result
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
 

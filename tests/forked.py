@@ -36,7 +36,7 @@ SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = """
 manyfit manyfit.tracking.uploader mlflow.store.tracking.sqlalchemy_store mlflow.pytorch
 torch torch.export._trace torch.export.pt2_archive._package pytorch_lightning optuna hydra pandas scipy.stats
-manyfit.app manyfit.data.sources manyfit.sweeps.reporting manyfit.training.recording
+manyfit.app manyfit.data.sources manyfit.sweeps.conclusion manyfit.training.recording
 sklearn.datasets sklearn.model_selection scipy.io.arff matplotlib.backends.backend_agg
 """
 SERVER.set_forkserver_preload(PRELOADED.split())
@@ -144,12 +144,12 @@ def _speak(out: str, err: str) -> None:
 @functools.cache
 def tables() -> str:
     """A database with MLflow's tables, which take more than a second to make."""
-    from manyfit.tracking import uploader
+    from manyfit.tracking import upkeep
     from manyfit.tracking.store import Store
 
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
-    uploader._quiet()
+    upkeep._quiet()
     Store(journal.default_uri(root), root)
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as source, sqlite3.connect(root / "copy.db") as target:
         source.backup(target)

@@ -15,7 +15,7 @@ from manyfit.config.schema import Config
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
 from manyfit.training.loop import Training
-from manyfit.training.prepared import Result
+from manyfit.training.trained import Result
 
 COMMON = ("data=wine", "epochs=6", "model.hidden=[12,5]", "model.dropout=0.3", "data.label_noise=0.1")
 MLP = ("hidden", "activation", "init", "sigma", "dropout")  # arguments of model=mlp

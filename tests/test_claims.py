@@ -12,7 +12,7 @@ import pytest
 from conftest import CONF, ROOT, command, judged_by, options
 from manyfit.config.errors import ConfigError
 from manyfit.experiments import Chart, Region, Run, Series, charts, claims, runs, verdict
-from manyfit.plots.overfitting import png
+from manyfit.plots.style import png
 from manyfit.statistics import POSITIVE, effect
 from test_cli import runs as stored_runs
 

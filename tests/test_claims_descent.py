@@ -15,7 +15,7 @@ from manyfit.experiments import Run, Verdict, charts
 from manyfit.experiments.runs import in_unit
 from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss
 from manyfit.models import MLP, Predictor
-from manyfit.plots.overfitting import png
+from manyfit.plots.style import png
 
 batch_size = judged_by("batch_size").batch_size
 dropout = judged_by("dropout").dropout

@@ -28,11 +28,13 @@ from conftest import ROOT, Compose, command, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel import ddp
+from manyfit.parallel import leader as leader_of
 from manyfit.parallel.channel import Channel
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import Dropout
 from manyfit.training.fitting import fit, train
-from manyfit.training.prepared import Trained, prepare
+from manyfit.training.prepared import prepare
+from manyfit.training.trained import Trained
 
 RUN = str(ROOT / "run.py")
 COMMON = ("data=wine", "epochs=10", "model.hidden=[24,8]", "data.train_size=103", "optimizer.lr=0.003")
@@ -283,7 +285,7 @@ def test_after_an_error_the_leader_asks_no_more() -> None:
     """Nobody knows then where the other ranks are: the next job is refused instead of waiting for ever."""
     reader, _ = os.pipe()
     os.set_blocking(reader, False)
-    leader = ddp.Leader(Ranks(), 0, reader)
+    leader = leader_of.Leader(Ranks(), 0, reader)
 
     def fails(*_: Any, **__: Any) -> Trained:
         raise ValueError("of this rank alone")
@@ -295,7 +297,7 @@ def test_after_an_error_the_leader_asks_no_more() -> None:
 
 
 GROUP = """
-import importlib, os
+import contextlib, importlib, os
 from manyfit.parallel.rank_process import group
 
 class Training:
@@ -305,7 +307,10 @@ class Training:
 with group() as (ranks, _):
     ranks.world = 2  # so that it is sent and made again, as in a helper
     print(ranks.agree(Training()))
-names = {open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")}
+names = set()
+for task in os.listdir("/proc/self/task"):
+    with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+        names.add(open(f"/proc/self/task/{task}/comm").read().strip())
 assert not any("gloo" in name for name in names), names
 """
 

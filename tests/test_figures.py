@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from manyfit.plots.overfitting import png
+from manyfit.plots.style import png
 from manyfit.sweeps import figures as sweep_figures
 from manyfit.sweeps.findings import Row, ranked
 
@@ -51,6 +51,17 @@ def test_any_mixture_of_runs_is_drawn(name: str) -> None:
     ]
     for figure in figures:
         assert figure is None or png(figure).startswith(b"\x89PNG")
+
+
+def test_a_rate_at_which_a_seed_diverged_has_no_mean() -> None:
+    """That of the seeds that are left would flatter it: a cross, and the line ends before it."""
+    rows = [row(i, 1.0, seed=i % 2, optimizer__lr=lr) for i, lr in enumerate((1e-3, 1e-3, 1e-2, 1e-2, 1e-1))]
+    rows.append(row(5, math.nan, "diverged", seed=1, optimizer__lr=1e-1))
+    figure = sweep_figures.lr_sensitivity(ranked(rows), "best loss/val", "title")
+    assert figure is not None
+    line, crosses, _ = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xdata(), [1e-3, 1e-2])
+    np.testing.assert_allclose(crosses.get_xdata(), [1e-1])
 
 
 def test_no_picture_where_there_is_nothing_to_show() -> None:

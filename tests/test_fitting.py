@@ -30,7 +30,8 @@ from manyfit.training.evaluation import Evaluation
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import grouped, kept
 from manyfit.training.loop import Training
-from manyfit.training.prepared import Result, prepare
+from manyfit.training.prepared import prepare
+from manyfit.training.trained import Result
 
 
 def alone(configs: Sequence) -> list[Result]:

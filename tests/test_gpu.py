@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from conftest import ROOT, Compose, assert_same_bits
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config
-from manyfit.data.splits import order_states, orders
+from manyfit.data.draws import order_states, orders
 from manyfit.population.dense import gpu_kernels, sum_rows
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import members as population_size
 from manyfit.training.loop import Training
-from manyfit.training.prepared import Result, prepare
+from manyfit.training.prepared import prepare
 from manyfit.training.steps import Steps
+from manyfit.training.trained import Result
 
 HERE = torch.cuda.is_available()
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="there is no CUDA device")]

@@ -84,6 +84,8 @@ def test_what_is_stored_is_found_again() -> None:
     assert list(mf.runs(where="status = 'FINISHED' and name LIKE 'adam%'")["name"]) == list(frame["name"])
     with pytest.raises(ValueError, match="where must be a filter that MLflow understands"):
         mf.runs(where="optimizer === 3")
+    with pytest.raises(ValueError, match=r"no run here has 'optimzer'. Did you mean optimizer or "):
+        mf.runs(where="optimzer = 'adam' and accuracy/test > 0")
     (of_one,) = (run for run in runs if run.id == frame["id"][0])
     stored = histories[histories["id"] == of_one.id]["loss/val"]
     np.testing.assert_array_equal(stored, of_one.curves["loss/val"])
@@ -122,6 +124,16 @@ def test_ones_own_data_and_model() -> None:
         f"data.path={run.config.data.arguments['path']}", "data.target=y", data="csv", epochs=1, tracking="off"
     )
     assert len(again.result.features) == x.shape[1]
+    frame = pd.DataFrame({"age": np.arange(60.0), "town": ["Ulm", "Bonn=a", "Kiel"] * 20, "y": ["no", "yes"] * 30})
+    words = mf.fit(data=frame, epochs=1, tracking="off")
+    assert words.result.features == ("age", "town=Bonn=a", "town=Kiel", "town=Ulm")
+    rows = frame[["town", "age"]].head(3)
+    by_hand = [[0, 0, 0, 1], [1, 1, 0, 0], [2, 0, 1, 0]]
+    np.testing.assert_array_equal(words.predict(rows), words.predict(by_hand))
+    with pytest.raises(ValueError, match="x must have the columns age, town, but has no town"):
+        words.predict(rows.drop(columns="town"))
+    unknown = words.predict(rows.assign(town="Rom"))[0]
+    np.testing.assert_array_equal(unknown, words.predict([[0, 0, 0, 0]])[0])
     values = mf.fit(data=load_diabetes(as_frame=True, scaled=False).frame, target="target", epochs=2, tracking="off")
     assert values.predict(np.zeros((2, 10))).shape == (2, 1)
 

@@ -3,8 +3,6 @@
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -13,8 +11,8 @@ from torch import nn
 
 from conftest import Compose, assert_same_bits
 from manyfit.schedules import Schedule
-from manyfit.sweeps import reporting
-from manyfit.sweeps.parent import Sweep, where
+from manyfit.sweeps import conclusion, grids
+from manyfit.sweeps.parent import Sweep
 from manyfit.training.fitting import fit
 
 pytestmark = pytest.mark.usefixtures("forked_uploader")
@@ -64,26 +62,6 @@ def test_an_error_in_a_population_is_one_members_own(
             assert_same_bits(child.result, alone)
 
 
-def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its id in the store; held back with our own; without a command where it cannot go on."""
-    monkeypatch.chdir(tmp_path)
-    tracker: Any = SimpleNamespace(lost=None, last_error=None, elsewhere="", page=lambda path: f"the page {path}")
-    run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))
-    assert where(tracker, run, "epochs=9") == (
-        "         id  store678  (manyfit run resume=store678 epochs=9 goes on with it)\n"
-        "       page  the page #/experiments/7/runs/store6789"
-    )
-    assert where(tracker, run, "").splitlines()[0] == (
-        "         id  store678  (manyfit run resume=store678 goes on with it)"
-    )
-    assert where(tracker, run).splitlines()[0] == "         id  store678"
-    tracker.last_error, run.run_id = "no server", None
-    assert where(tracker, run, "") == (
-        "       look  held back in mlruns/spool (no server); nothing is lost: manyfit sync delivers it  "
-        "(manyfit run resume=own45678 goes on with it)"
-    )
-
-
 def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:
     """How many modules are alive once the sweep has trained so many more, three at a time."""
     sweep.max_members = 3
@@ -103,7 +81,7 @@ def test_networks_of_a_sweep_do_not_pile_up(composed: Compose, tmp_path: Path, m
         ranked = sorted(results, key=lambda number: results[number].summary.best_loss_val)
         assert sorted(whole) == sorted(ranked[:2])
         assert all(result.weights.untyped_storage().nbytes() < 1000 for result in whole.values())
-        assert len(reporting.rows_of(sweep.children)) == 18
+        assert len(grids.rows_of(sweep.children)) == 18
 
 
 def test_the_model_of_a_run_whose_network_is_gone(
@@ -120,7 +98,7 @@ def test_the_model_of_a_run_whose_network_is_gone(
     with Sweep("gone", configs[1], networks=0, prune=prune) as sweep:
         sweep.train(configs)
         assert not [child for child in sweep.children.values() if child.result and child.result.predictor]
-        reporting.conclude(sweep, reporting.rows_of(sweep.children))
+        conclusion.conclude(sweep, grids.rows_of(sweep.children))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("iris").experiment_id])
     (wanted,) = [run.data.tags["best.manyfit.id"] for run in runs if "best.manyfit.id" in run.data.tags]

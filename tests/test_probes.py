@@ -15,8 +15,9 @@ from manyfit.population import dense
 from manyfit.population.members import initialised
 from manyfit.training import probes
 from manyfit.training.fitting import fit
-from manyfit.training.prepared import Result, prepare
+from manyfit.training.prepared import prepare
 from manyfit.training.probes import PROBES, dead_share, noise
+from manyfit.training.trained import Result
 
 ALL = f"probes=[{','.join(PROBES)}]"
 METRICS = {"gradient_norm/first", "gradient_norm/last", "gradient_norm/ratio", "dead_units", "gradient_noise"}

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from manyfit import progress
+from manyfit import displays
 from manyfit.progress import Screen
 
 RUN = str(ROOT / "run.py")
 COUNTED = """
 import sys, time
 import numpy as np
-from manyfit import progress
-progress.LOOK = 0.01
+from manyfit import displays, progress
+displays.LOOK = 0.01
 progress.announce(["-m", "seed=1,2"])
 with progress.Screen("grid of 8 runs") as shown:
     with shown.stage("importing torch"):
@@ -165,5 +165,5 @@ def test_stages_are_nested(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plain_lines_become_rarer() -> None:
     """A new stage is told at once at first, later every tenth of the time that has passed; an old one every 30 s."""
-    assert [progress.pause(passed, news=True) for passed in (0, 5, 100, 10000)] == [1, 1, 10, 30]
-    assert progress.pause(0, news=False) == 30
+    assert [displays.pause(passed, news=True) for passed in (0, 5, 100, 10000)] == [1, 1, 10, 30]
+    assert displays.pause(0, news=False) == 30

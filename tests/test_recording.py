@@ -14,10 +14,10 @@ from mlflow.entities import Run
 from rich.live import Live
 
 from conftest import ROOT, Compose
-from manyfit import app, progress
+from manyfit import app, displays
 from manyfit.plots import overfitting
 from manyfit.progress import Screen
-from manyfit.sweeps import reporting
+from manyfit.sweeps import conclusion, grids, report
 from manyfit.sweeps.parent import Sweep
 from manyfit.tracking.tracker import Tracker
 from manyfit.training import fitting, recording
@@ -88,8 +88,8 @@ def test_pictures_of_a_sweep_that_cannot_be_drawn(
     configs = {n: composed(*SMALL, "tracking.artifacts=all", f"seed={n}") for n in range(4)}
     with Sweep("pictures", configs[0]) as sweep:
         children = sweep.train(configs)
-        monkeypatch.setattr(reporting.figures, "curves", overfitting.overfitting)  # which fails
-        reporting.conclude(sweep, reporting.rows_of(sweep.children))
+        monkeypatch.setattr(report.figures, "curves", overfitting.overfitting)  # which fails
+        conclusion.conclude(sweep, grids.rows_of(sweep.children))
     assert trainings == [4]
     assert [child.error for child in children] == [None] * 4
     runs = stored(tmp_path)
@@ -135,8 +135,8 @@ def test_a_display_that_fails(
         works(*arguments, **options)
         raise OSError("the terminal is gone")
 
-    monkeypatch.setattr(progress, "REDRAWS", 1000)
-    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(displays.LiveLine, "every", 1e-3)
+    monkeypatch.setattr(displays, "is_terminal", lambda: True)
     monkeypatch.setattr(Live, where, fails)
     with Screen("fails") as shown, shown.stage("training"):
         (result,) = fitting.fit([composed(*SMALL)], screen=shown)

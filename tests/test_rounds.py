@@ -30,7 +30,7 @@ from conftest import CONF, Compose, build, command, made, options, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
-from manyfit.sweeps import parent, reporting, rounds, space
+from manyfit.sweeps import findings, parent, rounds, settings, space
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.study import DATA, Ledger, derived_seed, lost, values_of
 from manyfit.training.grouping import grouped
@@ -118,7 +118,7 @@ def test_quasi_random_points_fill_the_space() -> None:
 def test_the_reducer_takes_the_best_or_the_last_measured_value(reducer: Any, direction: str, value: float) -> None:
     """Epochs without a value do not count."""
     result: Any = SimpleNamespace(metrics={"loss/gap": np.array([3.0, 1.0, 2.0, np.nan])})
-    assert reporting.value_of(result, f"{reducer} loss/gap", direction) == value
+    assert findings.value_of(result, f"{reducer} loss/gap", direction) == value
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_reducer_takes_the_best_or_the_last_measured_value(reducer: Any, dir
 def test_a_wrong_setting_is_refused_with_its_key(override: str) -> None:
     """In the form of the house."""
     with pytest.raises(ConfigError, match=override.strip("+").split("=")[0].replace(".", r"\.") + " must"):
-        rounds.settings(whole(override))
+        settings.settings(whole(override))
 
 
 # the study
@@ -298,8 +298,8 @@ def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleName
     monkeypatch.chdir(tmp_path)
     rows: list[SimpleNamespace] = []
     fake = SimpleNamespace(Row=SimpleNamespace, conclude=lambda _, given, **__: rows.extend(given))
-    monkeypatch.setitem(sys.modules, "manyfit.sweeps.reporting", fake)
-    monkeypatch.setattr("manyfit.sweeps.reporting", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "manyfit.sweeps.conclusion", fake)
+    monkeypatch.setattr("manyfit.sweeps.conclusion", fake, raising=False)
     return rows
 
 
@@ -526,7 +526,7 @@ def test_a_report_that_fails_loses_no_trial(
         raise RuntimeError("no ink")
 
     with monkeypatch.context() as broken:
-        broken.setattr("manyfit.sweeps.reporting.summary", fail)
+        broken.setattr("manyfit.sweeps.conclusion.summary", fail)
         with pytest.raises(RuntimeError, match="no ink"):
             search(swept, *given, train=answered(cliff))
     assert "the report failed; the 2 trials of study" in capsys.readouterr().err

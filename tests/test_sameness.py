@@ -12,10 +12,10 @@ from torch import nn
 
 from conftest import CONF, Compose, assert_same_bits, options
 from manyfit.config.schema import Config
-from manyfit.data.splits import order
+from manyfit.data.draws import order
 from manyfit.population.dropout import Dropout
 from manyfit.population.unit_rate import LINEAR_OPTIMIZERS
-from manyfit.training import fitting
+from manyfit.training import process
 from manyfit.training.fitting import fit
 from manyfit.training.loop import Training
 from manyfit.training.prepared import prepare
@@ -100,7 +100,7 @@ def test_one_thread_or_two(composed: Compose, monkeypatch: pytest.MonkeyPatch) -
         composed("data=digits", "epochs=2", "batch_size=256", "optimizer.lr=0.03", "model.dropout=0.3", f"seed={k}")
         for k in range(4)
     ]
-    monkeypatch.setattr(fitting, "SMALL_STEP", 0)  # no step is small: take all threads
+    monkeypatch.setattr(process, "SMALL_STEP", 0)  # no step is small: take all threads
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

@@ -86,6 +86,7 @@ def test_no_password_in_a_config(composed: Compose, uri: str) -> None:
 def test_title_says_what_differs(composed: Compose) -> None:
     """A run's name is short and readable."""
     assert composed("optimizer.lr=3e-3", "batch_size=64").title() == "adam lr=0.003 b=64 s=0"
+    assert composed("data=csv", "data.path=a.csv", "data.target=price").title().endswith("b=32 target=price s=0")
     assert composed("model.hidden=[]").title() == "adam lr=0.001 b=32 linear s=0"
     assert composed("model.hidden=[8,4]").title() == "adam lr=0.001 b=32 8x4 s=0"
     assert composed("model=perceptron").title() == "adam lr=0.001 b=32 perceptron s=0"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from manyfit.data import sources, splits
-from manyfit.data.splits import Dataset, Table, noisy, order, orders
+from manyfit.data.draws import noisy, order, orders
+from manyfit.data.splits import Dataset, Table
 
 SPLITS = ("train", "val", "test")
 

@@ -84,7 +84,9 @@ def test_headers_and_separators(tmp_path):
     assert np.array_equal(plain.numeric, headless.numeric)
     semicolons = "\ufeffa; b; c\n\n" + "1; 2.5; 0\n \n3 ;4.5; 1\r\n" * 5 + "\n\n"
     assert same(plain, csv(written(tmp_path, semicolons), "c", separator=";"))
-    assert same(plain, csv(written(tmp_path, "a\tb\tc\n" + "1\t2.5\t0\n3\t4.5\t1\n" * 5), "c", separator="\t"))
+    tabs = written(tmp_path, "a\tb\tc\n" + "1\t2.5\t0\n3\t4.5\t1\n" * 5)
+    assert same(plain, csv(tabs, "c", separator="\t"))
+    assert same(plain, csv(tabs, "c", separator="tab"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,10 @@ ROWS = "1,2,0\n3,4,1\n" * 4
         ("a,b,y\n" + ROWS + "1,-inf,0\n", r"finite number .* but got '-inf' in .*, line 10, column 'b'"),
         ("a,b,y\np,2,0\n  ,2,1\n", r"empty cell or NaN in .*, line 3, column 'a'"),
         ("a,b,z\n" + ROWS, r"data.target must name a column of '.*my.csv', one of a, b, z, but got 'y'"),
-        ("a;b;y\n1;2;0\n", r"one of a;b;y, but got 'y'\. Choose one of these, or say .data.separator=';'., where"),
+        ("a;b;y\n1;2;0\n", r"one of a;b;y, but got 'y'\. Choose one of these, or say .data.separator=';'. if"),
+        ("a\ty\n1\t0\n", r"or say .data.separator=tab. if that separates"),
+        ("a,Y1,z\n" + ROWS, r"one of a, Y1, z, but got 'y'\. Choose one of these\.$"),
+        ("a,yy,z\n" + ROWS, r"but got 'y'\. Did you mean yy\?"),
         ("a,a,y\n" + ROWS, r"data.path must name each column once, but got 'a' for columns 1 and 2 of '.*my.csv'"),
         (",b,y\n" + ROWS, r"data.path must name every column, but got no name for column 1 of"),
         ("y\n0\n1\n", r"data.path must have input columns besides the target, but got only 'y'"),
@@ -206,8 +211,8 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch, name):
     ("changes", "message"),
     [
         ({"task": "ranking"}, r"data.task must be one of auto, classification, regression, but got 'ranking'"),
-        ({"separator": ""}, r"data.separator must be one character, but got ''"),
-        ({"separator": "::"}, r"data.separator must be one character, but got '::'"),
+        ({"separator": ""}, r"data.separator must be one character, or tab, but got ''"),
+        ({"separator": "::"}, r"data.separator must be one character, or tab, but got '::'"),
         ({"target": 7}, r"data.target must name a column of '.*', one of age, city, member, .*, but got '7'"),
     ],
 )

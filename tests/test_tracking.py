@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -23,10 +25,10 @@ from mlflow.entities import Run
 
 from forked import tables
 from manyfit import cli
-from manyfit.tracking import journal
-from manyfit.tracking import tracker as tracking
+from manyfit.tracking import journal, reading, upkeep
+from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.store import MAX_PARAM, Store, Values
-from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
+from manyfit.tracking.tracker import NoTracker, Tracker
 
 DATA = DatasetRecord("digits", "0123abcd", "sklearn.datasets", 1000, 4, 3)
 
@@ -239,10 +241,10 @@ def check_killed(root: Path) -> None:
 def test_sync_delivers_a_killed_session(root: Path, when: str) -> None:
     """After kill -9 of training and uploader, sync loses and doubles nothing, and the open run is KILLED."""
     killed_trainer(root, when, and_uploader=True)
-    report = tracking.sync(root)
+    report = upkeep.sync(root)
     assert (report.sessions, report.runs, report.held) == (1, 2, ())
     check_killed(root)
-    assert tracking.sync(root).sessions == 0
+    assert upkeep.sync(root).sessions == 0
 
 
 def test_uploader_survives_its_session(root: Path) -> None:
@@ -279,9 +281,9 @@ def test_replay_doubles_nothing(root: Path, tmp_path: Path) -> None:
     assert not tracker.close()
     (folder,) = journal.sessions(root)
     shutil.copytree(folder, tmp_path / "copy")
-    assert tracking.sync(root).runs == 1
+    assert upkeep.sync(root).runs == 1
     shutil.copytree(tmp_path / "copy", folder)
-    assert tracking.sync(root).held == ()
+    assert upkeep.sync(root).held == ()
     (found,) = runs(root)
     assert found.info.status == "FINISHED"
     assert len(client(root).get_metric_history(found.info.run_id, "m")) == 21
@@ -297,7 +299,7 @@ def test_torn_last_line_does_not_stop_a_replay(root: Path) -> None:
     with (tracker._journal.folder / journal.JOURNAL).open("ab") as file:
         file.write(b'{"op":"metrics","run":')
     abandon(tracker)
-    assert tracking.sync(root).held == ()
+    assert upkeep.sync(root).held == ()
     (found,) = runs(root)
     assert (found.info.status, found.data.metrics) == ("KILLED", {"m": 1.0})
 
@@ -307,7 +309,7 @@ def test_sync_leaves_a_living_session_alone(root: Path) -> None:
     """A session whose process lives is not replayed by another."""
     tracker = Tracker(None, root)
     start(tracker)
-    assert tracking.sync(root) == tracking.SyncReport(0, 0, 0, (), 1)
+    assert upkeep.sync(root) == upkeep.SyncReport(0, 0, 0, (), 1)
     assert runs(root) == []
     abandon(tracker)
 
@@ -348,7 +350,7 @@ def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
     assert str(port) in str(tracker.last_error)
     (folder,) = journal.sessions(tmp_path)
     assert not any(b"secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    (held,) = tracking.sync(tmp_path).held
+    (held,) = upkeep.sync(tmp_path).held
     assert "MLFLOW_TRACKING_URI must be" in held
 
 
@@ -358,7 +360,7 @@ def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> N
     with pytest.raises(
         ValueError, match=rf"tracking.uri must be a store that answers, but http://\*\*\*@127.0.0.1:{port} "
     ):
-        tracking.runs_named(uri, tmp_path, "ab")
+        reading.named(uri, tmp_path, "ab")
 
 
 @pytest.fixture
@@ -399,9 +401,9 @@ def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callabl
         run.model(torch.nn.Linear(4, 3), np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
         run.end("FINISHED")
         assert not tracker.close()
-    assert len(tracking.sync(tmp_path).held) == 1
+    assert len(upkeep.sync(tmp_path).held) == 1
     server = MlflowClient(serve())
-    assert tracking.sync(tmp_path).runs == 1
+    assert upkeep.sync(tmp_path).runs == 1
     experiment = server.get_experiment_by_name("digits")
     assert experiment is not None
     (found,) = server.search_runs([experiment.experiment_id])
@@ -419,13 +421,13 @@ def test_refused_value_spares_the_others(root: Path) -> None:
     run.metrics([("bad*name", 1.0, 0)] + [("m", float(i), i) for i in range(10)])
     run.end("FINISHED")
     tracker.close()
-    assert tracking.sync(root).refused == 1
+    assert upkeep.sync(root).refused == 1
     (found,) = runs(root)
     assert len(history(root, found.info.run_id, "m")) == 10
     assert found.info.status == "FINISHED"
     (kept,) = (root / "mlruns" / "rejected").glob("*.jsonl")
     assert "bad*name" in kept.read_text()
-    assert any(line.startswith("problem") and "refused" in line for line in tracking.doctor(root))
+    assert any(line.startswith("problem") and "refused" in line for line in upkeep.doctor(root))
 
 
 @pytest.mark.usefixtures("no_uploader")
@@ -434,13 +436,13 @@ def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
     first = Tracker(None, root)
     start(first, params={"lr": 1, "epochs": 5}).metrics([("m", float(i), i) for i in range(5)])
     abandon(first)
-    tracking.sync(root)
+    upkeep.sync(root)
     (before,) = runs(root)
     second = Tracker(None, root)
     run = start(second, params={"lr": 1, "epochs": 9}, run_id=before.info.run_id)
     run.metrics([("m", i + 0.5, i) for i in range(3, 9)])
     abandon(second)
-    tracking.sync(root)
+    upkeep.sync(root)
     (after,) = runs(root)
     values = dict(history(root, after.info.run_id, "m"))
     assert values == {i: float(i) for i in range(5)} | {i: i + 0.5 for i in range(5, 9)}
@@ -458,7 +460,7 @@ def test_deleted_experiment_is_restored(root: Path) -> None:
     tracker = Tracker(None, root)
     start(tracker).end("FINISHED")
     tracker.close()
-    assert tracking.sync(root).held == ()
+    assert upkeep.sync(root).held == ()
     assert [run.info.experiment_id for run in runs(root)] == [experiment]
 
 
@@ -470,7 +472,7 @@ def test_runs_left_open_are_ended(root: Path) -> None:
         _ = 1 / 0
     with Tracker(None, root) as tracker:
         start(tracker, name="killed")
-    tracking.sync(root)
+    upkeep.sync(root)
     assert {run.info.run_name: run.info.status for run in runs(root)} == {"failed": "FAILED", "killed": "KILLED"}
 
 
@@ -479,7 +481,7 @@ def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
     home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
     ours = client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id
     others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
-    assert any("repaired: 1 runs" in line for line in tracking.doctor(root))
+    assert any("repaired: 1 runs" in line for line in upkeep.doctor(root))
     assert client(root).get_run(ours).info.status == "KILLED"
     assert client(root).get_run(others).info.status == "RUNNING"
 
@@ -620,3 +622,23 @@ def test_ui_serves_and_ends_cleanly(root: Path, port: int) -> None:
         assert ui.wait(timeout=30) == 0
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its id in the store; held back with our own; without a command where it cannot go on."""
+    monkeypatch.chdir(tmp_path)
+    tracker: Any = SimpleNamespace(lost=None, last_error=None, elsewhere="", page=lambda path: f"the page {path}")
+    run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))
+    assert Tracker.where(tracker, run, "epochs=9") == (
+        "         id  store678  (manyfit run resume=store678 epochs=9 goes on with it)\n"
+        "       page  the page #/experiments/7/runs/store6789"
+    )
+    assert Tracker.where(tracker, run, "").splitlines()[0] == (
+        "         id  store678  (manyfit run resume=store678 goes on with it)"
+    )
+    assert Tracker.where(tracker, run).splitlines()[0] == "         id  store678"
+    tracker.last_error, run.run_id = "no server", None
+    assert Tracker.where(tracker, run, "") == (
+        "       look  held back in mlruns/spool (no server); nothing is lost: manyfit sync delivers it  "
+        "(manyfit run resume=own45678 goes on with it)"
+    )

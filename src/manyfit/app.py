@@ -10,16 +10,19 @@ from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, parse
 from manyfit.config.secrets import mask
+from manyfit.displays import line
 from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment
-from manyfit.progress import Screen, line
+from manyfit.progress import Screen
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
-from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective, tracker_of, where
-from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
+from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective
+from manyfit.tracking.run import TrackedRun
+from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
 
 if TYPE_CHECKING:
-    from manyfit.training.prepared import Preparation, Result
+    from manyfit.training.prepared import Preparation
+    from manyfit.training.trained import Result
 
 
 def run(config: Config) -> float:
@@ -64,8 +67,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
         screen.note(job.data.note)
     with tracker:
         with screen.stage("importing Lightning"):
-            from manyfit import terminal
-            from manyfit.training import fitting, recording
+            from manyfit.training import fitting, recording, words
 
         changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
         ids = [earlier.run_id] if earlier else None
@@ -83,7 +85,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
                 error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
             _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
             raise
-        screen.say(terminal.summary(result))
+        screen.say(words.summary(result))
         goes_on = keep and result.status == "FINISHED"
         _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
     if tracker.lost:
@@ -92,10 +94,10 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
 
 
 def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resume: str | None) -> None:
-    """Wait for the store, and say where the run is; `resume` as for `where`."""
+    """Wait for the store, and say where the run is; `resume` as for `Tracker.where`."""
     with screen.stage("delivering to the store"):
         tracker.close()
-    screen.say(where(tracker, run, resume))
+    screen.say(tracker.where(run, resume))
 
 
 def _after_all(config: Config, earlier: Earlier | None) -> str:
@@ -236,7 +238,7 @@ def _accepted(
 def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
     """Report on a grid, or judge its claim; says why that could not be judged."""
     with sweep.screen.stage("drawing"):
-        from manyfit.sweeps import reporting
+        from manyfit.sweeps import conclusion, grids
 
         broken = ""
         try:
@@ -245,5 +247,5 @@ def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
             broken = f"{type(error).__name__}: {error}{place_of(error)}"
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
-        sweep.report = reporting.conclude(sweep, reporting.rows_of(sweep.children), verdict=sweep.verdict)
+        sweep.report = conclusion.conclude(sweep, grids.rows_of(sweep.children), verdict=sweep.verdict)
     return broken

@@ -88,7 +88,7 @@ def _ui(options: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C; a remote server has its own."""
     from manyfit.config.secrets import mask
     from manyfit.tracking.journal import resolve_uri
-    from manyfit.tracking.tracker import make_store, ui_command
+    from manyfit.tracking.upkeep import make_store  # MLflow: seconds
 
     root = _root()
     uri = resolve_uri(None, root)
@@ -106,7 +106,7 @@ def _ui(options: argparse.Namespace) -> int:
     print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command = ui_command(uri, options.port, options.host, root)
+    command = _ui_command(uri, options.port, options.host, root)
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # its workers are ended with it
     try:
         return server.wait()
@@ -114,6 +114,18 @@ def _ui(options: argparse.Namespace) -> int:
         return 0
     finally:
         _end(server)
+
+
+def _ui_command(uri: str, port: int, host: str, root: Path) -> list[str]:
+    """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
+    from manyfit.tracking.journal import mlruns
+
+    artifacts = mlruns(root) / "artifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
+        *("--default-artifact-root", str(artifacts), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
+    ]
 
 
 def _end(server: "subprocess.Popen[bytes]") -> None:
@@ -135,7 +147,7 @@ def _taken(host: str, port: int) -> bool:
 
 
 def _sync(_: argparse.Namespace) -> int:
-    from manyfit.tracking.tracker import sync
+    from manyfit.tracking.upkeep import sync
 
     report = sync(_root())
     print(f"delivered {report.sessions} sessions, {report.runs} runs")
@@ -149,7 +161,7 @@ def _sync(_: argparse.Namespace) -> int:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from manyfit.tracking.tracker import doctor
+    from manyfit.tracking.upkeep import doctor
 
     findings = doctor(_root())
     print("\n".join(findings))

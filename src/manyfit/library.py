@@ -122,9 +122,9 @@ def runs(experiment: str | None = None, where: str = "", uri: str | None = None)
     Raises:
         ValueError: There is no such experiment, the store does not answer, or MLflow does not understand the filter.
     """
-    from manyfit.tracking import tracker
+    from manyfit.tracking import reading
 
-    return tracker.table(uri, Path.cwd(), experiment, where)
+    return reading.table(uri, Path.cwd(), experiment, where)
 
 
 def histories(ids: "Iterable[str] | pd.DataFrame", uri: str | None = None) -> "pd.DataFrame":
@@ -139,10 +139,10 @@ def histories(ids: "Iterable[str] | pd.DataFrame", uri: str | None = None) -> "p
     """
     import pandas as pd
 
-    from manyfit.tracking import tracker
+    from manyfit.tracking import reading
 
     chosen = ids["id"] if isinstance(ids, pd.DataFrame) else [ids] if isinstance(ids, str) else ids
-    return tracker.histories(uri, Path.cwd(), list(chosen))
+    return reading.histories(uri, Path.cwd(), list(chosen))
 
 
 def _overrides(

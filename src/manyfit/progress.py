@@ -1,9 +1,4 @@
-"""What a person sees of a command at work: a first line at once, and at every moment what is being done.
-
-At a terminal that is one live line, in a notebook one that its cell shows. Without either (a pipe, CI, nohup) it is a
-plain line on stderr when something new begins, and one every half a minute, the rarer the longer it takes. Nothing
-heavy is imported here: the first words come before Hydra and torch, which take seconds.
-"""
+"""What a person sees of a command at work: a first line at once, and at every moment what is being done."""
 
 import contextlib
 import math
@@ -15,33 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from manyfit.config.secrets import mask
+from manyfit import displays
+from manyfit.displays import Display, Moment, Silence, clock, line, put
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.live import Live
-    from rich.text import Text
 
 OnEpoch = Callable[[int, "np.ndarray", Mapping[str, "np.ndarray"]], None]
 """Takes note of an epoch: its number, the members present, and their metrics (members present,) by name."""
 
-REDRAWS = 6  # a second, of the live line; nothing is formatted in between
-SHOWN = 2  # a second, of the line in a notebook
-LOOK = 1.0  # seconds between looks at what there is to say without a terminal
-RARER = 10.0  # a plain line at most every tenth of the time that has passed
-AT_LEAST = 30.0  # seconds
 SURE = 3.0  # seconds of a stage from which its speed is taken for what it will be
-BAR = 16  # characters, where there is so much space
-ROOM = 10  # for the clock and a space
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-ERASE = "\r\x1b[2K"
-
-
-def line(name: str, words: str) -> str:
-    """A line in the look of the closing ones."""
-    return f"{name:>11}  {words}"
 
 
 def announce(arguments: Sequence[str]) -> None:
@@ -51,26 +31,17 @@ def announce(arguments: Sequence[str]) -> None:
     """
     asks = any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments)
     if not asks and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        _put(line("manyfit", "starting"), end="\r" if _is_terminal() else "\n")
+        put(line("manyfit", "starting"), end="\r" if displays.is_terminal() else "\n")
 
 
 def last_words(stop: KeyboardInterrupt | SystemExit) -> int:
     """Say why a command ends, where that is to be said; its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
     code = stop.code if isinstance(stop, SystemExit) else 130
     if code in (130, 143):
-        _put(": ".join(["stopped", *getattr(stop, "__notes__", [])]))
+        put(": ".join(["stopped", *getattr(stop, "__notes__", [])]))
     if isinstance(code, str):
-        _put(code)
+        put(code)
     return code if isinstance(code, int) else int(code is not None)
-
-
-def _put(text: str, end: str = "\n") -> None:
-    """On stderr, in the place of what stands in the line, without passwords."""
-    print(f"{ERASE if _is_terminal() else ''}{mask(text)}", end=end, file=sys.stderr, flush=True)
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 @dataclass
@@ -115,7 +86,7 @@ class _Stage:
         passed = time.monotonic() - self.began
         if share <= self.first or passed < SURE:
             return []
-        return [f"about {_clock(passed * (1 - share) / (share - self.first))} left"]
+        return [f"about {clock(passed * (1 - share) / (share - self.first))} left"]
 
 
 class Screen:
@@ -132,21 +103,14 @@ class Screen:
         self.populations: list[_Population] = []
         self.best = math.inf  # validation loss so far
         self.measured: Mapping[str, np.ndarray] = {}  # of the last epoch
-        self._live: Live | None = None
+        self._display: Display = Silence()
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         """Say the first line, and start telling the stages."""
-        if notebook := _notebook():
-            self._thread = threading.Thread(target=self._show, args=(notebook,), daemon=True)
-            self._thread.start()
-            return self
-        _put(line("manyfit", self.head))
-        if _is_terminal():
-            with self._showing():
-                self._live = _live(self._drawn)
-                self._live.start()
-        self._thread = threading.Thread(target=self._draw if self._live else self._tell, daemon=True)
+        with self._showing():
+            self._display = displays.display(self.head)
+        self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
         return self
 
@@ -154,12 +118,17 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clear the live line."""
-        live, self._live = self._live, None
-        if live:
-            with contextlib.suppress(Exception) if self._ended.is_set() else self._showing():  # it was said
-                live.stop()
+        said = self._ended.is_set()  # that it failed
         self._ended.set()
         self._thread.join(1.0)  # its last words come before ours
+        with contextlib.suppress(Exception) if said else self._showing():
+            self._display.close(self.passed)
+        self._display = Silence()
+
+    @property
+    def passed(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self.start
 
     @contextlib.contextmanager
     def _showing(self) -> Iterator[None]:
@@ -213,15 +182,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A result, on stdout, above the live line."""
-        if not self.says:
-            return
-        if self._live and sys.stdout.isatty():
-            self._live.console.print(text)
-            return
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # whoever read it has enough, as head: that is no failure of the run
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if self.says:
+            self._display.say(text)
 
     def note(self, words: str) -> None:
         """What was taken for granted: a line, or of a library a warning."""
@@ -255,78 +217,9 @@ class Screen:
         said += [f"best loss/val {self.best:.4g}"] if self.best < math.inf else []
         return ", ".join([*said, *stage.left(share)]), share
 
-    def _drawn(self) -> "Text":
-        """The live line."""
-        from rich.text import Text
-
-        (words, share), passed = self._now(), time.monotonic() - self.start
-        drawn = Text(f"{SPINNER[int(passed * REDRAWS) % len(SPINNER)]:>11}  ", no_wrap=True, overflow="ellipsis")
-        width = self._live.console.width if self._live else 0
-        if share is not None and len(drawn) + BAR + len(words) + ROOM <= width:
-            full = min(BAR, int(share * BAR))
-            drawn.append("━" * full, "green").append("━" * (BAR - full) + " ", "dim")
-        return drawn.append(words).append(f"  {_clock(passed)}", "dim")
-
-    def _draw(self) -> None:
-        """Keep the live line up to date, until the end."""
-        while not self._ended.wait(1 / REDRAWS):
-            if live := self._live:
-                with self._showing():
-                    live.refresh()
-
-    def _show(self, display: Callable[..., Any]) -> None:
-        """In a notebook: one line of the cell, until the end; what it was about stays."""
-        with self._showing():
-            shown: Any = display({"text/plain": mask(self.head)}, raw=True, display_id=True)
-            while not self._ended.wait(1 / SHOWN):
-                words = f"{self.head}: {self._now()[0]} ({_clock(time.monotonic() - self.start)})"
-                shown.update({"text/plain": mask(words)}, raw=True)
-            shown.update({"text/plain": mask(f"{self.head} ({_clock(time.monotonic() - self.start)})")}, raw=True)
-
-    def _tell(self) -> None:
-        """Plain lines, until the end."""
-        told, when = "", self.start
-        while not self._ended.wait(LOOK):
-            now = time.monotonic()
-            words, stage = self._now()[0], self.stages[-1].words
-            if now - when >= pause(now - self.start, news=stage != told):
-                with self._showing():
-                    print(line(_clock(now - self.start), words), file=sys.stderr, flush=True)
-                told, when = stage, now
-
-
-def pause(passed: float, news: bool) -> float:
-    """Seconds from one plain line to the next, so many seconds after the first: sooner if there is news."""
-    return max(LOOK, min(AT_LEAST, passed / RARER)) if news else AT_LEAST
-
-
-def _notebook() -> Callable[..., Any] | None:
-    """What shows something in the cell that is running; None where this is no notebook."""
-    if "ipykernel" not in sys.modules:
-        return None
-    from IPython import display, get_ipython
-
-    return display.display if hasattr(get_ipython(), "kernel") else None
-
-
-def _live(drawn: Any) -> "Live":
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
-    return Live(
-        console=console,
-        get_renderable=drawn,
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    )
-
-
-def _clock(seconds: float) -> str:
-    """`12 s`, `3:05` minutes, `1:03:05`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    def _show(self) -> None:
+        """Keep the display up to date, until the end."""
+        while not self._ended.wait(self._display.every):
+            with self._showing():
+                words, share = self._now()
+                self._display.show(Moment(self.stages[-1].words, words, share, self.passed))

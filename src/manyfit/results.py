@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-    from manyfit.sweeps.reporting import Report
-    from manyfit.training.prepared import Result
+    from manyfit.sweeps.report import Report
+    from manyfit.training.trained import Result
 
 
 FIGURES = ("lr_sensitivity", "curves", "importance", "history")  # of a sweep, the most telling first
@@ -71,7 +71,8 @@ class Run:
         """What the weights of the best epoch say.
 
         Args:
-            x: (rows, features), raw, in the order of `result.features`; of a frame, its columns of these names.
+            x: (rows, features), raw, in the order of `result.features`; or a frame with the columns that were trained
+                on, in any order. A text that no training row had is none of those that had.
 
         Returns:
             (rows, classes) probabilities, in the order of `result.classes`; of a regression (rows, 1) values.
@@ -90,10 +91,9 @@ class Run:
         if self.result.predictor is None:
             raise ValueError("run must be one whose network was kept: of a sweep, those are the best. Train it by fit.")
         if isinstance(x, pd.DataFrame):
-            missing = [name for name in self.result.features if name not in x.columns]
-            if missing:
-                raise ValueError(f"x must have the columns {', '.join(self.result.features)}, but has no {missing[0]}.")
-            x = x[list(self.result.features)].to_numpy()
+            from manyfit.data.table import encoded
+
+            x = encoded(x, self.result.features)
         rows = np.asarray(x, np.float32)
         if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
             wide = len(self.result.features)
@@ -167,9 +167,9 @@ class Runs(Sequence[Run]):
         """A row for each setting, best first: its values, the objective's mean and interval over seeds."""
         import pandas as pd
 
-        from manyfit.sweeps import reporting
+        from manyfit.sweeps import report
 
-        return pd.read_csv(io.StringIO(reporting.table_csv(self.report.settings if self.report else [])))
+        return pd.read_csv(io.StringIO(report.table_csv(self.report.settings if self.report else [])))
 
     def plot(self, name: str | None = None) -> Picture | None:
         """A figure of the sweep, as the page of its parent run has it.
@@ -187,23 +187,23 @@ class Runs(Sequence[Run]):
         >>> runs.plot()[1:4], runs.plot("curves")[1:4]
         (b'PNG', b'PNG')
         """
-        from manyfit.plots.overfitting import png
-        from manyfit.sweeps import reporting
+        from manyfit.plots.style import png
+        from manyfit.sweeps import report
 
         if name not in (None, *FIGURES):
             raise ValueError(f"name must be one of {', '.join(FIGURES)}, but got {name!r}.")
         if self.report is None or not self.runs:
             return None
-        drawings = reporting.drawings(self.report, self.runs[0].config.experiment)
+        drawings = report.drawings(self.report, self.runs[0].config.experiment)
         figures = (drawn() for key, drawn in drawings.items() if name in (None, key))
         return next((Picture(png(figure)) for figure in figures if figure is not None), None)
 
     def _repr_html_(self) -> str:
-        from manyfit.sweeps import reporting
+        from manyfit.sweeps import report
 
         if self.report is None:
             return "<p>Another session reports on this study: <code>runs</code> reads what is stored.</p>"
-        said = f'<pre style="white-space: pre-wrap">{html.escape(reporting.summary(self.report))}</pre>'
+        said = f'<pre style="white-space: pre-wrap">{html.escape(report.summary(self.report))}</pre>'
         drawn = _image(picture) if (picture := self.plot()) else ""
         return said + self.table().to_html(index=False) + drawn
 

@@ -131,11 +131,11 @@ def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
     """MLflow's id and ours of the one run that is meant; what was held back is delivered first."""
     if not re.fullmatch("[0-9a-f]+", prefix):
         raise ConfigError(f"resume must be a run's id, or its beginning, but got {prefix!r}. The run's page shows it.")
-    from manyfit.tracking import tracker
+    from manyfit.tracking import reading, upkeep  # MLflow: seconds
 
     try:
-        report = tracker.sync(Path.cwd())
-        found = tracker.runs_named(uri, Path.cwd(), prefix)
+        report = upkeep.sync(Path.cwd())
+        found = reading.named(uri, Path.cwd(), prefix)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if len(found) != 1:

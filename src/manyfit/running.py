@@ -36,14 +36,15 @@ def _obey(arguments: Sequence[str], folders: Sequence[Path]) -> None:
     """Have the config composed and `_train` called, once or for each job; or train what another rank asks for."""
     from hydra_plugins.manyfit.starting import start
     from manyfit.config import errors
-    from manyfit.parallel import ddp
+    from manyfit.parallel import leader
+    from manyfit.parallel.signals import sigterm_exits
 
-    if ddp.is_helper():
-        ddp.serve()
+    if leader.is_helper():
+        leader.serve()
         return
     try:
         place.require_writable(Path("mlruns"))  # before Hydra makes its own folder there
-        with ddp.sigterm_exits(), ddp.lead():
+        with sigterm_exits(), leader.lead():
             start(_train, arguments, folders)
     except (errors.ConfigError, errors.TrainingError) as error:
         sys.exit(f"error: {error}")

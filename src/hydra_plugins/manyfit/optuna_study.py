@@ -60,9 +60,9 @@ class OptunaStudy(Sweeper):
         with Screen(self._about(fixed), says) as screen:
             with screen.stage("importing torch and Optuna"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm, which Optuna imports, in a notebook
-                from manyfit.sweeps import rounds
+                from manyfit.sweeps import rounds, settings
 
-            space = rounds.settings(self.config).space
+            space = settings.settings(self.config).space
             swept = [o for o in given if o.is_sweep_override()]
             swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
             jobs = Composer(loader, self.config).jobs

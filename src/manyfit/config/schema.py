@@ -73,7 +73,7 @@ class ModelConfig(Component):
 
 
 class OptimizerConfig(Component):
-    """A torch optimizer; lr and weight_decay may differ between the members of a population."""
+    """A torch optimizer."""
 
     lr: Positive
     weight_decay: NonNegative = 0.0
@@ -167,6 +167,8 @@ class Config(Node):
             parts.append(self.choices["schedule"])
         if self.data.label_noise:
             parts.append(f"noise={self.data.label_noise:g}")
+        if self.choices.get("data") == "csv":  # of one table several columns may be predicted
+            parts.append(f"target={self.data.arguments['target']}")
         if self.data.train_size:
             parts.append(f"n={self.data.train_size}")
         return " ".join([*parts, f"s={self.seed}"])
@@ -241,7 +243,10 @@ def with_seed(config: Config, seed: int) -> Config:
 
 
 def signature(config: Config) -> str:
-    """What configs must share to be trained in one population: all but lr, weight decay, dropout, seed, schedule."""
+    """What configs must share to be trained in one population: all but lr, weight decay, schedule, seed, name.
+
+    And but dropout, where the model is ours.
+    """
     return json.dumps(_shared(config), sort_keys=True)
 
 

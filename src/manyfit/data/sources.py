@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfit.data.table import Frame, Table, read_text, to_table
+from manyfit.data.files import Frame, read_text
+from manyfit.data.table import Table, to_table
 
 # ---------------------------------------------------------------------------------------------- real data, no network
 
@@ -178,7 +179,7 @@ def csv(
         task: "classification", "regression" or "auto": a target of text, of true/false, or of 2 to 20 distinct whole
             numbers is a classification, any other is a regression.
         header: whether the first line names the columns; else they are called 0, 1, 2, ... (text files only).
-        separator: the character between cells (text files only).
+        separator: the character between cells, or `tab` (text files only).
         drop: names of columns to leave out.
 
     Raises:

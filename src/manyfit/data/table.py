@@ -1,21 +1,20 @@
 """What a table is, and how a DataFrame or a text file becomes one: every cell checked, none skipped in silence."""
 
-import csv
-import gzip
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from manyfit.data.files import Frame, check_names
 
 if TYPE_CHECKING:
     import pandas as pd  # 1 s to import: at run time only inside the functions that need it
 
 TASKS = ("classification", "regression")
 
-SEPARATED = """, or say "data.separator=';'", where the cells are separated by ;"""
 
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
 MAX_CATEGORIES = 1000  # a text column becomes one input per category; beyond this it is an identifier, not a category
@@ -69,89 +68,6 @@ class Table:
         yield np.array_equal(codes, np.arange(classes)), f"target must use each code 0..{classes - 1}", codes[:20]
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A DataFrame and what an error message has to say to point into it."""
-
-    data: "pd.DataFrame"
-    label: str
-    """What the user called it, e.g. `'scores.csv'`."""
-    key: str = "data.path"
-    """The option that named it."""
-    lines: Sequence[int] | None = None
-    """Line number of each row, for text files; otherwise rows count from 1."""
-
-    @property
-    def separating(self) -> str:
-        """What else may be tried where columns look wrong."""
-        return SEPARATED if self.lines is not None else ""
-
-    def dropping(self, columns: Sequence[str]) -> str:
-        """How these columns are left out, where that is an option."""
-        what = "it" if len(columns) == 1 else "them"
-        return f"; data.drop=[{','.join(columns)}] leaves {what} out" if self.key == "data.path" else ""
-
-    def without(self, columns: Sequence[str]) -> "Frame":
-        """The same without these columns."""
-        if not columns:
-            return self
-        names = [str(name) for name in self.data.columns]
-        if unknown := [column for column in columns if column not in names]:
-            raise ValueError(
-                f"data.drop must name columns of {self.label}, some of {', '.join(names[:40])}, but got "
-                f"{', '.join(unknown)}."
-            )
-        return replace(self, data=self.data.loc[:, [name not in columns for name in names]])
-
-    def cell(self, row: int, column: str) -> str:
-        """Where a cell is, in words."""
-        place = f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
-        return f"in {self.label}, {place}, column {column!r}"
-
-
-def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
-    """Read delimited UTF-8 text, gzipped if the name ends in .gz.
-
-    The csv module first checks the shape and notes the line of each row, which may span lines and follow blank ones;
-    pandas then parses the cells.
-    """
-    import pandas as pd
-
-    if len(separator) != 1:
-        raise ValueError(f"data.separator must be one character, but got {separator!r}. A usual one is ','.")
-    with _open(path) as text:
-        rows = _rows(text, separator)
-        line, first = next(rows, (0, []))
-        names = [name.strip() for name in first] if header else [str(i) for i in range(len(first))]
-        lines = [] if header or not first else [line]
-        for line, row in rows:
-            if len(row) != len(names):
-                raise ValueError(
-                    f"data.path must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
-                    f"in {label}, line {line}. Correct the row{SEPARATED}."
-                )
-            lines.append(line)
-    if not lines:
-        raise ValueError(f"data.path must have rows of data, but got none in {label}. Check that it is the right file.")
-    _check_names(names, label, "data.path")
-    data = pd.read_csv(
-        path,
-        sep=separator,
-        header=0 if header else None,
-        names=names,
-        index_col=False,
-        skipinitialspace=True,
-        low_memory=False,  # or a column's type may change between chunks
-        encoding="utf-8-sig",
-    )
-    if len(data) != len(lines):
-        raise ValueError(
-            f"data.path must quote its cells properly, but got {len(lines)} or {len(data)} rows in {label}, depending "
-            "on the reader. Double the quotation marks inside quoted cells."
-        )
-    return Frame(data, label, lines=lines)
-
-
 def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     """Turn a DataFrame into a table.
 
@@ -172,12 +88,13 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     if task not in (*TASKS, "auto"):
         raise ValueError(f"data.task must be one of auto, {', '.join(TASKS)}, but got {task!r}. Choose one of these.")
     columns = [str(column) for column in frame.data.columns]
-    _check_names(columns, frame.label, frame.key)
+    check_names(columns, frame.label, frame.key)
     if target not in columns:
         listed = ", ".join(columns[:40]) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
+        near = difflib.get_close_matches(target, columns, n=1)
+        advice = f"Did you mean {near[0]}?" if near else f"Choose one of these{frame.separating}."
         raise ValueError(
-            f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. "
-            f"Choose one of these{frame.separating}."
+            f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. {advice}"
         )
     if len(columns) == 1:
         raise ValueError(
@@ -204,41 +121,32 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     )
 
 
+def encoded(frame: "pd.DataFrame", features: Sequence[str]) -> NDArray[np.float64]:
+    """Rows of a frame as a network's inputs: (n, d), of the d names that `Dataset.features` has.
+
+    Raises:
+        ValueError: A column is missing, or a number has no value.
+    """
+    columns = {str(name): frame.iloc[:, position] for position, name in enumerate(frame.columns)}
+    inputs = []
+    for feature in features:
+        # a category's name may hold an equals sign, as may a column's
+        cut = next((i for i, letter in enumerate(feature) if letter == "=" and feature[:i] in columns), None)
+        if feature in columns:
+            inputs.append(_column(Frame(frame, "x", "x"), list(columns).index(feature), feature, "numbers"))
+        elif cut is not None:
+            inputs.append((_text(columns[feature[:cut]]) == feature[cut + 1 :]).astype(np.float64))
+        else:
+            needed = ", ".join(dict.fromkeys(name.partition("=")[0] for name in features))
+            raise ValueError(f"x must have the columns {needed}, but has no {feature.partition('=')[0]}.")
+    return np.column_stack(inputs)
+
+
 def _identifiers(frame: Frame, distinct: Mapping[str, int]) -> str:
     """Of columns of text that differ in most rows: each text becomes an input of its own, which no other row has."""
     found = [column for column, count in distinct.items() if count > len(frame.data) / 2]
     alone = f"most texts in {' and '.join(found)} are there once, and each becomes an input of its own"
     return alone + frame.dropping(found) if found else ""
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _rows(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row that is not blank, with the line number where it starts."""
-    reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
-    line = 1
-    for row in reader:
-        if len(row) > 1 or any(cell.strip() for cell in row):
-            yield line, row
-        line = reader.line_num + 1
-
-
-def _check_names(names: list[str], label: str, key: str) -> None:
-    for position, name in enumerate(names):
-        if not name:
-            raise ValueError(
-                f"{key} must name every column, but got no name for column {position + 1} of {label}. Name it, or "
-                "remove it if it only numbers the rows (pandas: to_csv(index=False))."
-            )
-        if name in names[:position]:
-            raise ValueError(
-                f"{key} must name each column once, but got {name!r} for columns {names.index(name) + 1} and "
-                f"{position + 1} of {label}. Rename one, or set data.header=false if the file has no header."
-            )
 
 
 def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArray[Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manyfit.experiments.verdict import Chart, Region, Series, Verdict
-from manyfit.plots.overfitting import BLUE, FONT, GREEN, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, canvas
+from manyfit.plots.style import BLUE, FONT, GREEN, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, canvas
 from manyfit.sweeps.findings import markdown
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from manyfit.experiments.claims import Claim
     from manyfit.experiments.verdict import Verdict
     from manyfit.sweeps.parent import Sweep
-    from manyfit.training.prepared import Preparation, Result
+    from manyfit.training.prepared import Preparation
+    from manyfit.training.trained import Result
 
 REPORT_SEEDS = 8
 STAGE = "manyfit.stage"  # a tag
@@ -87,7 +88,7 @@ class Experiment:
         """Train what was chosen, judge, and store the verdict with its figure."""
         from manyfit.experiments import charts
         from manyfit.experiments.verdict import known
-        from manyfit.plots.overfitting import png
+        from manyfit.plots.style import png
 
         warnings = self._retrain(sweep) if self.tune else []
         runs = [
@@ -176,7 +177,7 @@ def reached(result: "Result | None", what: str) -> float:
 
 
 def _edge(key: str, best: Config, tried: Sequence[Config]) -> str | None:
-    """That a number is the largest or smallest of three or more, and for which other settings; below 0 is nothing."""
+    """That a number is the largest or smallest of three or more, and for which other settings; 0 has nothing below."""
     values = sorted({float(v) for config in tried if isinstance(v := config.flat().get(key), int | float)})
     value = best.flat().get(key)
     if len(values) < 3 or value == 0 or value not in (values[0], values[-1]):

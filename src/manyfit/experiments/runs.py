@@ -14,7 +14,8 @@ from manyfit.statistics import ANY, Effect, Limits, effect, interval, limits_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from manyfit.training.prepared import Job, Result
+    from manyfit.training.prepared import Job
+    from manyfit.training.trained import Result
 
 
 @dataclass(frozen=True)

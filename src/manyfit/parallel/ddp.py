@@ -1,12 +1,11 @@
 """The same training on several devices: how its ranks are started, and what travels between them and the command.
 
 The command starts its ranks from the resolved config, by torch's elastic launcher. They train, and tell it of every
-epoch; it alone touches the tracker, the study and the terminal. Under torchrun or srun the command runs in rank 0, and
-the other ranks train what it asks them to.
+epoch; it alone touches the tracker, the study and the terminal. Ranks that torchrun or srun started stand in
+leader.py.
 """
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,6 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -27,21 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
-from manyfit.parallel.channel import Channel, GoneError, made
-from manyfit.parallel.devices import by_srun, launched, world
-from manyfit.parallel.rank_process import Leaving, Train, group, obey_signals, work
+from manyfit.parallel.channel import Channel, GoneError
+from manyfit.parallel.devices import launched, world
+from manyfit.parallel.leader import LEADER
+from manyfit.parallel.rank_process import Train, work
+from manyfit.parallel.signals import sigterm_exits
 
 if TYPE_CHECKING:
-    from manyfit.parallel.ranks import Ranks
     from manyfit.progress import OnEpoch
     from manyfit.training.loop import Stops
-    from manyfit.training.prepared import Trained
+    from manyfit.training.trained import Trained
 
 GRACE = 2.0  # seconds that the true cause may be seen after its consequences
 PATIENCE = 10.0  # seconds for ranks to end by themselves
-
-
-# ---- in the command
 
 
 def train(run: Train, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None") -> "Trained":
@@ -216,129 +212,3 @@ def _stop(agent: threading.Thread, others: Collection[BaseProcess]) -> None:
         for process in set(multiprocessing.active_children()).difference(others) if agent.is_alive() else ():
             getattr(process, end)()
         agent.join(PATIENCE)
-
-
-@contextlib.contextmanager
-def sigterm_exits() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-# ---- under torchrun or srun: rank 0 is the command, the others serve it
-
-
-def is_helper() -> bool:
-    """Whether this process is a rank, other than the first, that torchrun started, or srun with trainer=slurm."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["RANK"]) > 0
-    return by_srun() and int(os.environ.get("SLURM_PROCID", 0)) > 0
-
-
-def serve() -> None:
-    """Train what rank 0 asks for until it says that this is all.
-
-    Raises:
-        SystemExit: 1, a rank is gone; rank 0 says why, or its launcher.
-    """
-    from manyfit.parallel.ranks import PeerLostError
-
-    leaving = Leaving()
-    obey_signals(leaving)
-    try:
-        with group(leaving) as (ranks, device):
-            gc.freeze()  # as the command does when the imports are over
-            gc.enable()
-            known: dict[type, Any] = {}
-            while task := ranks.agree(None):
-                run, configs = task
-                made(run, known)(configs, ranks=ranks, device=device)
-    except PeerLostError as error:
-        sys.exit(f"rank {os.environ['RANK']}: {error}")
-
-
-@contextlib.contextmanager
-def lead() -> Iterator[None]:
-    """For as long as the command runs in rank 0, the others are there to train with it."""
-    if launched("slurm" if by_srun() else "elastic") == 1:
-        yield
-        return
-    with group() as place, sigterm_exits(), noted_signals() as signals:
-        leader = Leader(*place, signals)
-        token = LEADER.set(leader)
-        try:
-            yield
-        except BaseException as error:
-            if getattr(error, "code", 1):  # not so well: whoever started the ranks ends them
-                raise
-        finally:
-            LEADER.reset(token)
-        if leader.broken:
-            sys.exit(f"error: the ranks were given up after {leader.broken}")
-        leader.ranks.agree(None)
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[int]:
-    """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""
-    reader, writer = os.pipe()
-    for end in (reader, writer):
-        os.set_blocking(end, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
-
-
-@dataclass
-class Leader:
-    """Rank 0, which asks the others to train with it.
-
-    Attributes:
-        signals: Where the numbers of signals that came can be read.
-        broken: Why it can ask no more: after an error here nobody knows where the others are.
-    """
-
-    ranks: "Ranks"
-    device: int
-    signals: int
-    broken: str = ""
-    known: dict[type, Any] = field(default_factory=dict)
-
-    def train(
-        self, run: Train, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
-    ) -> "Trained":
-        """See `train`."""
-        from manyfit.parallel.ranks import PeerLostError
-
-        if self.broken:
-            raise TrainingError(f"the ranks were given up after an earlier error ({self.broken})")
-        try:
-            self.ranks.agree((run, list(configs)))
-            trained: Trained = made(run, self.known)(configs, report, stops, ranks=self.ranks, device=self.device)
-            return trained
-        except BaseException as error:
-            self.broken = f"{type(error).__name__}: {error}"
-            if isinstance(error, PeerLostError):
-                raise self._cause(error) from None
-            raise
-
-    def _cause(self, error: Exception) -> BaseException:
-        """Why another rank is gone: all were asked to end, this one first, or it came to a bad end of its own."""
-        with contextlib.suppress(BlockingIOError):
-            number = os.read(self.signals, 1)[0]
-            return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)
-        return TrainingError(str(error))
-
-
-LEADER: ContextVar[Leader] = ContextVar("leader")
-"""Of the command that runs in rank 0, between which and a training lies Hydra."""

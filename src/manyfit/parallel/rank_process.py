@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from manyfit.config import place
 from manyfit.config.schema import Config
 from manyfit.parallel.channel import Channel, made
+from manyfit.parallel.signals import Leaving, obey_signals
 
 if TYPE_CHECKING:
     from manyfit.parallel.ranks import Ranks
 
 FOREVER = 10**6  # seconds that a rank waits for another: a dead one is noticed by other means
 Train = Callable[..., Any]  # what trains, or a class of such: see `made`
-Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
 
 def work(door: str, run: Train, configs: Sequence[Config]) -> None:
@@ -92,25 +90,3 @@ def _environment() -> Mapping[str, str]:
             "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         }
     return os.environ
-
-
-def obey_signals(leaving: Leaving) -> None:
-    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
-
-    Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
-    written to a pipe whatever the process is doing, and a thread reads it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer)
-
-    def obey() -> None:
-        number = os.read(reader, 1)[0]
-        for finish in leaving:
-            finish()
-        os._exit(128 + number)
-
-    threading.Thread(target=obey, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -23,7 +23,7 @@ from manyfit.parallel.channel import Channel, GoneError, made
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
     from manyfit.training.loop import Stops
-    from manyfit.training.prepared import Trained
+    from manyfit.training.trained import Trained
 
 
 class Worker:

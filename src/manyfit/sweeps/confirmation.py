@@ -8,7 +8,7 @@ import numpy as np
 from manyfit.config.schema import Config, with_seed
 from manyfit.statistics import LEVEL, Effect, effect, limits_of
 from manyfit.sweeps.parent import Child
-from manyfit.training.prepared import Result
+from manyfit.training.trained import Result
 
 SEEDS_FROM = 1000
 """Fresh seeds are counted from here: those that people search with are small."""

@@ -1,4 +1,4 @@
-"""The pictures of a sweep, in the style of plots/overfitting.py."""
+"""The pictures of a sweep, in the style of all."""
 
 import math
 from collections import defaultdict
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyfit.plots.overfitting import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
+from manyfit.plots.style import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
 from manyfit.statistics import POSITIVE, interval
 from manyfit.sweeps.findings import NEAR, Row, Setting, is_number, text, tolerance, varying
 
@@ -34,15 +34,15 @@ RING: dict[str, Any] = {
 def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "Figure | None":
     """The objective against lr, in a colour for each batch size (or optimizer); None where lr does not vary.
 
-    A line joins mean values where nothing else varies, with its interval over seeds as a band; diverged runs
-    are crosses at the top edge; the band of rates as good as the best is shaded.
+    A line joins mean values where nothing else varies, with its interval over seeds as a band; a rate at which a run
+    diverged is a cross at the top edge; the band of rates as good as the best is shaded.
     """
     points = [s for s in settings if _rate(s) > 0 and (s.counted or not s.reliable)]
     if LR not in varying(points):
         return None
     by = _by(points)
     figure, axes = _panel(_headline(settings), title, objective, "learning rate")
-    known = [s for s in points if math.isfinite(s.mean)]
+    known = [s for s in points if s.reliable and math.isfinite(s.mean)]
     _value_scale(axes, [row.value for s in known for row in s.counted], objective)
     rates = [_rate(s) for s in points]
     _rate_axis(axes, min(rates), max(rates))
@@ -56,8 +56,12 @@ def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "
     if known:
         axes.plot([_rate(known[0])], [known[0].mean], "o", clip_on=False, **RING)
     names = {name: colour for name, (_, colour) in groups.items()} if by else {}
-    crosses = {} if all(s.reliable for s in points) else {"\u00d7 diverged": GREY}
-    _key(axes, by or "", names | crosses)
+    also = {} if all(s.reliable for s in points) else {"\u00d7 diverged": GREY}
+    if any(len(s.counted) > 1 for s in points):
+        also["band: 95% CI" if joined else "bar: 95% CI"] = GREY
+    if near and near[1] > near[0]:
+        also[f"shaded: within\n{NEAR:.0%} of the best"] = GREEN
+    _key(axes, by or "", names | also)
     return figure
 
 
@@ -170,7 +174,7 @@ def _headline(settings: Sequence[Setting]) -> str:
 
 def _sensitivity(axes: "Axes", settings: Sequence[Setting], colour: str, joined: bool) -> None:
     """One group: its means, joined and banded where lr alone varies in it, and crosses for what diverged."""
-    known = sorted((s for s in settings if math.isfinite(s.mean)), key=lambda s: _rate(s))
+    known = sorted((s for s in settings if s.reliable and math.isfinite(s.mean)), key=_rate)
     x = [_rate(s) for s in known]
     y = np.array([s.mean for s in known])
     low, high = (np.array([getattr(s, end) for s in known]) for end in ("low", "high"))

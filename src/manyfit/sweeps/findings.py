@@ -1,4 +1,4 @@
-"""The runs of a sweep -> what they say: settings ranked over seeds, sensitivity, importance, warnings. Pure."""
+"""The runs of a sweep -> what they say: settings ranked over seeds, sensitivity, importance. Pure."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,8 +10,8 @@ import numpy as np
 
 from manyfit.config.schema import Config
 from manyfit.statistics import ANY, Limits, effect
-from manyfit.tracking.tracker import TrackedRun
-from manyfit.training.prepared import Result
+from manyfit.tracking.run import TrackedRun
+from manyfit.training.trained import Result
 
 Value = str | int | float | bool | None
 Space = Mapping[str, tuple[float, float] | Sequence[Value]]
@@ -19,14 +19,9 @@ Space = Mapping[str, tuple[float, float] | Sequence[Value]]
 NEAR = 0.05
 """As good as the best: within this share of it. Two seeds of one config commonly differ by a few percent."""
 
-RIM = 0.02
-"""At the edge of a continuous range: within this share of its length, in decades where it spans at least one."""
 
 ENOUGH = 8
 """Finished runs from which importances are worth a picture."""
-
-BAD = 0.1
-"""Share of failed and diverged runs from which the report warns."""
 
 
 @dataclass(frozen=True)
@@ -197,75 +192,6 @@ def importances(settings: Sequence[Setting]) -> dict[str, float]:
     return {keys[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
 
 
-def warnings(
-    rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None, confirmed: bool = False
-) -> list[str]:
-    """What a reader must know before believing the result, one sentence each; `confirmed`: on fresh seeds."""
-    found = _edges(settings, space, "search's best" if confirmed else "best") + (
-        [] if confirmed else _seeds(settings, searched=space is not None)
-    )
-    bad = [row for row in rows if row.state in ("failed", "diverged")]
-    if len(bad) >= BAD * max(len(rows), 1) and bad:
-        kinds = Counter(row.state for row in bad)
-        words = " and ".join(f"{count} {state}" for state, count in sorted(kinds.items()))
-        found.append(f"{words} of {len(rows)} runs: what is said here rests on the others.")
-    epochs = sorted({row.config.epochs for row in rows if row.config is not None})
-    if len(epochs) > 1:
-        found.append(f"budgets were unequal: epochs from {epochs[0]} to {epochs[-1]}; longer runs have the advantage.")
-    return found
-
-
-def _edges(settings: Sequence[Setting], space: Space | None, which: str) -> list[str]:
-    if not settings or math.isnan(settings[0].mean):
-        return []
-    found = []
-    for key in varying(settings):
-        best = settings[0].params.get(key)
-        if not is_number(best):
-            continue
-        tried = [value for setting in settings if is_number(value := setting.params.get(key))]
-        given = (space or {}).get(key, list(tried))
-        side = _side(float(best), given)
-        if side:
-            word = "searched" if space and key in space else "tried"
-            found.append(f"the {which} {key}, {text(best)}, is the {side} {word}: {_beyond(side)} may be better.")
-    return found
-
-
-def _side(best: float, given: tuple[float, float] | Sequence[Value]) -> str | None:
-    """`lowest` or `highest` when a value is on the edge of a range (low, high) or of a list of choices.
-
-    0 is never too high a lowest value: rates, shares and decays end there.
-    """
-    numbers = [float(value) for value in given if is_number(value)]
-    if len(set(numbers)) < 2:
-        return None
-    low, high = min(numbers), max(numbers)
-    rim = RIM if isinstance(given, tuple) and len(given) == 2 else 0.0
-    log = low > 0 and high / low >= 10
-    place = math.log(best / low) / math.log(high / low) if log else (best - low) / (high - low)
-    if place <= rim and low > 0:
-        return "lowest"
-    return "highest" if place >= 1 - rim - 1e-12 else None
-
-
-def _beyond(side: str) -> str:
-    return "lower ones" if side == "lowest" else "higher ones"
-
-
-def _seeds(settings: Sequence[Setting], searched: bool = False) -> list[str]:
-    known = [setting for setting in settings if math.isfinite(setting.mean)]
-    if len(known) < 2:
-        return []
-    first, second = known[:2]
-    if min(len(first.counted), len(second.counted)) < 2:
-        advice = "; sweep.seeds=4 trains several" if searched else "; add seeds, such as 'seed=range(0,8)'"
-        return [f"one seed per setting cannot tell close settings apart{advice}."]
-    if first.low <= second.high and second.low <= first.high:
-        return [f"too few seeds to tell the best from the second, {second.name}: their intervals overlap."]
-    return []
-
-
 def _column(values: Sequence[Value]) -> np.ndarray:
     """A param as numbers (settings,): in decades where it spans at least one, names as their place in the alphabet."""
     if not all(is_number(value) for value in values):
@@ -303,3 +229,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table, the first row its head."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def value_of(result: Result, objective: str, direction: str = "minimize") -> float:
+    """A result's objective by its name, `<best or last> <metric>`, of the measured epochs; NaN when none was."""
+    reducer, _, name = objective.partition(" ")
+    if (reducer, name, direction) == ("best", "loss/val", "minimize"):
+        return result.summary.best_loss_val  # of the epoch whose weights are kept
+    curve = result.metrics[name]
+    finite = curve[np.isfinite(curve)]
+    if not len(finite):
+        return math.nan
+    if reducer == "last":
+        return float(finite[-1])
+    return float(finite.min() if direction == "minimize" else finite.max())

@@ -8,8 +8,8 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from manyfit.config.schema import Config
+from manyfit.sweeps.findings import value_of
 from manyfit.sweeps.parent import Child
-from manyfit.sweeps.reporting import value_of
 from manyfit.sweeps.settings import Settings
 
 Ended = Literal["finished", "pruned", "diverged", "failed"]
@@ -76,7 +76,7 @@ def rows(
     seed: int,
     config_of: Callable[[Mapping[str, Any], int], Config],
 ) -> list[dict[str, Any]]:
-    """A trial's runs as arguments of reporting.Row.
+    """A trial's runs as arguments of findings.Row.
 
     Args:
         trial: Of this session or an earlier one.

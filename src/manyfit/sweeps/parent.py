@@ -7,25 +7,25 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from manyfit.config import place
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
-from manyfit.parallel.ddp import sigterm_exits
-from manyfit.progress import Screen, line
-from manyfit.tracking.tracker import NoTracker, TrackedRun, Tracker
+from manyfit.parallel.signals import sigterm_exits
+from manyfit.progress import Screen
+from manyfit.tracking.run import TrackedRun
+from manyfit.tracking.tracker import NoTracker, tracker_of
 
 if TYPE_CHECKING:
     from manyfit.experiments.verdict import Verdict
     from manyfit.parallel.workers import Pool
-    from manyfit.sweeps.reporting import Report
+    from manyfit.sweeps.report import Report
     from manyfit.training.fitting import Place
-    from manyfit.training.prepared import Job, Preparation, Result
+    from manyfit.training.prepared import Job, Preparation
     from manyfit.training.recording import Recorder
+    from manyfit.training.trained import Result
 
 KEPT = 8  # networks: the best setting's best run, whose model is stored, is hardly ever behind more runs than that
 
@@ -127,7 +127,7 @@ class Sweep:
             error.add_note(self._kept())
         with self.screen.stage("delivering to the store"):
             self.tracker.__exit__(kind, error, trace)
-        self.screen.say(where(self.tracker, self.parent))
+        self.screen.say(self.tracker.where(self.parent))
         if error is None and self.tracker.lost:
             raise TrainingError(self.tracker.lost)
 
@@ -323,36 +323,3 @@ def best_loss(result: "Result") -> float:
     if result.status == "FAILED":
         raise TrainingError(f"the run {result.reason}: {result.config.title()}")
     return result.summary.best_loss_val
-
-
-def tracker_of(config: Config) -> Tracker | NoTracker:
-    """Of the store that a config names."""
-    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
-
-
-def where(tracker: Tracker | NoTracker, run: TrackedRun, resume: str | None = None) -> str:
-    """The last lines of a command: the id of its run, and where its page and its pictures are.
-
-    Args:
-        tracker: Closed.
-        run: The run; of a sweep, the parent.
-        resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
-    """
-    if isinstance(tracker, NoTracker):
-        return line("look", "nowhere: tracking=off stores no run")
-    if tracker.lost:
-        return line("look", "manyfit ui, for what reached the disk")
-    short = (run.run_id or run.id)[:8]
-    command = " ".join(filter(None, [f"{tracker.elsewhere}{place.called()} resume={short}", resume]))
-    again = "" if resume is None else f"  ({command} goes on with it)"
-    if tracker.last_error or run.run_id is None or run.place is None:
-        why = tracker.last_error or "the store refused the run"
-        return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
-    experiment, artifacts = run.place
-    lines = [line("id", f"{short}{again}")]
-    lines += [line("page", tracker.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
-    folder = Path(artifacts.removeprefix("file://"))
-    if pictures := sorted(path.name for path in folder.glob("*.png")):
-        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        lines += [line("pictures" if pictures[1:] else "picture", f"{shown}/{' '.join(pictures)}")]
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Searches: Optuna proposes, populations are trained, and one study remembers it over sessions and processes."""
+"""The course of a search: Optuna proposes, populations are trained, one study remembers it over all sessions."""
 
 import functools
 import itertools
@@ -17,18 +17,17 @@ from manyfit.config import schema
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.config.secrets import mask
+from manyfit.displays import line
 from manyfit.losses import CLASSIFICATION
-from manyfit.progress import Screen, line
+from manyfit.progress import Screen
 from manyfit.sweeps import parent
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.outcomes import Outcome, outcome, rows
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.search import Search
-from manyfit.sweeps.settings import Objective, Settings, settings
+from manyfit.sweeps.settings import Settings, settings
 from manyfit.sweeps.study import lost, quiet
 from manyfit.training.prepared import Job, Preparation
-
-__all__ = ["Objective", "Rounds", "Search", "Settings", "finish", "run", "settings"]
 
 Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Proposed]]
 Compose = Callable[[Sequence[str]], DictConfig]
@@ -239,7 +238,7 @@ class Rounds:
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
     """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
-    from manyfit.sweeps import reporting
+    from manyfit.sweeps import conclusion, findings
 
     trials = [trial for trial in search.ledger.trials() if not lost(trial)]
     if running := sum(trial.state == TrialState.RUNNING for trial in trials):
@@ -250,9 +249,9 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
     children = {child.run.id: child for child in sweep.children.values()}
     ids, seed = search.run_ids(), search.default.seed
     ended = [trial for trial in trials if trial.state.is_finished()]
-    found = [reporting.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
+    found = [findings.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
     try:
-        sweep.report = reporting.conclude(
+        sweep.report = conclusion.conclude(
             sweep,
             found,
             objective=str(search.settings.objective),

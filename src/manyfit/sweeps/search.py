@@ -25,7 +25,7 @@ from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
 from manyfit.sweeps.study import DATA, WHERE, Ledger, derived_seed
 from manyfit.tracking import journal
-from manyfit.tracking.tracker import TrackedRun
+from manyfit.tracking.run import TrackedRun
 from manyfit.training.prepared import Job
 
 ROUND = 16  # trials asked at once from a sampler that learns: most of a population's gain, and it still learns

@@ -233,22 +233,3 @@ def discard(folder: Path) -> None:
     """Remove a session of which everything arrived: the journal first, so that nothing is replayed by halves."""
     (folder / JOURNAL).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What a replay did.
-
-    Attributes:
-        sessions: Sessions of which everything arrived.
-        runs: Runs in them.
-        refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
-        held: Why others are still held back, one sentence each.
-        living: Sessions left alone because their process, or their uploader, is at work.
-    """
-
-    sessions: int
-    runs: int
-    refused: int
-    held: tuple[str, ...]
-    living: int

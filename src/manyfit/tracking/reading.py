@@ -1,5 +1,7 @@
 """Runs read back from MLflow."""
 
+import contextlib
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.search_utils import SearchUtils
 
-from manyfit.tracking.store import OURS, Store
+from manyfit.config.secrets import mask
+from manyfit.tracking.journal import resolve_uri
+from manyfit.tracking.store import OURS, Store, explain
 
 HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
 PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
 METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
+BARE = re.compile(  # a name that no kind stands before, and what it is compared by
+    r"(?<![`'.\w])(?!(?:params|tags|metrics|attributes)\.)([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)"
+)
 COLUMNS = {"id": "run_id", "name": "run_name", "status": "status"}  # what MLflow calls them
 
 
@@ -56,16 +64,37 @@ class Curves(Mapping[str, np.ndarray]):
         return len(self.names)
 
 
-def named(uri: str, root: Path, prefix: str) -> list[Named]:
+@contextlib.contextmanager
+def _asked(uri: str | None, root: Path) -> Iterator[Store]:
+    """The store, to be asked something.
+
+    Raises:
+        ValueError: It does not answer.
+    """
+    uri = resolve_uri(uri, root)
+    try:
+        yield Store(uri, root)
+    except ValueError:
+        raise
+    except Exception as error:  # MLflow's, and those of what it goes through
+        raise ValueError(
+            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {explain(error)}"
+        ) from None
+
+
+def named(uri: str | None, root: Path, prefix: str) -> list[Named]:
     """The runs of ours of which MLflow's id, or our own, begins so; of any experiment.
 
     Args:
-        uri: The store.
+        uri: The store, None for the default (see `resolve_uri`).
         root: Folder that holds `mlruns/`.
         prefix: Hexadecimal digits.
+
+    Raises:
+        ValueError: The store does not answer.
     """
-    store = Store(uri, root)
-    runs = [run for where in ("attributes.run_id", f"tags.`{OURS}`") for run in store.all(f"{where} LIKE '{prefix}%'")]
+    with _asked(uri, root) as store:
+        runs = [r for where in ("attributes.run_id", f"tags.`{OURS}`") for r in store.all(f"{where} LIKE '{prefix}%'")]
     return list(
         dict.fromkeys(
             Named(run.info.run_id, run.data.tags[OURS], run.info.status) for run in runs if OURS in run.data.tags
@@ -73,28 +102,30 @@ def named(uri: str, root: Path, prefix: str) -> list[Named]:
     )
 
 
-def table(uri: str, root: Path, experiment: str | None, where: str) -> pd.DataFrame:
+def table(uri: str | None, root: Path, experiment: str | None, where: str) -> pd.DataFrame:
     """A row for each run of training: id, experiment, name, status, began, then tags, params and last metrics.
 
     Args:
-        uri: The store.
+        uri: The store, None for the default (see `resolve_uri`).
         root: Folder that holds `mlruns/`.
         experiment: Its name; None: of all.
         where: See `filtered`.
 
     Raises:
-        ValueError: There is no such experiment.
+        ValueError: There is no such experiment, none of its runs has what `where` names, or the store does not answer.
     """
-    store = Store(uri, root)
-    names = {e.experiment_id: e.name for e in store.client.search_experiments()}
-    if experiment is not None and experiment not in names.values():
-        raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
-    chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
     try:
         SearchUtils.parse_search_filter(filtered(where))  # type: ignore[no-untyped-call]  # MLflow leaves it untyped
     except MlflowException as error:
         raise ValueError(f"where must be a filter that MLflow understands, but it says: {error}") from None
-    found = store.among(chosen, filtered(where))
+    with _asked(uri, root) as store:
+        names = {e.experiment_id: e.name for e in store.client.search_experiments()}
+        if experiment is not None and experiment not in names.values():
+            raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
+        chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
+        found = store.among(chosen, filtered(where))
+        if where and not found:
+            _require_names(where, store.among(chosen, ""))
     rows = [
         {
             "id": run.info.run_id,
@@ -125,21 +156,34 @@ def filtered(where: str) -> str:
         kind = "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
         return f"{kind}.`{name}` {match[2]}"
 
-    theirs = r"(?<![`'.\w])(?!(?:params|tags|metrics|attributes)\.)"
-    return re.sub(theirs + r"([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)", full, where)
+    return BARE.sub(full, where)
 
 
-def histories(uri: str, root: Path, ids: Sequence[str]) -> pd.DataFrame:
+def _require_names(where: str, runs: Sequence[Run]) -> None:
+    """Raise ValueError if a filter that nothing passed has a name that none of these runs has."""
+    known = {*COLUMNS, *(key for run in runs for key in (*run.data.tags, *run.data.params, *run.data.metrics))}
+    for name, _ in BARE.findall(where):
+        if runs and name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            advice = f"Did you mean {' or '.join(near)}?" if near else "The columns of runs() are the names."
+            raise ValueError(f"where must name what a run has, but no run here has {name!r}. {advice}")
+
+
+def histories(uri: str | None, root: Path, ids: Sequence[str]) -> pd.DataFrame:
     """A row for each run and epoch, a column for each metric that has more than one value.
 
     Args:
-        uri: The store.
+        uri: The store, None for the default (see `resolve_uri`).
         root: Folder that holds `mlruns/`.
         ids: MLflow's, of runs.
+
+    Raises:
+        ValueError: The store does not answer.
     """
-    store, frames = Store(uri, root), []
-    for run_id in ids:
-        curves = Curves(store, run_id, tuple(store.client.get_run(run_id).data.metrics))
-        frame = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items() if len(curve) > 1})
-        frames.append(frame.rename_axis("epoch").reset_index().assign(id=run_id))
+    frames = []
+    with _asked(uri, root) as store:
+        for run_id in ids:
+            curves = Curves(store, run_id, tuple(store.client.get_run(run_id).data.metrics))
+            frame = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items() if len(curve) > 1})
+            frames.append(frame.rename_axis("epoch").reset_index().assign(id=run_id))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -11,36 +11,19 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import Literal, Self
 
+from manyfit.config import place
+from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
+from manyfit.displays import line
 from manyfit.tracking import journal
-from manyfit.tracking.journal import SyncReport, resolve_uri
+from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.run import DatasetRecord, TrackedRun
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from manyfit.tracking.reading import Named
-
-T = TypeVar("T")
-
-__all__ = [
-    "DatasetRecord",
-    "NoTracker",
-    "SyncReport",
-    "TrackedRun",
-    "Tracker",
-    "doctor",
-    "make_store",
-    "resolve_uri",
-    "sync",
-    "ui_command",
-]
 
 Value = str | int | float | bool | None
 STILL_AT_WORK = -1000  # stands for the exit code of a uploader that `close` did not wait for
@@ -117,6 +100,30 @@ class Tracker:
         if self.uri.startswith("http"):
             return f"{mask(self.uri)}/{path}"
         return f"{self.elsewhere}manyfit ui, then http://127.0.0.1:5000/{path}"
+
+    def where(self, run: TrackedRun, resume: str | None = None) -> str:
+        """The last lines of a command, once this is closed: the run's id, and where its page and its pictures are.
+
+        Args:
+            run: The run; of a sweep, the parent.
+            resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
+        """
+        if self.lost:
+            return line("look", "manyfit ui, for what reached the disk")
+        short = (run.run_id or run.id)[:8]
+        command = " ".join(filter(None, [f"{self.elsewhere}{place.called()} resume={short}", resume]))
+        again = "" if resume is None else f"  ({command} goes on with it)"
+        if self.last_error or run.run_id is None or run.place is None:
+            why = self.last_error or "the store refused the run"
+            return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
+        experiment, artifacts = run.place
+        lines = [line("id", f"{short}{again}")]
+        lines += [line("page", self.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
+        folder = Path(artifacts.removeprefix("file://"))
+        if pictures := sorted(path.name for path in folder.glob("*.png")):
+            shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+            lines += [line("pictures" if pictures[1:] else "picture", f"{shown}/{' '.join(pictures)}")]
+        return "\n".join(lines)
 
     @property
     def elsewhere(self) -> str:
@@ -232,6 +239,10 @@ class NoTracker:
         """A run that forgets."""
         return TrackedRun(None, name)
 
+    def where(self, run: TrackedRun, resume: str | None = None) -> str:  # noqa: ARG002
+        """There is no page."""
+        return line("look", "nowhere: tracking=off stores no run")
+
     def acks(self) -> journal.Acks:
         """Nothing ever arrives."""
         return journal.Acks({}, 0, None)
@@ -253,83 +264,13 @@ class NoTracker:
         """Nothing to do."""
 
 
+def tracker_of(config: Config) -> Tracker | NoTracker:
+    """Of the store that a config names."""
+    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without a name for its user
         return str(os.getuid())
-
-
-def sync(root: Path, uri: str | None = None) -> SyncReport:
-    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
-    from manyfit.tracking import uploader  # imports MLflow: seconds
-
-    return uploader.sync(Path(root).absolute(), uri)
-
-
-def runs_named(uri: str | None, root: Path, prefix: str) -> "list[Named]":
-    """The runs whose id, MLflow's or ours, begins so.
-
-    Raises:
-        ValueError: The store cannot be asked.
-    """
-    from manyfit.tracking import reading
-
-    return _asked(uri, root, lambda store, folder: reading.named(store, folder, prefix))
-
-
-def table(uri: str | None, root: Path, experiment: str | None, where: str) -> "pd.DataFrame":
-    """See `reading.table`; raises ValueError if the store cannot be asked, or not that."""
-    from manyfit.tracking import reading
-
-    return _asked(uri, root, lambda store, folder: reading.table(store, folder, experiment, where))
-
-
-def histories(uri: str | None, root: Path, ids: Sequence[str]) -> "pd.DataFrame":
-    """See `reading.histories`; raises ValueError if the store cannot be asked."""
-    from manyfit.tracking import reading
-
-    return _asked(uri, root, lambda store, folder: reading.histories(store, folder, ids))
-
-
-def _asked(uri: str | None, root: Path, ask: Callable[[str, Path], T]) -> T:
-    from manyfit.tracking import uploader
-
-    root = Path(root).absolute()
-    uri = journal.resolve_uri(uri, root)
-    try:
-        return ask(uri, root)
-    except ValueError:
-        raise
-    except Exception as error:  # MLflow's, and those of what it goes through
-        raise ValueError(
-            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {uploader.explain(error)}"
-        ) from None
-
-
-def doctor(root: Path, uri: str | None = None) -> list[str]:
-    """Look after the store: one line per finding, beginning with `ok`, `repaired` or `problem`."""
-    from manyfit.tracking import uploader
-
-    return uploader.doctor(Path(root).absolute(), uri)
-
-
-def make_store(uri: str, root: Path) -> None:
-    """Make the store when it is not there yet.
-
-    Raises:
-        ValueError: when it cannot be opened.
-    """
-    from manyfit.tracking import uploader
-
-    uploader.make_store(uri, Path(root).absolute())
-
-
-def ui_command(uri: str, port: int, host: str = "127.0.0.1", root: Path | None = None) -> list[str]:
-    """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
-    artifacts = journal.mlruns(root or Path.cwd()) / "artifacts"
-    return [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
-        *("--default-artifact-root", str(artifacts), "--workers", "1"),
-        *("--uvicorn-opts", "--log-level warning"),
-    ]

@@ -3,10 +3,7 @@
 import contextlib
 import functools
 import json
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,22 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from manyfit import curves
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, require_same_signature
-from manyfit.models import Predictor
 from manyfit.parallel import ddp, devices
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import seed_of
-from manyfit.population.members import Population
 from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
-from manyfit.training import checkpoints
+from manyfit.training import checkpoints, process
 from manyfit.training.building import make_population, make_trainer, make_training
 from manyfit.training.grouping import why_alone
 from manyfit.training.loop import Blocks, Observers, Stops, Training
-from manyfit.training.prepared import Job, Preparation, Result, Trained, prepared
+from manyfit.training.prepared import Job, Preparation, prepared
 from manyfit.training.recording import Recorder
+from manyfit.training.trained import Result, Trained
+from manyfit.training.trained import results as results_of
 
-SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
-
-TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # which Lightning sets where operations are to repeat
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
 Place = Callable[[Any, Sequence[Config], OnEpoch | None, Stops | None], Trained]
@@ -96,7 +88,7 @@ def fit(
                     raise TrainingError("the data must not change while runs train on them, but they did.")
             else:
                 trained = train(jobs, report, stops, keep=keep, resume=resume)
-            results = _results(jobs, trained)
+            results = results_of(jobs, trained)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
                 recorder.fail(error)
@@ -131,7 +123,7 @@ def train(
     config = jobs[0].config
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
-    with _settings(config), contextlib.ExitStack() as closing:
+    with process.settings(config), contextlib.ExitStack() as closing:
         trainer = make_trainer(config, device, state["epoch"] if state else 0)
         population = make_population(jobs, trainer.strategy.root_device)
         observers = Observers(report, stops)
@@ -144,8 +136,8 @@ def train(
             module.load_state(state)
             for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
                 probe.load_state_dict(its)
-        closing.enter_context(_threads(population.weights.numel() * jobs[0].batch_size // ranks.world))
-        with _exits(trainer):
+        closing.enter_context(process.threads(population.weights.numel() * jobs[0].batch_size // ranks.world))
+        with process.exits(trainer):
             _run(trainer, module)
             test = module.evaluation.measure(module.best.weights, module.best.buffers, ["test"])
     return Trained(
@@ -190,97 +182,3 @@ def _run(trainer: pl.Trainer, module: Training) -> None:
     with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
         torch.manual_seed(seed_of("training", module.seeds[0]))
         trainer.fit(module, train_dataloaders=Blocks(module))
-
-
-@contextlib.contextmanager
-def _exits(trainer: pl.Trainer) -> Iterator[None]:
-    """Lightning turns Ctrl-C and SIGTERM into exits of its own: they become what a shell expects.
-
-    Any other is an exit that the model asked for, or what it calls: an error of the training.
-    """
-    try:
-        yield
-    except SystemExit as stop:
-        if trainer.received_sigterm:
-            raise SystemExit(143) from None
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise TrainingError(f"the model, or what it uses, called sys.exit({stop.code!r})") from stop
-
-
-@contextlib.contextmanager
-def _threads(products: int) -> Iterator[None]:
-    """A small step is faster on one thread, and leaves the other cores to tracking. The bits are the same on any.
-
-    Args:
-        products: Weights of a step, each times the examples that it sees.
-    """
-    threads = torch.get_num_threads()
-    if 6 * products < SMALL_STEP:  # a multiply and an add, forward and twice back
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def _settings(config: Config) -> Iterator[None]:
-    """What a training sets for the whole process, Lightning's part included, is as it was afterwards.
-
-    torch fills all memory before it is written where operations are to repeat: nothing here reads it before.
-    """
-    deterministic: Any = torch.utils.deterministic  # torch leaves it untyped
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32, fill = (products.allow_tf32, convolutions.allow_tf32), deterministic.fill_uninitialized_memory
-    workspace = os.environ.get(WORKSPACE)
-    repeats, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, loggers = convolutions.benchmark, {name: logging.getLogger(name).level for name in TALKATIVE}
-    products.allow_tf32 = convolutions.allow_tf32 = config.trainer.precision == "tf32"
-    deterministic.fill_uninitialized_memory = False
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for words in ("GPU available but not used", "This instance was constructed with capturable=True"):
-                warnings.filterwarnings("ignore", words)  # by trainer=cpu; by the steps before a graph
-            warnings.filterwarnings("ignore", module="pytorch_lightning")  # on loaders we do not use, on its own torch
-            yield
-    finally:
-        (products.allow_tf32, convolutions.allow_tf32), convolutions.benchmark = tf32, benchmark
-        if workspace is None:
-            os.environ.pop(WORKSPACE, None)
-        torch.use_deterministic_algorithms(repeats, warn_only=warns)
-        deterministic.fill_uninitialized_memory = fill
-        for name, level in loggers.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _results(jobs: Sequence[Job], trained: Trained) -> list[Result]:
-    geometry = Population([jobs[0].network], [0], torch.device("cpu"))
-    results = []
-    for k, job in enumerate(jobs):
-        present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
-        metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
-        baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
-        summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
-        buffers = {name: b[k] for name, b in trained.buffers.items()}
-        d = job.data
-        network = geometry.member(job.network, trained.weights[k], buffers).float()
-        predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
-        results.append(
-            Result(
-                config=job.config,
-                metrics=metrics,
-                summary=summary,
-                test={name: float(values[k]) for name, values in trained.test.items()},
-                reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
-                predictor=predictor,
-                weights=trained.weights[k].clone(),  # a view would keep those of all
-                features=d.features,
-                classes=d.classes,
-                example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
-                devices=trained.devices,
-            )
-        )
-    return results

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit.data.splits import order_states, orders
+from manyfit.data.draws import order_states, orders
 from manyfit.population.dense import gpu_kernels
 from manyfit.progress import OnEpoch
 from manyfit.training.best import Best

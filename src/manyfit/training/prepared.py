@@ -1,4 +1,4 @@
-"""What goes into a training, built and tried beforehand, and what comes out of it."""
+"""What goes into a training, built and tried beforehand."""
 
 import copy
 import inspect
@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyfit import curves
 from manyfit.config.build import build, place_of, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
 from manyfit.data import splits
+from manyfit.data.draws import noisy
 from manyfit.losses import Loss
 from manyfit.parallel import devices
 from manyfit.population import dense
@@ -23,7 +22,6 @@ from manyfit.schedules import Schedule, torch_schedule
 from manyfit.training.captured import captures
 
 T = TypeVar("T")
-STATUS = {"finished": "FINISHED", "stopped early": "FINISHED", "diverged": "FAILED", "pruned": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -51,79 +49,7 @@ class Job:
     def y_train(self) -> Tensor:
         """Training targets (n,), label noise included."""
         d = self.data
-        return splits.noisy(d.y_train, len(d.classes), self.config.data.label_noise, self.config.seed)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training leaves behind: arrays, wherever it took place.
-
-    Attributes:
-        history: (members, epochs + 1) by metric; NaN after a member's end.
-        ended: Why each member ended, one of `STATUS`.
-        weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
-        test: (members,) by metric, with these weights.
-        devices: What it ran on.
-        digest: Of the data that it was trained on.
-    """
-
-    history: Mapping[str, np.ndarray]
-    ended: Mapping[int, str]
-    weights: Tensor
-    buffers: Mapping[str, Tensor]
-    test: Mapping[str, np.ndarray]
-    devices: tuple[str, ...]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run, trained.
-
-    `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
-    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
-    (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
-    are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
-    have no predictor and no weights any more.
-    """
-
-    config: Config
-    metrics: Mapping[str, np.ndarray]
-    summary: curves.Summary
-    test: Mapping[str, float]
-    reason: str
-    predictor: nn.Module | None
-    weights: Tensor | None
-    example: np.ndarray
-    features: tuple[str, ...]
-    classes: tuple[str, ...]
-    devices: tuple[str, ...]
-
-    def without_network(self) -> "Result":
-        """What a report needs of a run."""
-        return replace(self, predictor=None, weights=None)
-
-    @property
-    def once(self) -> dict[str, float]:
-        """What is measured once: test scores, with the weights of the best epoch; which that is; the speed."""
-        s = self.summary
-        best = {} if s.best_epoch is None else {"best/epoch": float(s.best_epoch), "best/loss_val": s.best_loss_val}
-        return {**self.test, "examples_per_second": self.speed, **best}
-
-    @property
-    def status(self) -> str:
-        """MLflow's word for how it ended."""
-        return STATUS[self.reason]
-
-    @property
-    def seconds(self) -> float:
-        """From the first step to the last."""
-        return float(self.metrics["time/seconds"][-1])
-
-    @property
-    def speed(self) -> float:
-        """Training examples per second, evaluation included; of a member of a population, its own."""
-        return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
+        return noisy(d.y_train, len(d.classes), self.config.data.label_noise, self.config.seed)
 
 
 def identity(config: Config) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit.config.schema import ProbeName
-from manyfit.data.splits import orders
+from manyfit.data.draws import orders
 from manyfit.population import dense
 from manyfit.training.evaluation import wide
 from manyfit.training.loop import Training

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from manyfit import curves
 from manyfit.config.schema import Config
 from manyfit.plots import overfitting
+from manyfit.plots.style import png
 from manyfit.tracking import provenance
-from manyfit.tracking.tracker import DatasetRecord, NoTracker, TrackedRun, Tracker
-from manyfit.training.prepared import Job, Result, prepared
+from manyfit.tracking.run import DatasetRecord, TrackedRun
+from manyfit.tracking.tracker import NoTracker, Tracker
+from manyfit.training.prepared import Job, prepared
+from manyfit.training.trained import Result
+from manyfit.training.words import devices, note
 
 CHOSEN = ("data", "model", "loss", "optimizer", "schedule")  # groups whose option is a tag
 
@@ -138,32 +141,4 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
 def picture(result: Result) -> bytes:
     """The overfitting curve as a PNG."""
     title = f"{result.config.experiment}: {result.config.title()}"
-    return overfitting.png(overfitting.overfitting(result.metrics, result.summary, title))
-
-
-def note(result: Result) -> str:
-    """Two sentences for the top of the run's page."""
-    config, s = result.config, result.summary
-    return (
-        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
-        f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
-        f"({where(result)})."
-    )
-
-
-def devices(result: Result) -> str:
-    """What a run was trained on: `1 x CPU`, `4 x NVIDIA H200`."""
-    return ", ".join(f"{result.devices.count(name)} x {name}" for name in dict.fromkeys(result.devices))
-
-
-def where(result: Result) -> str:
-    """The machine, and on how many devices if there were several."""
-    several = f"on {len(result.devices)} devices, " if len(result.devices) > 1 else ""
-    return several + provenance.hardware()
-
-
-def score(result: Result) -> str:
-    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`."""
-    if "accuracy/test" in result.test:
-        return f"accuracy {result.test['accuracy/test']:.1%}"
-    return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
+    return png(overfitting.overfitting(result.metrics, result.summary, title))

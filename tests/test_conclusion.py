@@ -17,7 +17,9 @@ from conftest import Compose, made
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
 from manyfit.statistics import POSITIVE, Effect, effect
-from manyfit.sweeps import confirmation, findings, reporting, rerun
+from manyfit.sweeps import cautions as cautions_of
+from manyfit.sweeps import conclusion, confirmation, findings, grids, report, rerun
+from manyfit.sweeps.cautions import cautions
 from manyfit.sweeps.findings import Row, ranked
 from manyfit.sweeps.parent import Child, Sweep
 
@@ -141,7 +143,7 @@ def test_copies_are_one_observation(composed: Compose, capsys: pytest.CaptureFix
     """Twenty runs of one setting and seed have no interval, and count once everywhere."""
     sweep = FakeSweep(composed("data=iris"), by_rate)
     rows = [row(i, 0.111, optimizer__lr=0.1) for i in range(20)] + [row(20, 0.2, optimizer__lr=0.2)]
-    reporting.conclude(sweep, rows)
+    conclusion.conclude(sweep, rows)
     out = capsys.readouterr().out
     assert "best loss/val 0.111 with one seed" in out
     assert "2 runs of 2 settings with 1 seed" in out
@@ -173,13 +175,13 @@ def test_direction_turns_the_ranking() -> None:
 )
 def test_edges(best: float, given: Any, side: str | None) -> None:
     """The rim of a range in decades, the ends of a list; 0 is a natural end."""
-    assert findings._side(best, given) == side
+    assert cautions_of._side(best, given) == side
 
 
 def test_edge_warning_names_the_key() -> None:
     """And what to try."""
     settings = ranked([row(i, float(i), optimizer__lr=lr) for i, lr in enumerate((0.1, 0.01))])
-    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in findings.warnings([], settings))
+    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in cautions([], settings))
 
 
 def test_seed_warnings() -> None:
@@ -187,9 +189,9 @@ def test_seed_warnings() -> None:
     one = ranked([row(i, float(i), lr=i) for i in range(3)])
     near = ranked([row(2 * i + s, i + 3.0 * s, seed=s, lr=i) for i in range(2) for s in range(2)])
     clear = ranked([row(3 * i + s, 10 * i + 0.1 * s, seed=s, lr=i) for i in range(2) for s in range(3)])
-    assert "one seed" in findings._seeds(one)[0]
-    assert "overlap" in findings._seeds(near)[0]
-    assert findings._seeds(clear) == []
+    assert "one seed" in cautions_of._seeds(one)[0]
+    assert "overlap" in cautions_of._seeds(near)[0]
+    assert cautions_of._seeds(clear) == []
 
 
 def test_share_of_bad_runs_and_unequal_budgets(composed: Compose) -> None:
@@ -197,10 +199,10 @@ def test_share_of_bad_runs_and_unequal_budgets(composed: Compose) -> None:
     configs = [composed("data=iris", f"epochs={epochs}") for epochs in (2, 5)]
     rows = [replace(row(i, 1.0, lr=i), config=config) for i, config in enumerate(configs)]
     rows += [row(2, math.nan, "failed", lr=2), row(3, math.nan, "diverged", lr=3)]
-    found = " ".join(findings.warnings(rows, ranked(rows)))
+    found = " ".join(cautions(rows, ranked(rows)))
     assert "1 diverged and 1 failed of 4 runs" in found
     assert "epochs from 2 to 5" in found
-    good = " ".join(findings.warnings(rows[:1], ranked(rows[:1])))
+    good = " ".join(cautions(rows[:1], ranked(rows[:1])))
     assert good == ""
 
 
@@ -217,7 +219,7 @@ def test_importance_finds_what_matters() -> None:
 
 def test_rows_of_a_grid_say_what_varies(swept: FakeSweep) -> None:
     """The chosen optimizer and the rate: neither the seed nor what follows from the optimizer."""
-    rows = reporting.rows_of(swept.children)
+    rows = grids.rows_of(swept.children)
     assert len(rows) == 24
     assert rows[0].params == {"optimizer": "adam", LR: 1e-3}
     assert {row.seed for row in rows} == {0, 1, 2, 3}
@@ -229,7 +231,7 @@ def test_rows_of_failed_and_diverged_children(composed: Compose) -> None:
     configs = [composed("data=iris", f"model.hidden=[{width}]") for width in (4, 8)]
     run: Any = FakeRun()
     children = {0: Child(0, configs[0], run, error=ValueError("no")), 1: child(1, configs[1], math.nan)}
-    rows = reporting.rows_of(children)
+    rows = grids.rows_of(children)
     assert [row.state for row in rows] == ["failed", "diverged"]
     assert rows[1].params == {"model.hidden": "[8]"}
 
@@ -319,7 +321,7 @@ def test_the_best_of_three_is_chosen_on_the_fresh_seeds(composed: Compose) -> No
 
 def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str], composed: Compose) -> None:
     """Files, tags, metrics, note and the best child's picture and model; no history and no confirmation for a grid."""
-    reporting.conclude(swept, reporting.rows_of(swept.children))
+    conclusion.conclude(swept, grids.rows_of(swept.children))
     parent: FakeRun = swept.parent
     expected = "lr_sensitivity.png curves.png importance.png table.md table.csv best.yaml best_command.txt"
     assert set(parent.files) == set(expected.split())
@@ -341,19 +343,19 @@ def test_a_grid_is_reported(swept: FakeSweep, capsys: pytest.CaptureFixture[str]
 
 def test_the_table_holds_every_setting(swept: FakeSweep) -> None:
     """Sorted, readable by csv."""
-    settings = ranked(reporting.rows_of(swept.children))
-    read = list(csv.DictReader(io.StringIO(reporting.table_csv(settings))))
+    settings = ranked(grids.rows_of(swept.children))
+    read = list(csv.DictReader(io.StringIO(report.table_csv(settings))))
     assert len(read) == 6
     assert [float(line["mean"]) for line in read] == sorted(setting.mean for setting in settings)
     assert (read[0]["n"], read[0]["finished"], read[0]["seeds"]) == ("4", "4", "0 1 2 3")
-    assert reporting.table(settings, "best loss/val").count("\n") == 8
+    assert report.table(settings, "best loss/val").count("\n") == 8
 
 
 def test_a_search_is_confirmed_on_fresh_seeds(swept: FakeSweep) -> None:
     """In one call, tagged, numbered after the search, without pruning; with a history."""
     swept.prune = prune = object()
-    rows = reporting.rows_of(swept.children)
-    reporting.conclude(swept, rows, default=swept.config, confirm_seeds=5, space={LR: (1e-3, 1e-1)})
+    rows = grids.rows_of(swept.children)
+    conclusion.conclude(swept, rows, default=swept.config, confirm_seeds=5, space={LR: (1e-3, 1e-1)})
     (trained,) = swept.calls
     assert list(trained) == list(range(24, 44))
     seeds = [config.seed for config in trained.values()]
@@ -380,7 +382,7 @@ def test_what_won_the_confirmation_is_recommended(composed: Compose, capsys: pyt
         found = [(at(default, lr, 0), 0.1 + lr) for lr in rates]
         rows = [replace(row(i, v, optimizer__lr=c.optimizer.lr), config=c) for i, (c, v) in enumerate(found)]
         sweep = FakeSweep(default, ended)
-        reporting.conclude(sweep, rows, default=default, confirm_seeds=4, space={LR: (1e-3, 1)})
+        conclusion.conclude(sweep, rows, default=default, confirm_seeds=4, space={LR: (1e-3, 1)})
         assert {config.optimizer.lr for config in sweep.calls[0].values()} == {*rates[:3], default.optimizer.lr}
         again = composed(*shlex.split(sweep.parent.files["best_command.txt"].decode())[2:])
         assert again.optimizer.lr == wins
@@ -397,7 +399,7 @@ def test_what_won_the_confirmation_is_recommended(composed: Compose, capsys: pyt
 def test_the_default_need_not_be_confirmed(swept: FakeSweep) -> None:
     """When it is the best itself."""
     default = swept.children[6].config
-    reporting.conclude(swept, reporting.rows_of(swept.children), default=default)
+    conclusion.conclude(swept, grids.rows_of(swept.children), default=default)
     assert swept.calls == []
     assert "the best config is the default" in swept.parent.tagged["mlflow.note.content"]
 
@@ -410,7 +412,7 @@ def test_a_best_run_of_an_earlier_session(composed: Compose) -> None:
         configs = [at(default, lr, 0) for lr in (0.1, 0.01)]
         rows = [row(i, by_rate(config), optimizer__lr=config.optimizer.lr) for i, config in enumerate(configs)]
         rows = [replace(one, config=config if known else None) for one, config in zip(rows, configs, strict=True)]
-        reporting.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: (1e-3, 1)})
+        conclusion.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: (1e-3, 1)})
         assert ("best.yaml" in sweep.parent.files) == known
         assert [len(call) for call in sweep.calls] == ([6] if known else [])  # its picture is that of a run of these
 
@@ -434,7 +436,7 @@ def test_any_mixture_of_runs_is_reported(composed: Compose, name: str, direction
     """There is always a note, a table and a summary."""
     default = composed("data=iris")
     sweep = FakeSweep(default, lambda config: math.nan if config.seed % 2 else 0.5)
-    reporting.conclude(sweep, MIXTURES[name], default=default, direction=direction, confirm_seeds=2)
+    conclusion.conclude(sweep, MIXTURES[name], default=default, direction=direction, confirm_seeds=2)
     assert "mlflow.note.content" in sweep.parent.tagged
     assert "table.md" in sweep.parent.files
 
@@ -465,7 +467,7 @@ def test_runs_on_different_data_are_not_ranked(composed: Compose, capsys: pytest
             for i, (name, seed) in enumerate((name, seed) for name in ("wine", "iris") for seed in (0, 1))
         }
     )
-    reporting.conclude(sweep, reporting.rows_of(sweep.children))
+    conclusion.conclude(sweep, grids.rows_of(sweep.children))
     out = capsys.readouterr().out
     assert "data on wine, iris: 4 runs of 2 settings with 2 seeds each" in out
     assert "best  none: runs that differ in data cannot be compared by best loss/val" in out
@@ -478,7 +480,7 @@ def test_runs_on_different_data_are_not_ranked(composed: Compose, capsys: pytest
 def test_tracking_off_prints_and_stores_nothing(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers are wanted all the same."""
     sweep = FakeSweep(composed("data=iris", "tracking=off"), by_rate)
-    reporting.conclude(sweep, MIXTURES["one"])
+    conclusion.conclude(sweep, MIXTURES["one"])
     assert sweep.parent.files == {}
     assert "best loss/val 0.5" in capsys.readouterr().out
 
@@ -486,9 +488,9 @@ def test_tracking_off_prints_and_stores_nothing(composed: Compose, capsys: pytes
 def test_value_of(composed: Compose) -> None:
     """The objective by its name."""
     result = made(composed("data=iris"), 0.4)
-    assert reporting.value_of(result, "best loss/val") == 0.4
-    assert reporting.value_of(result, "best accuracy/val", "maximize") == pytest.approx(0.9)
-    assert reporting.value_of(result, "last accuracy/val", "maximize") == pytest.approx(0.9)
+    assert findings.value_of(result, "best loss/val") == 0.4
+    assert findings.value_of(result, "best accuracy/val", "maximize") == pytest.approx(0.9)
+    assert findings.value_of(result, "last accuracy/val", "maximize") == pytest.approx(0.9)
 
 
 @pytest.mark.usefixtures("forked_uploader")
@@ -500,8 +502,8 @@ def test_a_real_sweep_from_start_to_end(composed: Compose, tmp_path: Path, monke
     default = composed(*base)
     with Sweep("rates", default) as sweep:
         sweep.train({i: composed(*base, f"optimizer.lr={lr}") for i, lr in enumerate((1e-2, 3e-2))})
-        rows = reporting.rows_of(sweep.children)
-        reporting.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: [1e-2, 3e-2]})
+        rows = grids.rows_of(sweep.children)
+        conclusion.conclude(sweep, rows, default=default, confirm_seeds=2, space={LR: [1e-2, 3e-2]})
     names = {path.name for path in (tmp_path / "mlruns" / "artifacts").rglob("*.*")}
     assert {"lr_sensitivity.png", "curves.png", "history.png", "table.md", "best.yaml", "overfitting.png"} <= names
     assert len(sweep.children) == 2 + 3 * 2  # two fresh seeds each of the best, the second best and the default

@@ -1,0 +1,61 @@
+"""What a process does when it is asked to end: the command, the first of several ranks, any other rank."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[int]:
+    """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
+
+
+def obey_signals(leaving: Leaving) -> None:
+    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
+
+    Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
+    written to a pipe whatever the process is doing, and a thread reads it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+
+    def obey() -> None:
+        number = os.read(reader, 1)[0]
+        for finish in leaving:
+            finish()
+        os._exit(128 + number)
+
+    threading.Thread(target=obey, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

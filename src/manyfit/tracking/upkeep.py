@@ -1,0 +1,139 @@
+"""Looking after a store: what ended sessions left is delivered, and what they left RUNNING is ended."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from manyfit.config.secrets import mask
+from manyfit.tracking import journal
+from manyfit.tracking.delivery import Session
+from manyfit.tracking.store import Store, explain
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a replay did.
+
+    Attributes:
+        sessions: Sessions of which everything arrived.
+        runs: Runs in them.
+        refused: Deliveries that the store refused for good, kept in `mlruns/rejected/`.
+        held: Why others are still held back, one sentence each.
+        living: Sessions left alone because their process, or their uploader, is at work.
+    """
+
+    sessions: int
+    runs: int
+    refused: int
+    held: tuple[str, ...]
+    living: int
+
+
+def replay(store: Store, folder: Path) -> Session:
+    """Deliver a session whose process is gone, and remove it."""
+    session = Session(store, folder)
+    session.advance(abandoned=True)
+    journal.discard(folder)
+    return session
+
+
+def target(folder: Path, root: Path, uri: str | None) -> str:
+    """The store that a session was meant for, or `uri`.
+
+    Raises:
+        ValueError: when it takes credentials, which are not kept, and they are not at hand.
+    """
+    if uri is not None:
+        return journal.resolve_uri(uri, root)
+    recorded = next(
+        (record["uri"] for record in journal.read(folder / journal.JOURNAL)[0] if record["op"] == "session"), None
+    )
+    if recorded is None:
+        return journal.default_uri(root)
+    here = journal.resolve_uri(None, root)
+    if mask(here) == recorded:
+        return here
+    if "***@" in recorded:
+        raise ValueError(f"MLFLOW_TRACKING_URI must be the address {recorded} with its password, but got {mask(here)}.")
+    return str(recorded)
+
+
+def sync(root: Path, uri: str | None = None) -> SyncReport:
+    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
+    _quiet()
+    stores: dict[str, Store] = {}
+    held: list[str] = []
+    done: list[Session] = []
+    for folder in journal.orphans(root):
+        try:
+            address = target(folder, root, uri)
+            stores[address] = stores.get(address) or Store(address, root)
+            done.append(replay(stores[address], folder))
+        except Exception as error:
+            held.append(f"{folder.name}: {explain(error)}")
+    living = len(journal.sessions(root)) - len(held)
+    return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), tuple(held), living)
+
+
+def make_store(uri: str, root: Path) -> None:
+    """Make the store when it is not there yet.
+
+    Raises:
+        ValueError: It cannot be opened.
+    """
+    _quiet()
+    try:
+        Store(uri, root)
+    except Exception as error:
+        raise ValueError(
+            f"tracking.uri must be a store that opens, but {mask(uri)} does not: {explain(error)}"
+        ) from None
+
+
+def doctor(root: Path, uri: str | None = None) -> list[str]:
+    """One line per finding, beginning with `ok`, `repaired` or `problem`."""
+    _quiet()
+    address = journal.resolve_uri(uri, root)
+    findings = [
+        f"problem: {folder} has damaged records; the others will be delivered"
+        for folder in journal.sessions(root)
+        if any(record.get("op") == "unreadable" for record in journal.read(folder / journal.JOURNAL)[0])
+    ]
+    try:
+        store = Store(address, root)
+    except Exception as error:
+        return [*findings, f"problem: store {mask(address)} does not answer: {explain(error)}"]
+    findings.append(f"ok: store {mask(address)} answers{_size(address)}")
+    report = sync(root, uri)
+    if report.sessions:
+        findings.append(f"repaired: {report.sessions} sessions ({report.runs} runs) delivered from the spool")
+    findings += [f"problem: held back: {reason}" for reason in report.held]
+    if report.living:
+        findings.append(f"ok: {report.living} sessions are running")
+    if killed := _bury(store, root):
+        findings.append(f"repaired: {killed} runs were left RUNNING by sessions that are gone; now KILLED")
+    rejected = sorted((journal.mlruns(root) / "rejected").glob("*.jsonl"))
+    return findings + [f"problem: {path} holds what the store refused; read it, then delete it" for path in rejected]
+
+
+def _bury(store: Store, root: Path) -> int:
+    """Set RUNNING runs of this machine and root KILLED when their session's folder is gone; how many."""
+    here = f"{os.uname().nodename}:{journal.mlruns(root) / 'spool'}{os.sep}"
+    living = {folder.name for folder in journal.sessions(root)}  # or held back, and to be ended by their delivery
+    dead = [run for run, home in store.running().items() if home.startswith(here) and Path(home).name not in living]
+    for run_id in dead:
+        store.end(run_id, "KILLED")
+    return len(dead)
+
+
+def _size(uri: str) -> str:
+    path = Path(unquote(urlparse(uri).path)[1:]) if uri.startswith("sqlite:") else None
+    return f" ({path.stat().st_size / 1e6:.1f} MB)" if path is not None and path.exists() else ""
+
+
+def _quiet() -> None:
+    """MLflow and alembic tell a terminal about every table they make."""
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,122 @@
+"""What comes out of a training: arrays of a population, and what is known of each of its runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyfit import curves
+from manyfit.config.schema import Config
+from manyfit.models import Predictor
+from manyfit.population.members import Population
+
+if TYPE_CHECKING:
+    from manyfit.training.prepared import Job
+
+STATUS = {"finished": "FINISHED", "stopped early": "FINISHED", "diverged": "FAILED", "pruned": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind: arrays, wherever it took place.
+
+    Attributes:
+        history: (members, epochs + 1) by metric; NaN after a member's end.
+        ended: Why each member ended, one of `STATUS`.
+        weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
+        test: (members,) by metric, with these weights.
+        devices: What it ran on.
+        digest: Of the data that it was trained on.
+    """
+
+    history: Mapping[str, np.ndarray]
+    ended: Mapping[int, str]
+    weights: Tensor
+    buffers: Mapping[str, Tensor]
+    test: Mapping[str, np.ndarray]
+    devices: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, trained.
+
+    `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
+    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
+    (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
+    are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
+    have no predictor and no weights any more.
+    """
+
+    config: Config
+    metrics: Mapping[str, np.ndarray]
+    summary: curves.Summary
+    test: Mapping[str, float]
+    reason: str
+    predictor: nn.Module | None
+    weights: Tensor | None
+    example: np.ndarray
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
+    devices: tuple[str, ...]
+
+    def without_network(self) -> "Result":
+        """What a report needs of a run."""
+        return replace(self, predictor=None, weights=None)
+
+    @property
+    def once(self) -> dict[str, float]:
+        """What is measured once: test scores, with the weights of the best epoch; which that is; the speed."""
+        s = self.summary
+        best = {} if s.best_epoch is None else {"best/epoch": float(s.best_epoch), "best/loss_val": s.best_loss_val}
+        return {**self.test, "examples_per_second": self.speed, **best}
+
+    @property
+    def status(self) -> str:
+        """MLflow's word for how it ended."""
+        return STATUS[self.reason]
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the last."""
+        return float(self.metrics["time/seconds"][-1])
+
+    @property
+    def speed(self) -> float:
+        """Training examples per second, evaluation included; of a member of a population, its own."""
+        return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
+
+
+def results(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
+    """What is known of each run; jobs are the members, in order."""
+    geometry = Population([jobs[0].network], [0], torch.device("cpu"))
+    found = []
+    for k, job in enumerate(jobs):
+        present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
+        metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
+        baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
+        summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
+        buffers = {name: b[k] for name, b in trained.buffers.items()}
+        d = job.data
+        network = geometry.member(job.network, trained.weights[k], buffers).float()
+        predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
+        found.append(
+            Result(
+                config=job.config,
+                metrics=metrics,
+                summary=summary,
+                test={name: float(values[k]) for name, values in trained.test.items()},
+                reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
+                predictor=predictor,
+                weights=trained.weights[k].clone(),  # a view would keep those of all
+                features=d.features,
+                classes=d.classes,
+                example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
+                devices=trained.devices,
+            )
+        )
+    return found

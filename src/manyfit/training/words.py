@@ -1,0 +1,57 @@
+"""A run in words: the last of a command, and those of its page."""
+
+from typing import Any
+
+from manyfit import curves
+from manyfit.displays import line
+from manyfit.tracking import provenance
+from manyfit.training.trained import Result
+
+
+def summary(result: Result) -> str:
+    """The end of a run in five lines: its name, test score, best epoch, verdict in words, seconds."""
+    s = result.summary
+    epochs = len(result.metrics["loss/val"]) - 1
+    early = (
+        f", stopped by trainer.patience={result.config.trainer.patience}" if result.reason == "stopped early" else ""
+    )
+    lines: list[tuple[str, Any]] = [
+        ("run", f"{result.config.experiment}: {result.config.title()}"),
+        ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
+        ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g}){early}"),
+        ("verdict", curves.sentence(s)),
+        ("training", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps{_on(result)}"),
+    ]
+    return "\n".join(line(name, text) for name, text in lines)
+
+
+def note(result: Result) -> str:
+    """Two sentences for the top of the run's page."""
+    config, s = result.config, result.summary
+    return (
+        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
+        f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
+        f"({_where(result)})."
+    )
+
+
+def devices(result: Result) -> str:
+    """What a run was trained on: `1 x CPU`, `4 x NVIDIA H200`."""
+    return ", ".join(f"{result.devices.count(name)} x {name}" for name in dict.fromkeys(result.devices))
+
+
+def score(result: Result) -> str:
+    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`."""
+    if "accuracy/test" in result.test:
+        return f"accuracy {result.test['accuracy/test']:.1%}"
+    return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
+
+
+def _on(result: Result) -> str:
+    return f", on {devices(result)}" if len(result.devices) > 1 else ""
+
+
+def _where(result: Result) -> str:
+    """The machine, and on how many devices if there were several."""
+    several = f"on {len(result.devices)} devices, " if len(result.devices) > 1 else ""
+    return several + provenance.hardware()
