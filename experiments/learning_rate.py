@@ -47,11 +47,11 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
         "of the starting loss left more at the ends of the range than at the best lr",
         f"{regimes}: best is {best:g}. With a cosine schedule at {best:g} the validation "
         f"loss at the end is {told(gain, 'lower', 'higher')}.",
-        f"The loss falls by half and more for lr {band}",
+        f"The loss falls by half and more for lr {band}" if stable else "At no lr does the loss fall by half",
         (
             Chart(
                 "lr",
-                "training loss at the end / at the start",
+                "training loss: end / start (1: diverged)",
                 [line(name, by(group, "optimizer.lr"), _left, limits=SHARE) for name, group in schedules.items()],
                 x_log=True,
                 level=(HALF, "half"),
