@@ -51,7 +51,7 @@ def learning_rate(runs: Sequence[Run]) -> Verdict:
         (
             Chart(
                 "lr",
-                "training loss: end / start (1: diverged)",
+                "training loss: end / start (1: not lower)",
                 [line(name, by(group, "optimizer.lr"), _left, limits=SHARE) for name, group in schedules.items()],
                 x_log=True,
                 level=(HALF, "half"),

@@ -17,9 +17,7 @@ from conftest import Compose, made
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
 from manyfit.statistics import POSITIVE, Effect, effect
-from manyfit.sweeps import cautions as cautions_of
-from manyfit.sweeps import conclusion, confirmation, findings, grids, report, rerun
-from manyfit.sweeps.cautions import cautions
+from manyfit.sweeps import cautions, conclusion, confirmation, findings, grids, report, rerun
 from manyfit.sweeps.findings import Row, ranked
 from manyfit.sweeps.parent import Child, Sweep
 
@@ -175,13 +173,13 @@ def test_direction_turns_the_ranking() -> None:
 )
 def test_edges(best: float, given: Any, side: str | None) -> None:
     """The rim of a range in decades, the ends of a list; 0 is a natural end."""
-    assert cautions_of._side(best, given) == side
+    assert cautions._side(best, given) == side
 
 
 def test_edge_warning_names_the_key() -> None:
     """And what to try."""
     settings = ranked([row(i, float(i), optimizer__lr=lr) for i, lr in enumerate((0.1, 0.01))])
-    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in cautions([], settings))
+    assert any("optimizer.lr, 0.1, is the highest tried: higher" in line for line in cautions.sentences([], settings))
 
 
 def test_seed_warnings() -> None:
@@ -189,9 +187,9 @@ def test_seed_warnings() -> None:
     one = ranked([row(i, float(i), lr=i) for i in range(3)])
     near = ranked([row(2 * i + s, i + 3.0 * s, seed=s, lr=i) for i in range(2) for s in range(2)])
     clear = ranked([row(3 * i + s, 10 * i + 0.1 * s, seed=s, lr=i) for i in range(2) for s in range(3)])
-    assert "one seed" in cautions_of._seeds(one)[0]
-    assert "overlap" in cautions_of._seeds(near)[0]
-    assert cautions_of._seeds(clear) == []
+    assert "one seed" in cautions._seeds(one)[0]
+    assert "overlap" in cautions._seeds(near)[0]
+    assert cautions._seeds(clear) == []
 
 
 def test_share_of_bad_runs_and_unequal_budgets(composed: Compose) -> None:
@@ -199,10 +197,10 @@ def test_share_of_bad_runs_and_unequal_budgets(composed: Compose) -> None:
     configs = [composed("data=iris", f"epochs={epochs}") for epochs in (2, 5)]
     rows = [replace(row(i, 1.0, lr=i), config=config) for i, config in enumerate(configs)]
     rows += [row(2, math.nan, "failed", lr=2), row(3, math.nan, "diverged", lr=3)]
-    found = " ".join(cautions(rows, ranked(rows)))
+    found = " ".join(cautions.sentences(rows, ranked(rows)))
     assert "1 diverged and 1 failed of 4 runs" in found
     assert "epochs from 2 to 5" in found
-    good = " ".join(cautions(rows[:1], ranked(rows[:1])))
+    good = " ".join(cautions.sentences(rows[:1], ranked(rows[:1])))
     assert good == ""
 
 

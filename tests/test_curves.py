@@ -56,6 +56,7 @@ MADE = {
         2.3 - rising(5, 0.15, 0),
         Fit.UNFINISHED,
     ),
+    "from far above the baseline, and over": (decay(20, 20 / 3, 1.9, 4.0), decay(20, 20 / 3, 1.9, 4.0), Fit.GOOD),
     "one good epoch": (np.array([2.3, 1.1]), np.array([2.3, 1.2]), Fit.UNFINISHED),
     "one useless epoch": (np.array([2.3, 2.3]), np.array([2.3, 2.3]), Fit.UNDERFIT),
     "untrained": (np.array([2.4]), np.array([2.4]), Fit.UNDERFIT),
@@ -135,16 +136,25 @@ def test_a_short_noisy_plateau_is_seldom_overfit(epochs):
 @pytest.mark.parametrize("noise", [0.005, 0.03])
 @pytest.mark.parametrize("epochs", [5, 20, 50])
 def test_a_noisy_plateau_is_not_unfinished(epochs, noise):
-    """Whose whole fall was small, after which it stays; one that goes on falling by as little is."""
-    steps = np.arange(epochs + 1)
+    """Whose whole fall was small, after which it stays."""
 
-    def stays(rng):
-        val = (1.8 + 0.5 * np.exp(-8 * steps / epochs)) * np.exp(noise * rng.standard_normal(epochs + 1))
+    def make(rng):
+        val = (1.8 + 0.5 * np.exp(-8 * np.arange(epochs + 1) / epochs)) * np.exp(
+            noise * rng.standard_normal(epochs + 1)
+        )
         return 0.97 * val, val
 
-    assert verdicts(stays)[Fit.UNFINISHED] <= 0.03
-    falls = 2.3 - 0.3 * steps / epochs
-    assert summarise(0.97 * falls, falls, BASELINE).verdict is Fit.UNFINISHED
+    assert verdicts(make)[Fit.UNFINISHED] <= 0.03
+
+
+@pytest.mark.parametrize("start", [2.3, 2.5, 3.0, 4.0, 6.0])
+@pytest.mark.parametrize("epochs", [10, 20, 50])
+def test_a_small_fall_is_unfinished_as_long_as_it_has_not_slowed_down(epochs, start):
+    """From wherever it came: a line is, an exponential whose second half brought next to nothing is not."""
+    steps = np.arange(epochs + 1) / epochs
+    slowed, line = 1.9 + (start - 1.9) * np.exp(-6 * steps), np.where(steps == 0, start, 2.2 - 0.3 * steps)
+    assert summarise(slowed, slowed, BASELINE).verdict is Fit.GOOD
+    assert summarise(line, line, BASELINE).verdict is Fit.UNFINISHED
 
 
 @pytest.mark.parametrize("epochs", [20, 50, 200])

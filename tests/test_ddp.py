@@ -28,8 +28,8 @@ from conftest import ROOT, Compose, command, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel import ddp
-from manyfit.parallel import leader as leader_of
 from manyfit.parallel.channel import Channel
+from manyfit.parallel.leader import Leader
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import Dropout
 from manyfit.training.fitting import fit, train
@@ -285,7 +285,7 @@ def test_after_an_error_the_leader_asks_no_more() -> None:
     """Nobody knows then where the other ranks are: the next job is refused instead of waiting for ever."""
     reader, _ = os.pipe()
     os.set_blocking(reader, False)
-    leader = leader_of.Leader(Ranks(), 0, reader)
+    leader = Leader(Ranks(), 0, reader)
 
     def fails(*_: Any, **__: Any) -> Trained:
         raise ValueError("of this rank alone")

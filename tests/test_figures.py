@@ -62,6 +62,9 @@ def test_a_rate_at_which_a_seed_diverged_has_no_mean() -> None:
     line, crosses, _ = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata(), [1e-3, 1e-2])
     np.testing.assert_allclose(crosses.get_xdata(), [1e-1])
+    none = sweep_figures.lr_sensitivity(ranked(MIXTURES["all diverged"]), "best loss/val", "title")
+    assert none is not None
+    assert list(none.axes[0].get_yticks()) == []
 
 
 def test_no_picture_where_there_is_nothing_to_show() -> None:

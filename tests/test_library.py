@@ -86,6 +86,10 @@ def test_what_is_stored_is_found_again() -> None:
         mf.runs(where="optimizer === 3")
     with pytest.raises(ValueError, match=r"no run here has 'optimzer'. Did you mean optimizer or "):
         mf.runs(where="optimzer = 'adam' and accuracy/test > 0")
+    with pytest.raises(ValueError, match=r"where must say what manyfit.session is: write tags.`manyfit.session`"):
+        mf.runs(where="manyfit.session = 'x'")
+    assert len(mf.runs(where="name = 'adam lr=0.001 b=32 s=1'")) == 1
+    assert len(mf.runs(where="name = 'adam lr=0.001 b=32 s=9'")) == 0
     (of_one,) = (run for run in runs if run.id == frame["id"][0])
     stored = histories[histories["id"] == of_one.id]["loss/val"]
     np.testing.assert_array_equal(stored, of_one.curves["loss/val"])
@@ -105,6 +109,7 @@ def test_what_is_stored_is_found_again() -> None:
         ),
         ("params.`optimizer.lr` = '0.1'", "params.`optimizer.lr` = '0.1'"),
         ("metrics.x > 1 and seed = '3'", "metrics.x > 1 and params.`seed` = '3'"),
+        ("name = 'adam lr=0.1 b=64 s=0'", "attributes.`run_name` = 'adam lr=0.1 b=64 s=0'"),
     ],
 )
 def test_a_filter_of_bare_names(where: str, theirs: str) -> None:
@@ -130,8 +135,16 @@ def test_ones_own_data_and_model() -> None:
     rows = frame[["town", "age"]].head(3)
     by_hand = [[0, 0, 0, 1], [1, 1, 0, 0], [2, 0, 1, 0]]
     np.testing.assert_array_equal(words.predict(rows), words.predict(by_hand))
-    with pytest.raises(ValueError, match="x must have the columns age, town, but has no town"):
-        words.predict(rows.drop(columns="town"))
+    one_hot = pd.get_dummies(rows, columns=["town"], prefix_sep="=")
+    np.testing.assert_array_equal(words.predict(one_hot), words.predict(by_hand))
+    for broken, message in (
+        (rows.drop(columns="town"), "x must have the columns age, town, but has no town"),
+        (rows[["age", "age", "town"]], "x must name each column once, but got 'age'"),
+        (rows.assign(town=["Ulm", None, "Kiel"]), "x must have a value in every cell, .* row 2, column 'town'"),
+        (rows.assign(age="old"), "x must have a finite number .* but got 'old' in the frame, row 1, column 'age'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            words.predict(broken)
     unknown = words.predict(rows.assign(town="Rom"))[0]
     np.testing.assert_array_equal(unknown, words.predict([[0, 0, 0, 0]])[0])
     values = mf.fit(data=load_diabetes(as_frame=True, scaled=False).frame, target="target", epochs=2, tracking="off")

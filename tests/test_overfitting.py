@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from manyfit import curves
-from manyfit.plots import overfitting
+from manyfit.plots import overfitting, style
 
 EPOCHS = np.arange(41)
 
@@ -50,7 +50,7 @@ def test_log_scale_where_losses_span_decades(lowest: float, scale: str) -> None:
 
 def test_same_curves_same_bytes() -> None:
     """The file is a function of the curves alone."""
-    a, b = (overfitting.png(picture(*OVERFIT)[0]) for _ in range(2))
+    a, b = (style.png(picture(*OVERFIT)[0]) for _ in range(2))
     assert a == b
     assert a.startswith(b"\x89PNG")
 
@@ -69,7 +69,7 @@ def test_same_curves_same_bytes() -> None:
 )
 def test_odd_curves_are_drawn(losses: tuple[np.ndarray, np.ndarray], score: str) -> None:
     """One epoch, none, a NaN tail, nothing finite, all zero: a picture all the same."""
-    assert len(overfitting.png(picture(*losses, score=score)[0])) > 5000
+    assert len(style.png(picture(*losses, score=score)[0])) > 5000
 
 
 def test_where_a_run_became_infinite_is_said_and_shown() -> None:
@@ -86,7 +86,7 @@ def test_names_of_curves_that_end_together_do_not_overlap() -> None:
     """They are pushed apart, in the order of the curves."""
     figure, _ = picture(OVERFIT[0], OVERFIT[0] + 1e-6)
     heights = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts}
-    assert heights["val"] - heights["train"] >= overfitting.APART - 1e-9
+    assert heights["val"] - heights["train"] >= style.APART - 1e-9
 
 
 def test_the_baseline_is_in_the_picture_of_an_underfit() -> None:
@@ -107,10 +107,10 @@ def test_a_loss_of_zero_stays_inside_a_log_axis() -> None:
 
 def test_losses_at_the_limit_of_float_are_drawn() -> None:
     """Matplotlib would overflow on them."""
-    assert overfitting.png(picture(np.array([2.3, 1e308, 1e308]), np.array([2.3, 1e308, 1e308]))[0])
+    assert style.png(picture(np.array([2.3, 1e308, 1e308]), np.array([2.3, 1e308, 1e308]))[0])
 
 
 def test_a_long_title_is_cut() -> None:
     """It ends inside the picture."""
-    figure = overfitting.canvas("Good fit", "adam " * 60)
+    figure = style.canvas("Good fit", "adam " * 60)
     assert all(t.get_window_extent().x1 < figure.bbox.x1 for t in figure.texts)

@@ -15,7 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Bunch
 
 from manyfit.data import sources
-from manyfit.data.splits import Table, split
+from manyfit.data.splits import split
+from manyfit.data.table import Table
 
 SHAPES = {  # source: (rows, columns, classes)
     "digits": (1797, 64, 10),

@@ -8,7 +8,8 @@ import torch
 
 from manyfit.data import sources, splits
 from manyfit.data.draws import noisy, order, orders
-from manyfit.data.splits import Dataset, Table
+from manyfit.data.splits import Dataset
+from manyfit.data.table import Table
 
 SPLITS = ("train", "val", "test")
 

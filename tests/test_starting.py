@@ -77,6 +77,19 @@ def test_options_of_hydra_that_lead_past_the_checks_are_refused(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"), [("--quick", "quick=..."), ("--optimizer=adam", "optimizer=adam"), ("--config", "config=...")]
+)
+def test_a_setting_with_dashes(tmp_path: Path, option: str, meant: str) -> None:
+    """As other tools have it: how it is written here, and nothing else."""
+    arguments = [sys.executable, "-c", QUIET, option, "data=iris"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: options must be those that --hydra-help lists, but got {option}. A setting has no dashes: {meant}.\n"
+    )
+
+
 def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
     """Its name and place, in one line."""
     (tmp_path / "mine" / "model").mkdir(parents=True)

@@ -147,6 +147,7 @@ ROWS = "1,2,0\n3,4,1\n" * 4
         ("a,b,y\np,2,0\n  ,2,1\n", r"empty cell or NaN in .*, line 3, column 'a'"),
         ("a,b,z\n" + ROWS, r"data.target must name a column of '.*my.csv', one of a, b, z, but got 'y'"),
         ("a;b;y\n1;2;0\n", r"one of a;b;y, but got 'y'\. Choose one of these, or say .data.separator=';'. if"),
+        ("age;yy\n1;0\n", r"one of age;yy, but got 'y'\. Choose one of these, or say .data.separator=';'. if"),
         ("a\ty\n1\t0\n", r"or say .data.separator=tab. if that separates"),
         ("a,Y1,z\n" + ROWS, r"one of a, Y1, z, but got 'y'\. Choose one of these\.$"),
         ("a,yy,z\n" + ROWS, r"but got 'y'\. Did you mean yy\?"),

@@ -88,7 +88,6 @@ def _ui(options: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C; a remote server has its own."""
     from manyfit.config.secrets import mask
     from manyfit.tracking.journal import resolve_uri
-    from manyfit.tracking.upkeep import make_store  # MLflow: seconds
 
     root = _root()
     uri = resolve_uri(None, root)
@@ -102,6 +101,8 @@ def _ui(options: argparse.Namespace) -> int:
             f"--port must be free, but {options.port} is taken. "
             f"Try `manyfit ui --port {options.port + 1}`, or look whether the UI is already open there."
         )
+    from manyfit.tracking.upkeep import make_store  # MLflow: seconds
+
     make_store(uri, root)
     print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}

@@ -28,6 +28,10 @@ FALLING = 0.05
 RECENT = 5
 """... the last fifth: what it gained there, about as much again is to be had in as many epochs."""
 
+UNSLOWED = 0.75
+"""Unfinished, too: it lost as much below the baseline, however slowly, and in the second half of that way it was at
+least so many times as fast as in all of it. An exponential fall that is half way after a third of its epochs: 0.65."""
+
 NEGLIGIBLE = 0.005
 """Share of the baseline that is nothing: from 1e-6 to 1e-5 is ten times as much, and not worth a word beside 1."""
 
@@ -37,10 +41,6 @@ few epochs tell little about the noise, many average it out. False alarms are co
 
 WINDOW = 10
 """A level is a median over a tenth of the run to either side: a lucky epoch is no best, a knee stays a knee."""
-
-UNSLOWED = 0.75
-"""A fall that is small and slow, but all the same of more than FALLING and not over: its second half is at least so
-many times as fast as the whole. An exponential one that is half way after a third of the run is at 0.65."""
 
 STEADY = 3
 """Falls in a row, each of more than FALLING, that are no accident: noise of 10% makes three in a row in 2% of runs, and
@@ -220,14 +220,26 @@ def _shape(train: np.ndarray, val: np.ndarray, baseline: float) -> Fit:
     falls = -np.diff(val[-1 - STEADY :])  # of a few epochs, a steep descent looks like noise: but it does not turn back
     steadily = bool(len(falls)) and bool((falls > max(FALLING * val[-1], NEGLIGIBLE * baseline)).all())
     fell = steadily or now[-1 - recent] - now[-1] > max(FALLING * now[-1], margin)
-    half, whole = max(1, epochs // 2), min(baseline, now[0]) - now[-1]
-    late = now[:-half].min(initial=math.inf) - now[-1]  # below all that was before
-    slowly = whole > FALLING * now[-1] and late > margin and late / half >= UNSLOWED * whole / max(epochs, 1)
-    if best > epochs - recent and (fell or slowly):
+    if best > epochs - recent and (fell or _has_not_slowed(val, baseline, margin)):
         return Fit.UNFINISHED
     rose = level[-1] - level.min() > max(RISEN * level.min(), margin) and _severity(val) > RISEN
     went_on = _level(train)[-1] - _level(train)[best] < NEGLIGIBLE * baseline
     return Fit.OVERFIT if rose and went_on else Fit.GOOD
+
+
+def _has_not_slowed(val: np.ndarray, baseline: float, margin: float) -> bool:
+    """Whether a fall that is slow is as fast at the end: from the baseline, or the start if that is lower.
+
+    What the second half gained is what it came to below all that was before: the far side of a hump is no fall.
+    """
+    capped = np.minimum(val, baseline)
+    loss = _level(capped) if len(val) > WINDOW else capped
+    below = np.flatnonzero(loss < baseline)
+    way = loss[below[0] :] if len(below) else loss[-1:]
+    epochs = len(way) - 1
+    half, whole = max(1, epochs // 2), way[0] - way[-1]
+    late = way[:-half].min(initial=way[0]) - way[-1]
+    return bool(whole > FALLING * way[-1] and late > margin and late / half >= UNSLOWED * whole / max(epochs, 1))
 
 
 def _level(values: np.ndarray) -> np.ndarray:

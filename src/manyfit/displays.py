@@ -49,7 +49,7 @@ class Display(Protocol):
         """It is over, after so many seconds."""
 
 
-def display(head: str) -> Display:
+def begun(head: str) -> Display:
     """That of this process, begun with a line that says what it is about."""
     if notebook := _notebook():
         return Cell(head, notebook)
@@ -85,7 +85,7 @@ class LiveLine(Silence):
         from rich.console import Console
         from rich.live import Live
 
-        self.moment = Moment("", "", None, 0.0)
+        self.moment = Moment("at work", "at work", None, 0.0)
         self.live = Live(
             console=Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False),
             get_renderable=self._drawn,

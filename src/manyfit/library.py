@@ -120,7 +120,8 @@ def runs(experiment: str | None = None, where: str = "", uri: str | None = None)
         uri: The store; None: `mlruns/` here, or MLFLOW_TRACKING_URI.
 
     Raises:
-        ValueError: There is no such experiment, the store does not answer, or MLflow does not understand the filter.
+        ValueError: There is no such experiment, no run has what the filter names, MLflow does not understand it, or the
+            store does not answer.
     """
     from manyfit.tracking import reading
 

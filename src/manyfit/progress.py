@@ -109,7 +109,7 @@ class Screen:
     def __enter__(self) -> Self:
         """Say the first line, and start telling the stages."""
         with self._showing():
-            self._display = displays.display(self.head)
+            self._display = displays.begun(self.head)
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
         return self
@@ -118,12 +118,14 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clear the live line."""
-        said = self._ended.is_set()  # that it failed
+        failed = self._ended.is_set()  # and it was said
         self._ended.set()
-        self._thread.join(1.0)  # its last words come before ours
-        with contextlib.suppress(Exception) if said else self._showing():
-            self._display.close(self.passed)
-        self._display = Silence()
+        try:
+            self._thread.join(1.0)  # its last words come before ours
+        finally:
+            with contextlib.suppress(Exception) if failed else self._showing():
+                self._display.close(self.passed)
+            self._display = Silence()
 
     @property
     def passed(self) -> float:

@@ -78,7 +78,8 @@ class Run:
             (rows, classes) probabilities, in the order of `result.classes`; of a regression (rows, 1) values.
 
         Raises:
-            ValueError: x has other columns, or the network was let go: of a sweep, only the best are kept.
+            ValueError: x has other columns, or a cell that cannot be used; or the network was let go: of a sweep, only
+                the best are kept.
 
         >>> run = fit("data=iris", epochs=3, tracking="off")
         >>> run.predict([[5.1, 3.5, 1.4, 0.2]]).shape
@@ -93,7 +94,7 @@ class Run:
         if isinstance(x, pd.DataFrame):
             from manyfit.data.table import encoded
 
-            x = encoded(x, self.result.features)
+            x = encoded(x, self.result.inputs)
         rows = np.asarray(x, np.float32)
         if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
             wide = len(self.result.features)

@@ -54,10 +54,14 @@ def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path])
     """
     refuse_passwords(dict(argument.partition("=")[::2] for argument in arguments))  # before argparse repeats it
     parser = get_args_parser()
+    parser.allow_abbrev = False
     options, others = parser.parse_known_intermixed_args(list(arguments))  # -m may stand anywhere
     if others:
-        advice = f"A setting has no dashes: {others[0].lstrip('-')}{'' if '=' in others[0] else '=true'}."
-        raise ConfigError(f"{others[0]} must be one of the options that --hydra-help lists. {advice}")
+        key, sign, value = others[0].lstrip("-").partition("=")
+        raise ConfigError(
+            f"options must be those that --hydra-help lists, but got {others[0]}. A setting has no dashes: "
+            f"{key}={value if sign else '...'}."
+        )
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "config_dir"}
     for flag in sorted(flags & REFUSED.keys()):

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # First words of every seed sequence, so that two uses of one seed draw independent numbers.
-_ORDER, _NOISE, TRAIN_SIZE = 1, 2, 3
-
+ORDER, NOISE, TRAIN_SIZE = 1, 2, 3
 
 TOGETHER = 16  # seeds from which on they are hashed together, which costs as much as ten by themselves
 
 
 def order(seed: int, epoch: int, n: int) -> Tensor:
     """The order in which epoch `epoch` visits n examples, (n,) int64: a function of the arguments alone."""
-    return torch.randperm(n, generator=_generator(_ORDER, seed, epoch))
+    return torch.randperm(n, generator=_generator(ORDER, seed, epoch))
 
 
 def orders(seeds: Sequence[int], epoch: int, n: int) -> Tensor:
@@ -30,7 +29,30 @@ def orders(seeds: Sequence[int], epoch: int, n: int) -> Tensor:
 
 def order_states(seeds: Sequence[int], epoch: int) -> NDArray[np.uint64]:
     """What the generator of every seed's `order` is seeded with, (seeds,)."""
-    return _states(np.array([np.full(len(seeds), _ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+    return _states(np.array([np.full(len(seeds), ORDER), seeds, np.full(len(seeds), epoch)], np.uint32))
+
+
+def noisy(y: Tensor, classes: int, share: float, seed: int) -> Tensor:
+    """Labels of the training set with errors in them; a pure function of its arguments.
+
+    Args:
+        y: (n,) class codes or real targets; never written to.
+        classes: number of classes; 0 for regression.
+        share: classification: `round(share * n)` labels, in [0, 1], become another class drawn uniformly.
+            Regression: N(0, share * std(y)) is added, share >= 0.
+        seed: >= 0.
+    """
+    if not share >= 0 or (classes and share > 1):
+        limits = "in [0, 1]" if classes else ">= 0"
+        raise ValueError(f"data.label_noise must be {limits}, but got {share}. Set it to 0 for the labels as they are.")
+    if share == 0:
+        return y
+    generator = _generator(NOISE, seed)
+    if classes == 0:
+        return y + share * y.std(correction=0) * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    wrong = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
+    shift = torch.randint(1, classes, (len(wrong),), generator=generator, dtype=y.dtype)
+    return y.index_put((wrong,), (y[wrong] + shift) % classes)
 
 
 def _states(words: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -67,26 +89,3 @@ def _generator(*words: int) -> torch.Generator:
     """A generator for this sequence of words >= 0; sequences that differ give independent numbers."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def noisy(y: Tensor, classes: int, share: float, seed: int) -> Tensor:
-    """Labels of the training set with errors in them; a pure function of its arguments.
-
-    Args:
-        y: (n,) class codes or real targets; never written to.
-        classes: number of classes; 0 for regression.
-        share: classification: `round(share * n)` labels, in [0, 1], become another class drawn uniformly.
-            Regression: N(0, share * std(y)) is added, share >= 0.
-        seed: >= 0.
-    """
-    if not share >= 0 or (classes and share > 1):
-        limits = "in [0, 1]" if classes else ">= 0"
-        raise ValueError(f"data.label_noise must be {limits}, but got {share}. Set it to 0 for the labels as they are.")
-    if share == 0:
-        return y
-    generator = _generator(_NOISE, seed)
-    if classes == 0:
-        return y + share * y.std(correction=0) * torch.randn(y.shape, generator=generator, dtype=y.dtype)
-    wrong = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
-    shift = torch.randint(1, classes, (len(wrong),), generator=generator, dtype=y.dtype)
-    return y.index_put((wrong,), (y[wrong] + shift) % classes)

@@ -2,14 +2,13 @@
 
 import csv
 import gzip
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 MARKS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # that separate cells, and how an option says them
 
@@ -25,11 +24,8 @@ class Frame:
     """The option that named it."""
     lines: Sequence[int] | None = None
     """Line number of each row, for text files; otherwise rows count from 1."""
-
-    @property
-    def separating(self) -> str:
-        """What else may be tried where columns look wrong."""
-        return _separating(map(str, self.data.columns)) if self.lines is not None else ""
+    separating: str = ""
+    """What else may be tried where columns look wrong."""
 
     def dropping(self, columns: Sequence[str]) -> str:
         """How these columns are left out, where that is an option."""
@@ -68,13 +64,14 @@ def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
     with _open(path) as text:
         rows = _rows(text, separator)
         line, first = next(rows, (0, []))
+        other = _separating(first, separator)
         names = [name.strip() for name in first] if header else [str(i) for i in range(len(first))]
         lines = [] if header or not first else [line]
         for line, row in rows:
             if len(row) != len(names):
                 raise ValueError(
                     f"data.path must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
-                    f"in {label}, line {line}. Correct the row{_separating(names)}."
+                    f"in {label}, line {line}. Correct the row{other}."
                 )
             lines.append(line)
     if not lines:
@@ -95,13 +92,28 @@ def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
             f"data.path must quote its cells properly, but got {len(lines)} or {len(data)} rows in {label}, depending "
             "on the reader. Double the quotation marks inside quoted cells."
         )
-    return Frame(data, label, lines=lines)
+    return Frame(data, label, lines=lines, separating=other)
 
 
-def _separating(names: Iterable[str]) -> str:
-    """Which other mark may separate the cells, since names of columns hold it; nothing where none does."""
-    text = "".join(names)
-    found = next((mark for mark in MARKS if mark in text), None)
+def check_names(names: list[str], label: str, key: str) -> None:
+    """Raise ValueError unless each column of a frame has a name of its own."""
+    for position, name in enumerate(names):
+        if not name:
+            raise ValueError(
+                f"{key} must name every column, but got no name for column {position + 1} of {label}. Name it, or "
+                "remove it if it only numbers the rows (pandas: to_csv(index=False))."
+            )
+        if name in names[:position]:
+            raise ValueError(
+                f"{key} must name each column once, but got {name!r} for columns {names.index(name) + 1} and "
+                f"{position + 1} of {label}. Rename one, or set data.header=false if the file has no header."
+            )
+
+
+def _separating(first: Sequence[str], separator: str) -> str:
+    """Which other mark may separate the cells, since those of the first row hold it; nothing where none does."""
+    text = "".join(first)
+    found = next((mark for mark in MARKS if mark in text and mark != separator), None)
     return f', or say "data.separator={MARKS[found]}" if that separates the cells' if found else ""
 
 
@@ -119,18 +131,3 @@ def _rows(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
         if len(row) > 1 or any(cell.strip() for cell in row):
             yield line, row
         line = reader.line_num + 1
-
-
-def check_names(names: list[str], label: str, key: str) -> None:
-    """Raise ValueError unless each column of a frame has a name of its own."""
-    for position, name in enumerate(names):
-        if not name:
-            raise ValueError(
-                f"{key} must name every column, but got no name for column {position + 1} of {label}. Name it, or "
-                "remove it if it only numbers the rows (pandas: to_csv(index=False))."
-            )
-        if name in names[:position]:
-            raise ValueError(
-                f"{key} must name each column once, but got {name!r} for columns {names.index(name) + 1} and "
-                f"{position + 1} of {label}. Rename one, or set data.header=false if the file has no header."
-            )

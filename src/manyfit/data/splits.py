@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfit.data.draws import TRAIN_SIZE
-from manyfit.data.table import Table
-
-__all__ = ["Dataset", "Table", "sizes", "split"]
+from manyfit.data.table import Input, Table, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +23,8 @@ class Dataset:
     name: str
     task: str
     classes: tuple[str, ...]
-    features: tuple[str, ...]
-    """Names of the d encoded columns: the numeric ones, then `column=category`."""
+    inputs: tuple[Input, ...]
+    """The d encoded columns: the numeric ones, then one for each category."""
     x_train: Tensor
     """(n, d) float32, as are x_val and x_test."""
     x_val: Tensor
@@ -45,6 +43,11 @@ class Dataset:
     """32 hex digits over the table's content and the options of `split`."""
     note: str = ""
     """The table's."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(map(name_of, self.inputs))
 
 
 def split(
@@ -77,10 +80,10 @@ def split(
     rows, val, test = _split(table, split_seed, val_fraction, test_fraction)
     train = _subset(table, rows, train_size, split_seed)
 
-    x, features = _encode(table, train)
+    x, inputs = _encode(table, train)
     x_mean, x_std = _moments(x[train], standardise)
     x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # one-hot columns stay 0 and 1
-    inputs = _float32(table, x, x_mean, x_std)
+    scaled = _float32(table, x, x_mean, x_std)
 
     if table.task == "classification":
         y_mean, y_std, target = 0.0, 1.0, torch.from_numpy(table.target)
@@ -93,10 +96,10 @@ def split(
         name=table.name,
         task=table.task,
         classes=table.classes,
-        features=features,
-        x_train=inputs[train],
-        x_val=inputs[val],
-        x_test=inputs[test],
+        inputs=inputs,
+        x_train=scaled[train],
+        x_val=scaled[val],
+        x_test=scaled[test],
         y_train=target[train],
         y_val=target[val],
         y_test=target[test],
@@ -199,17 +202,18 @@ def _subset(table: Table, rows: NDArray[np.int64], size: int | None, seed: int) 
     return kept
 
 
-def _encode(table: Table, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Numeric columns, then one column per category among the training rows: (n, d) and the d names."""
+def _encode(table: Table, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], tuple[Input, ...]]:
+    """Numeric columns, then one column per category among the training rows: (n, d), and what each of the d is."""
+    numbers = tuple((column, None) for column in table.features)
     if not table.categorical:
-        return table.numeric, table.features
+        return table.numeric, numbers
     from sklearn.preprocessing import OneHotEncoder
 
     text = np.column_stack([column.astype(object) for column in table.categorical.values()])
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(text[train])
     columns = zip(table.categorical, encoder.categories_, strict=True)
-    names = tuple(f"{column}={category}" for column, categories in columns for category in categories)
-    return np.hstack([table.numeric, encoder.transform(text)]), table.features + names
+    categories = tuple((column, str(category)) for column, found in columns for category in found)
+    return np.hstack([table.numeric, encoder.transform(text)]), numbers + categories
 
 
 def _moments(x: NDArray[np.float64], standardise: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd  # 1 s to import: at run time only inside the functions that need it
 
 TASKS = ("classification", "regression")
-
+Input = tuple[str, str | None]
+"""Of a network: a column, and the category that it is 1 for; None: its number."""
 
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
 MAX_CATEGORIES = 1000  # a text column becomes one input per category; beyond this it is an identifier, not a category
@@ -91,7 +92,7 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     check_names(columns, frame.label, frame.key)
     if target not in columns:
         listed = ", ".join(columns[:40]) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
-        near = difflib.get_close_matches(target, columns, n=1)
+        near = [] if frame.separating else difflib.get_close_matches(target, columns, n=1)
         advice = f"Did you mean {near[0]}?" if near else f"Choose one of these{frame.separating}."
         raise ValueError(
             f"data.target must name a column of {frame.label}, one of {listed}, but got {target!r}. {advice}"
@@ -121,25 +122,37 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     )
 
 
-def encoded(frame: "pd.DataFrame", features: Sequence[str]) -> NDArray[np.float64]:
-    """Rows of a frame as a network's inputs: (n, d), of the d names that `Dataset.features` has.
+def name_of(one: Input) -> str:
+    """`column`, or `column=category`."""
+    column, category = one
+    return column if category is None else f"{column}={category}"
+
+
+def encoded(frame: "pd.DataFrame", inputs: Sequence[Input]) -> NDArray[np.float64]:
+    """Rows of a frame as a network's inputs (n, d): a number, or whether a text is the category.
+
+    A category that has a column of its own, named `column=category`, is taken from there.
 
     Raises:
-        ValueError: A column is missing, or a number has no value.
+        ValueError: A column is missing or there twice, or a cell has no value, or no number where one is needed.
     """
-    columns = {str(name): frame.iloc[:, position] for position, name in enumerate(frame.columns)}
-    inputs = []
-    for feature in features:
-        # a category's name may hold an equals sign, as may a column's
-        cut = next((i for i, letter in enumerate(feature) if letter == "=" and feature[:i] in columns), None)
-        if feature in columns:
-            inputs.append(_column(Frame(frame, "x", "x"), list(columns).index(feature), feature, "numbers"))
-        elif cut is not None:
-            inputs.append((_text(columns[feature[:cut]]) == feature[cut + 1 :]).astype(np.float64))
+    names = [str(column) for column in frame.columns]
+    given, texts, found = Frame(frame, "the frame", "x"), dict[str, NDArray[Any]](), []
+    check_names(names, given.label, given.key)
+    for column, category in inputs:
+        feature = name_of((column, category))
+        if feature in names:
+            values = frame.iloc[:, names.index(feature)]
+            whole = values.astype(np.float64) if values.dtype == bool else values
+            found.append(_column(replace(given, data=whole.to_frame()), 0, feature, "numbers"))
+        elif column in names:
+            if column not in texts:
+                texts[column] = _column(given, names.index(column), column, "words")
+            found.append((texts[column] == category).astype(np.float64))
         else:
-            needed = ", ".join(dict.fromkeys(name.partition("=")[0] for name in features))
-            raise ValueError(f"x must have the columns {needed}, but has no {feature.partition('=')[0]}.")
-    return np.column_stack(inputs)
+            needed = ", ".join(dict.fromkeys(name for name, _ in inputs))
+            raise ValueError(f"x must have the columns {needed}, but has no {column}.")
+    return np.column_stack(found)
 
 
 def _identifiers(frame: Frame, distinct: Mapping[str, int]) -> str:
@@ -156,7 +169,8 @@ def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArr
         frame: where it stands.
         position: its place in the frame.
         name: its name, for messages.
-        want: "numbers" refuses text, "text" takes any cells as text, "auto" goes by the majority.
+        want: "numbers" refuses text, "words" takes all cells as text, "text" does so unless all are numbers, "auto"
+            goes by the majority.
     """
     import pandas as pd
 
@@ -170,7 +184,7 @@ def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArr
             f"{frame.cell(int(missing.argmax()), name)}. Fill it in, or drop the row or the "
             f"column{frame.dropping([name])}."
         )
-    if want != "numbers" and label_type:
+    if want == "words" or (want != "numbers" and label_type):
         return _text(values)
     if number_type:
         numbers = values.to_numpy(np.float64)

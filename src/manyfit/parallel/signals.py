@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
+
 
 @contextlib.contextmanager
 def sigterm_exits() -> Iterator[None]:
@@ -34,9 +36,6 @@ def noted_signals() -> Iterator[int]:
         signal.set_wakeup_fd(before)
         os.close(reader)
         os.close(writer)
-
-
-Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
 
 def obey_signals(leaving: Leaving) -> None:

@@ -14,29 +14,13 @@ if TYPE_CHECKING:
 
 # Source: Okabe & Ito 2008, colours that the colour-blind tell apart.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
-
 INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
-
 FONT: dict[str, Any] = {"family": "DejaVu Sans"}  # comes with matplotlib: the same picture on every machine
-
 LOG_DECADES = 1.0  # a log axis from here: on a linear one the lower half would be a flat line
-
 DOTS = 12  # epochs up to which every point is marked
-
 LONGEST = 12.5  # characters of a title to an inch that fit
-
 MANY = 200  # epochs from which the lines are thin, so that noise does not become a band
-
 APART = 0.085  # of an axis' height: least distance of two labels
-
-
-def png(figure: "Figure") -> bytes:
-    """The figure as a PNG: the same bytes for the same figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib
-    return buffer.getvalue()
 
 
 def canvas(headline: str, title: str, colour: str = INK, size: tuple[float, float] = (7.2, 3.3)) -> "Figure":
@@ -110,6 +94,20 @@ def lines(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, str]]) -> None:
         axes.text(x, height, name, transform=axes.transAxes, color=colour, zorder=4, bbox=paper, **bold)
 
 
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG: the same bytes for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib
+    return buffer.getvalue()
+
+
+def number(value: float, _position: int | None = None) -> str:
+    """As short as it reads well: `0.0431`, `1.2e5`."""
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
 def _height(axes: "Axes", y: float) -> float:
     """Where a value lies on the y axis, as a share of its height."""
     pixel = axes.transData.transform((0, y))[1]
@@ -126,11 +124,6 @@ def _apart(heights: Mapping[str, float]) -> dict[str, float]:
             if short > 0:
                 placed[i], placed[i + 1] = placed[i] - short / 2, placed[i + 1] + short / 2
     return dict(zip(names, placed, strict=True))
-
-
-def number(value: float, _position: int | None = None) -> str:
-    """As short as it reads well: `0.0431`, `1.2e5`."""
-    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def _percent(share: float, _position: int | None = None) -> str:

@@ -13,7 +13,7 @@ BAD = 0.1
 """Share of failed and diverged runs from which the report warns."""
 
 
-def cautions(
+def sentences(
     rows: Sequence[Row], settings: Sequence[Setting], space: Space | None = None, confirmed: bool = False
 ) -> list[str]:
     """What a reader must know before believing the result, one sentence each; `confirmed`: on fresh seeds."""

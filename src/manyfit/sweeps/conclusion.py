@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from manyfit.config.schema import Config
 from manyfit.plots.style import png
 from manyfit.statistics import limits_of
-from manyfit.sweeps import confirmation, findings, rerun
-from manyfit.sweeps.cautions import cautions
+from manyfit.sweeps import cautions, confirmation, findings, rerun
 from manyfit.sweeps.findings import Row, Setting, Space
 from manyfit.sweeps.grids import row_of
 from manyfit.sweeps.parent import Child, Sweep
@@ -63,7 +62,7 @@ def conclude(
         warnings=[]
         if verdict
         else copies * (given > len(rows))
-        + cautions(rows, [] if apart else settings, space, confirmed=bool(report.fresh)),
+        + cautions.sentences(rows, [] if apart else settings, space, confirmed=bool(report.fresh)),
         verdict=verdict,
     )
     if sweep.config.tracking.kind != "off":

@@ -53,11 +53,13 @@ def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "
     joined = set(varying(points)) <= {LR, by}
     for members, colour in groups.values():
         _sensitivity(axes, members, colour, joined)
-    if known:
+    if not known:
+        axes.set_yticks([])
+    else:
         axes.plot([_rate(known[0])], [known[0].mean], "o", clip_on=False, **RING)
     names = {name: colour for name, (_, colour) in groups.items()} if by else {}
     also = {} if all(s.reliable for s in points) else {"\u00d7 diverged": GREY}
-    if any(len(s.counted) > 1 for s in points):
+    if any(len(s.counted) > 1 for s in known):
         also["band: 95% CI" if joined else "bar: 95% CI"] = GREY
     if near and near[1] > near[0]:
         also[f"shaded: within\n{NEAR:.0%} of the best"] = GREEN

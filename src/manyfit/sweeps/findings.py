@@ -19,7 +19,6 @@ Space = Mapping[str, tuple[float, float] | Sequence[Value]]
 NEAR = 0.05
 """As good as the best: within this share of it. Two seeds of one config commonly differ by a few percent."""
 
-
 ENOUGH = 8
 """Finished runs from which importances are worth a picture."""
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 LISTED = 50  # settings in table.md; table.csv has all
-
 LR = figures.LR
 
 
@@ -59,7 +58,7 @@ class Report:
 
 
 def summary(report: Report) -> str:
-    """The end of a sweep in the terminal, in the look of terminal.summary."""
+    """The end of a sweep in the terminal, in the look of a run's."""
     lines = [("sweep", report.searched)]
     if report.verdict:
         lines += [("verdict", f"{report.verdict.answer}: {report.verdict.sentence}")]
@@ -96,23 +95,6 @@ def note(report: Report) -> str:
     parts += ["\n".join(f"- Warning: {warning}" for warning in report.warnings)] if report.warnings else []
     parts += [f"Again:\n\n```\n{report.command}\n```"] if report.command and not report.verdict else []
     return "\n\n".join(parts)
-
-
-def _why_none(report: Report) -> str:
-    compared = any(setting.counted for setting in report.settings)
-    if compared and report.incomparable:
-        return f"runs that differ in {' and '.join(report.incomparable)} cannot be compared by {report.objective}"
-    return "no run came to a value"
-
-
-def _id(row: Row) -> str:
-    """How a run is found in the store, if it is there; else the number of its job."""
-    return row.stored[:8] if row.stored else f"number {row.number}"
-
-
-def _named(report: Report) -> str:
-    assert report.best
-    return f"{'the default, ' if report.default_won else ''}{report.best.name}"
 
 
 def spread(setting: Setting) -> str:
@@ -184,6 +166,23 @@ def drawings(report: Report, experiment: str) -> dict[str, Callable[[], "Figure 
         "importance": lambda: figures.importance(_importances(settings, rows), title),
         "history": lambda: figures.history(rows, report.objective, report.direction, title),
     }
+
+
+def _why_none(report: Report) -> str:
+    compared = any(setting.counted for setting in report.settings)
+    if compared and report.incomparable:
+        return f"runs that differ in {' and '.join(report.incomparable)} cannot be compared by {report.objective}"
+    return "no run came to a value"
+
+
+def _id(row: Row) -> str:
+    """How a run is found in the store, if it is there; else the number of its job."""
+    return row.stored[:8] if row.stored else f"number {row.number}"
+
+
+def _named(report: Report) -> str:
+    assert report.best
+    return f"{'the default, ' if report.default_won else ''}{report.best.name}"
 
 
 def _importances(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, float]:

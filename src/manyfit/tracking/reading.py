@@ -21,8 +21,9 @@ HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
 PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
 METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
-BARE = re.compile(  # a name that no kind stands before, and what it is compared by
-    r"(?<![`'.\w])(?!(?:params|tags|metrics|attributes)\.)([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)"
+BARE = re.compile(  # quoted text; or a name that no kind stands before, and what it is compared by
+    r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![.\w])(?!(?:params|tags|metrics|attributes)\.)"""
+    r"([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)"
 )
 COLUMNS = {"id": "run_id", "name": "run_name", "status": "status"}  # what MLflow calls them
 
@@ -62,24 +63,6 @@ class Curves(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """How many metrics."""
         return len(self.names)
-
-
-@contextlib.contextmanager
-def _asked(uri: str | None, root: Path) -> Iterator[Store]:
-    """The store, to be asked something.
-
-    Raises:
-        ValueError: It does not answer.
-    """
-    uri = resolve_uri(uri, root)
-    try:
-        yield Store(uri, root)
-    except ValueError:
-        raise
-    except Exception as error:  # MLflow's, and those of what it goes through
-        raise ValueError(
-            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {explain(error)}"
-        ) from None
 
 
 def named(uri: str | None, root: Path, prefix: str) -> list[Named]:
@@ -150,23 +133,9 @@ def filtered(where: str) -> str:
     """
 
     def full(match: re.Match[str]) -> str:
-        name = match[1]
-        if name in COLUMNS:
-            return f"attributes.{COLUMNS[name]} {match[2]}"
-        kind = "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
-        return f"{kind}.`{name}` {match[2]}"
+        return f"{_kind(name)}.`{COLUMNS.get(name, name)}` {match[2]}" if (name := match[1]) else match[0]
 
     return BARE.sub(full, where)
-
-
-def _require_names(where: str, runs: Sequence[Run]) -> None:
-    """Raise ValueError if a filter that nothing passed has a name that none of these runs has."""
-    known = {*COLUMNS, *(key for run in runs for key in (*run.data.tags, *run.data.params, *run.data.metrics))}
-    for name, _ in BARE.findall(where):
-        if runs and name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            advice = f"Did you mean {' or '.join(near)}?" if near else "The columns of runs() are the names."
-            raise ValueError(f"where must name what a run has, but no run here has {name!r}. {advice}")
 
 
 def histories(uri: str | None, root: Path, ids: Sequence[str]) -> pd.DataFrame:
@@ -187,3 +156,51 @@ def histories(uri: str | None, root: Path, ids: Sequence[str]) -> pd.DataFrame:
             frame = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items() if len(curve) > 1})
             frames.append(frame.rename_axis("epoch").reset_index().assign(id=run_id))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _kind(name: str) -> str:
+    """What MLflow calls what has this name."""
+    if name in COLUMNS:
+        return "attributes"
+    return "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
+
+
+def _require_names(where: str, runs: Sequence[Run]) -> None:
+    """Raise ValueError if a filter that none of these runs has passed has a name that none has."""
+    known = _names(runs)
+    for name, _ in BARE.findall(where) if runs else ():
+        if not name or name in COLUMNS or name in known[_kind(name)]:
+            continue
+        if other := next((kind for kind, names in known.items() if name in names), None):
+            raise ValueError(f"where must say what {name} is: write {other}.`{name}`.")
+        near = difflib.get_close_matches(name, {*COLUMNS, *(name for names in known.values() for name in names)}, 3)
+        advice = f"Did you mean {' or '.join(near)}?" if near else "Those of the columns of runs() can be asked for."
+        raise ValueError(f"where must name what a run has, but no run here has {name!r}. {advice}")
+
+
+def _names(runs: Sequence[Run]) -> dict[str, set[str]]:
+    """What can be asked of these runs, by kind."""
+    data = [run.data for run in runs]
+    return {
+        "tags": {name for one in data for name in one.tags if not name.startswith(HIDDEN)},
+        "params": {name for one in data for name in one.params},
+        "metrics": {name for one in data for name in one.metrics},
+    }
+
+
+@contextlib.contextmanager
+def _asked(uri: str | None, root: Path) -> Iterator[Store]:
+    """The store, to be asked something.
+
+    Raises:
+        ValueError: It does not answer.
+    """
+    uri = resolve_uri(uri, root)
+    try:
+        yield Store(uri, root)
+    except ValueError:
+        raise
+    except Exception as error:  # MLflow's, and those of what it goes through
+        raise ValueError(
+            f"tracking.uri must be a store that answers, but {mask(uri)} does not: {explain(error)}"
+        ) from None

@@ -270,6 +270,11 @@ class Store:
                 return
 
 
+def explain(error: Exception) -> str:
+    """An obstacle in one line, without credentials."""
+    return mask((str(error).strip() or repr(error)).splitlines()[0])[:500]
+
+
 @contextmanager
 def _answers() -> Iterator[None]:
     """Tell a final answer from an outage."""
@@ -346,8 +351,3 @@ def _requirements(folder: Path, versions: dict[str, str]) -> None:
     (folder / "conda.yaml").write_text(json.dumps(conda, indent=2))
     virtual = {"python": PYTHON, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(virtual, indent=2))
-
-
-def explain(error: Exception) -> str:
-    """An obstacle in one line, without credentials."""
-    return mask((str(error).strip() or repr(error)).splitlines()[0])[:500]

@@ -24,8 +24,7 @@ from manyfit.training.grouping import why_alone
 from manyfit.training.loop import Blocks, Observers, Stops, Training
 from manyfit.training.prepared import Job, Preparation, prepared
 from manyfit.training.recording import Recorder
-from manyfit.training.trained import Result, Trained
-from manyfit.training.trained import results as results_of
+from manyfit.training.trained import Result, Trained, results_of
 
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
 
@@ -123,7 +122,7 @@ def train(
     config = jobs[0].config
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
-    with process.settings(config), contextlib.ExitStack() as closing:
+    with process.set_up(config), contextlib.ExitStack() as closing:
         trainer = make_trainer(config, device, state["epoch"] if state else 0)
         population = make_population(jobs, trainer.strategy.root_device)
         observers = Observers(report, stops)

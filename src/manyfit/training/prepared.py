@@ -14,6 +14,7 @@ from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
 from manyfit.data import splits
 from manyfit.data.draws import noisy
+from manyfit.data.table import Table
 from manyfit.losses import Loss
 from manyfit.parallel import devices
 from manyfit.population import dense
@@ -64,7 +65,7 @@ class Preparation:
     """
 
     def __init__(self) -> None:
-        self._table: tuple[str, splits.Table] | None = None  # the last that was read, while jobs are being built
+        self._table: tuple[str, Table] | None = None  # the last that was read, while jobs are being built
         self._rows: dict[str, int] = {}  # of tables
         self._datasets: dict[str, splits.Dataset] = {}
         self._jobs: dict[str, Job] = {}
@@ -98,9 +99,9 @@ class Preparation:
             _put(self._datasets, DATASETS, key, made)
         return self._datasets[key]
 
-    def _read(self, source: str) -> splits.Table:
+    def _read(self, source: str) -> Table:
         if self._table is None or self._table[0] != source:
-            self._table = source, build(DataConfig.model_validate_json(source), "data", splits.Table)
+            self._table = source, build(DataConfig.model_validate_json(source), "data", Table)
         return self._table[1]
 
 

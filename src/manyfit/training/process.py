@@ -14,9 +14,7 @@ from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
-
 TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
-
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # which Lightning sets where operations are to repeat
 
 
@@ -53,7 +51,7 @@ def threads(products: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def settings(config: Config) -> Iterator[None]:
+def set_up(config: Config) -> Iterator[None]:
     """What a training sets for the whole process, Lightning's part included, is as it was afterwards.
 
     torch fills all memory before it is written where operations are to repeat: nothing here reads it before.

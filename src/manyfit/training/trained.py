@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from manyfit import curves
 from manyfit.config.schema import Config
+from manyfit.data.table import Input, name_of
 from manyfit.models import Predictor
 from manyfit.population.members import Population
 
@@ -47,7 +48,7 @@ class Result:
 
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
-    (1, features) is a row for it, `features` and `classes` name its columns and outputs; `weights` (parameters,)
+    (1, features) is a row for it, `inputs` and `classes` say what its columns and outputs are; `weights` (parameters,)
     are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
     have no predictor and no weights any more.
     """
@@ -60,9 +61,14 @@ class Result:
     predictor: nn.Module | None
     weights: Tensor | None
     example: np.ndarray
-    features: tuple[str, ...]
+    inputs: tuple[Input, ...]
     classes: tuple[str, ...]
     devices: tuple[str, ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(map(name_of, self.inputs))
 
     def without_network(self) -> "Result":
         """What a report needs of a run."""
@@ -91,7 +97,7 @@ class Result:
         return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
 
 
-def results(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
+def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
     """What is known of each run; jobs are the members, in order."""
     geometry = Population([jobs[0].network], [0], torch.device("cpu"))
     found = []
@@ -113,7 +119,7 @@ def results(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
                 reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
                 predictor=predictor,
                 weights=trained.weights[k].clone(),  # a view would keep those of all
-                features=d.features,
+                inputs=d.inputs,
                 classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
                 devices=trained.devices,
