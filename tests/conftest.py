@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch, as manyfit itself does
 
@@ -32,6 +32,9 @@ from manyfit.config.schema import Config
 from manyfit.experiments import claims
 from manyfit.tracking.tracker import Tracker
 from manyfit.training.trained import Result
+
+if TYPE_CHECKING:
+    from swept import FakeSweep
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
 
@@ -146,3 +149,16 @@ class Normed(nn.Module):
         """(rows, in_features) -> (rows, out_features)."""
         out: torch.Tensor = self.head(self.body(x))
         return out
+
+
+@pytest.fixture
+def swept(composed: Compose) -> "FakeSweep":
+    """Three rates with two optimizers and four seeds, as if trained."""
+    from swept import FakeSweep, at, by_rate
+
+    sweep = FakeSweep(composed("data=iris", "epochs=2"), by_rate)
+    options = [composed("data=iris", "epochs=2", f"optimizer={name}") for name in ("adam", "sgd")]
+    jobs = [at(config, lr, seed) for config in options for lr in (1e-3, 1e-2, 1e-1) for seed in range(4)]
+    sweep.train(dict(enumerate(jobs)))
+    sweep.calls.clear()
+    return sweep
