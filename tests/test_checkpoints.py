@@ -62,7 +62,7 @@ def killed(configs: list[Config], folder: Path, monkeypatch: pytest.MonkeyPatch,
 
         patch.setattr(Training, "_let_go", dies)
         with pytest.raises(KilledError):
-            fit(configs, keep=folder, **kwargs)
+            fit(configs, save_to=folder, **kwargs)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,7 +98,7 @@ def test_a_member_that_was_let_go_stays_away(
 def test_more_epochs_are_those_of_a_longer_training(composed: Compose, tmp_path: Path) -> None:
     """A finished training goes on as if it had been asked for more from the start."""
     short, long = (composed(*COMMON, f"epochs={epochs}") for epochs in (4, 7))
-    fit([short], keep=tmp_path)
+    fit([short], save_to=tmp_path)
     (whole,) = fit([long])
     (resumed,) = fit([long], resume=tmp_path)
     assert_same_bits(whole, resumed)
@@ -143,7 +143,7 @@ def test_a_disk_that_refuses_costs_the_checkpoint_only(composed: Compose, tmp_pa
     """Training goes on, and the writer knows why."""
     (tmp_path / "file").write_text("")
     result: Result
-    (result,) = fit([composed(*COMMON)], keep=tmp_path / "file" / "below")
+    (result,) = fit([composed(*COMMON)], save_to=tmp_path / "file" / "below")
     assert result.reason == "finished"
     with checkpoints.Writer(tmp_path / "file" / "below") as writer:
         writer.put(1, {})

@@ -227,7 +227,7 @@ class TestOnAGpu:
         """Bit-equal on the device too."""
         folder = tmp_path_factory.mktemp("state")
         short, long = (composed(*COMMON, f"epochs={epochs}") for epochs in (2, 4))
-        fit([short], keep=folder)
+        fit([short], save_to=folder)
         assert_same_bits(fit([long])[0], fit([long], resume=folder)[0])
 
     def test_a_population_fills_the_device_and_fits(self, composed: Compose) -> None:

@@ -21,7 +21,7 @@ def test_where_a_schedule_jumps_is_said(composed: Compose, tmp_path: Path) -> No
     """A cosine that had come to its end is stretched over more epochs, and lr rises; a constant one has no jump."""
     for schedule, lines in (("cosine", 2), ("constant", 1)):
         short, long = (composed(*SMALL, f"schedule={schedule}", f"epochs={epochs}") for epochs in (4, 8))
-        fit([short], keep=tmp_path / schedule)
+        fit([short], save_to=tmp_path / schedule)
         state = checkpoints.load(tmp_path / schedule)
         assert resume._changes(short, prepare(short), state) == ()
         said = resume._changes(short, prepare(long), state)
@@ -44,7 +44,7 @@ def test_what_has_nothing_left_to_train_is_refused(
     composed: Compose, tmp_path: Path, first: list[str], then: list[str], refusal: str | None
 ) -> None:
     """It would end at once and look as if it had been trained; what is let through does train."""
-    fit([composed(*SMALL, *first)], keep=tmp_path)
+    fit([composed(*SMALL, *first)], save_to=tmp_path)
     state, config = checkpoints.load(tmp_path), composed(*SMALL, *first, *then)
     with pytest.raises(ConfigError, match=refusal) if refusal else contextlib.nullcontext():
         resume._require_more(config, state)
@@ -54,7 +54,7 @@ def test_what_has_nothing_left_to_train_is_refused(
 
 def test_other_data_are_refused(composed: Compose, tmp_path: Path) -> None:
     """What was trained on might be validated on; a state of before does not know its data, and goes on."""
-    fit([composed(*SMALL)], keep=tmp_path)
+    fit([composed(*SMALL)], save_to=tmp_path)
     state, now = checkpoints.load(tmp_path), composed(*SMALL, "epochs=9")
     resume._require_same_data(prepare(now), state)
     resume._require_same_data(prepare(now), {key: value for key, value in state.items() if key != "data"})

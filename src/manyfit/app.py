@@ -73,11 +73,13 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
         ids = [earlier.run_id] if earlier else None
         recorder = recording.Recorder(tracker, [job], tags=[changed], run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
-        keep = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
+        save_to = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
             collect_garbage()
             with screen.stage("training"):
-                (result,) = fitting.fit([job], recorder, screen=screen, keep=keep, resume=folder if earlier else None)
+                (result,) = fitting.fit(
+                    [job], recorder, screen=screen, save_to=save_to, resume=folder if earlier else None
+                )
         except BaseException as error:
             recorder.fail(error)
             if not isinstance(error, Exception):
@@ -86,7 +88,7 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
             _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
             raise
         screen.say(words.summary(result))
-        goes_on = keep and result.status == "FINISHED"
+        goes_on = save_to and result.status == "FINISHED"
         _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
     if tracker.lost:
         raise TrainingError(tracker.lost)

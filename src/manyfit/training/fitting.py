@@ -40,7 +40,7 @@ def fit(
     stops: Stops | None = None,
     screen: Screen | None = None,
     place: Place | None = None,
-    keep: Path | None = None,
+    save_to: Path | None = None,
     resume: Path | None = None,
 ) -> list[Result]:
     """Train configs that may share a population, each as if it were alone, and track each as a run.
@@ -52,7 +52,7 @@ def fit(
         stops: Asked after every epoch which members are to stop.
         screen: Shows how far everything is.
         place: Where they are trained; None: here, or on the devices that they ask for.
-        keep: Folder for the state after the last epochs.
+        save_to: Folder for the state after the last epochs.
         resume: Folder of the state to go on from.
 
     Returns:
@@ -81,12 +81,12 @@ def fit(
         try:
             elsewhere = place or (ddp.train if devices.world(configs[0].trainer) > 1 else None)
             if elsewhere:  # what travels there is the configs
-                run = functools.partial(train, keep=keep, resume=resume) if keep or resume else Elsewhere
+                run = functools.partial(train, save_to=save_to, resume=resume) if save_to or resume else Elsewhere
                 trained = elsewhere(run, configs, report, stops)
                 if trained.digest != jobs[0].data.digest:
                     raise TrainingError("the data must not change while runs train on them, but they did.")
             else:
-                trained = train(jobs, report, stops, keep=keep, resume=resume)
+                trained = train(jobs, report, stops, save_to=save_to, resume=resume)
             results = results_of(jobs, trained)
         except BaseException as error:
             if len(jobs) == 1 or not isinstance(error, Exception):
@@ -104,7 +104,7 @@ def train(
     *,
     ranks: Ranks | None = None,
     device: int = 0,
-    keep: Path | None = None,
+    save_to: Path | None = None,
     resume: Path | None = None,
 ) -> Trained:
     """Train one population in this process.
@@ -115,7 +115,7 @@ def train(
         stops: Asked after every epoch which members are to be let go.
         ranks: The processes that train it together.
         device: Which of the machine's GPUs is this process's; without one it means nothing.
-        keep: Folder for the state after the last epochs; rank 0 writes it.
+        save_to: Folder for the state after the last epochs; rank 0 writes it.
         resume: Folder of the state to go on from; rank 0 reads it.
     """
     jobs, ranks = prepared(given), ranks or Ranks()
@@ -126,8 +126,8 @@ def train(
         trainer = make_trainer(config, device, state["epoch"] if state else 0)
         population = make_population(jobs, trainer.strategy.root_device)
         observers = Observers(report, stops)
-        if keep and first:
-            writer = closing.enter_context(checkpoints.Writer(keep, COPIES_KEPT * population.weights.nbytes))
+        if save_to and first:
+            writer = closing.enter_context(checkpoints.Writer(save_to, COPIES_KEPT * population.weights.nbytes))
             ranks.leaving[:] = [functools.partial(writer.finish, timeout=10.0)]
             observers = Observers(report, stops, functools.partial(_save, writer, jobs))
         module = make_training(jobs, population, trainer, ranks, observers)
