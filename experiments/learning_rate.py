@@ -69,5 +69,6 @@ def _left(run: Run) -> float:
 def _regimes(rates: Mapping[float, Sequence[Run]], left: Mapping[float, float], best: float) -> list[Series]:
     """Curves at the smallest lr, at the best, and at the first too large one, as far as they are finite."""
     large = [rate for rate in rates if rate > best and left[rate] > HALF]
-    named = {"too small": min(rates), "stable": best} | ({"too large": min(large)} if large else {})
+    named = ({"too small": min(rates)} if min(rates) < best else {}) | {"stable": best}
+    named |= {"too large": min(large)} if large else {}
     return [curve(f"{name}: {rate:g}", rates[rate], "loss/train") for name, rate in named.items()]

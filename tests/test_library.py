@@ -88,6 +88,18 @@ def test_what_is_stored_is_found_again() -> None:
         mf.runs(where="optimzer = 'adam' and accuracy/test > 0")
     with pytest.raises(ValueError, match=r"where must say what manyfit.session is: write tags.`manyfit.session`"):
         mf.runs(where="manyfit.session = 'x'")
+    for where, message in (
+        ("accuracy > 0.9", r"no run here has 'accuracy'. Did you mean accuracy/"),
+        (
+            "optimizer.lr > 0.001",
+            r"text by = or LIKE.*frame\[frame\['optimizer.lr'\].astype\(float\) > 0.001",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mf.runs(where=where)
+    with pytest.raises(ValueError, match="experiment must be one of .*, but got 'irsi'. Did you mean iris"):
+        mf.runs("irsi")
+    assert len(mf.runs("iris", where="epochs == 4 and optimizer.lr = 1e-3 and accuracy/test > -1")) == 2
     assert len(mf.runs(where="name = 'adam lr=0.001 b=32 s=1'")) == 1
     assert len(mf.runs(where="name = 'adam lr=0.001 b=32 s=9'")) == 0
     (of_one,) = (run for run in runs if run.id == frame["id"][0])
@@ -109,6 +121,8 @@ def test_what_is_stored_is_found_again() -> None:
         ),
         ("params.`optimizer.lr` = '0.1'", "params.`optimizer.lr` = '0.1'"),
         ("metrics.x > 1 and seed = '3'", "metrics.x > 1 and params.`seed` = '3'"),
+        ("name like 'a%' and epochs == 4", "attributes.`run_name` like 'a%' and params.`epochs` = '4'"),
+        ("optimizer.lr = 1e-3 and test>-.5", "params.`optimizer.lr` = '0.001' and metrics.`test` > -.5"),
         ("name = 'adam lr=0.1 b=64 s=0'", "attributes.`run_name` = 'adam lr=0.1 b=64 s=0'"),
     ],
 )
@@ -129,6 +143,12 @@ def test_ones_own_data_and_model() -> None:
         f"data.path={run.config.data.arguments['path']}", "data.target=y", data="csv", epochs=1, tracking="off"
     )
     assert len(again.result.features) == x.shape[1]
+    table = x.assign(kind=y)
+    mine = mf.fit(data=(table, "kind"), epochs=1, tracking="off")
+    assert mine.config.title().endswith("target=kind s=0")
+    assert mine.classes == ("0", "1", "2")
+    with pytest.raises(ValueError, match="x must be numbers, or a frame if there are words in it"):
+        mine.predict([["red"] * 13])
     frame = pd.DataFrame({"age": np.arange(60.0), "town": ["Ulm", "Bonn=a", "Kiel"] * 20, "y": ["no", "yes"] * 30})
     words = mf.fit(data=frame, epochs=1, tracking="off")
     assert words.result.features == ("age", "town=Bonn=a", "town=Kiel", "town=Ulm")

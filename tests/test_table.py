@@ -168,7 +168,9 @@ def test_unusable_files_are_refused_by_line_and_column(tmp_path, text, message):
 
 def test_a_regression_refuses_text(tmp_path):
     """A real target must be numbers throughout, whatever the majority."""
-    with pytest.raises(ValueError, match=r"finite number .* but got 'low' in '.*my.csv', line 2, column 'y'"):
+    with pytest.raises(
+        ValueError, match=r"data.task must be .* where the target is text, but got regression for column 'y'"
+    ):
         csv(written(tmp_path, "x,y\n1,low\n2,high\n3,0.5\n"), "y", task="regression")
 
 

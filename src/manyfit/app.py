@@ -21,6 +21,7 @@ from manyfit.tracking.run import TrackedRun
 from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
 
 if TYPE_CHECKING:
+    from manyfit.data.table import Input
     from manyfit.training.prepared import Preparation
     from manyfit.training.trained import Result
 
@@ -65,6 +66,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
         raise ConfigError(str(error)) from error
     if job.data.note:
         screen.note(job.data.note)
+    if config.choices.get("data") == "csv":  # a column that gives the target away is best seen here
+        screen.say(line("inputs", f"of {config.data.arguments['target']}: {_listed(job.data.inputs)}"))
     with tracker:
         with screen.stage("importing Lightning"):
             from manyfit.training import fitting, recording, words
@@ -84,7 +87,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
             recorder.fail(error)
             if not isinstance(error, Exception):
                 off = isinstance(tracker, NoTracker)
-                error.add_note("nothing is kept: tracking=off" if off else "the run is KILLED and keeps its epochs")
+                kept = f"the run is KILLED and keeps its {max(recorder.recorded[0], 0)} epochs"
+                error.add_note("nothing is kept: tracking=off" if off else kept)
             _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
             raise
         screen.say(words.summary(result))
@@ -93,6 +97,13 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return result, recorder.runs[0]
+
+
+def _listed(inputs: "Sequence[Input]", most: int = 12) -> str:
+    """The columns that a target is predicted from, as far as they fit into a line or two."""
+    columns = list(dict.fromkeys(column for column, _ in inputs))
+    more = f" and {len(columns) - most} more" if len(columns) > most else ""
+    return ", ".join(columns[:most]) + more
 
 
 def _deliver(tracker: Tracker | NoTracker, run: TrackedRun, screen: Screen, resume: str | None) -> None:
@@ -230,7 +241,7 @@ def _accepted(
             apart = checking.check(beside, compose, preparation, wish)
             experiment = replace(experiment, beside=tuple(apart.configs.values()))
             experiment.accept(list(checked.configs.values()), preparation)
-    if experiment and first.quick:
+    if first.quick:
         screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
     for note in checked.told():
         screen.note(note)

@@ -34,7 +34,8 @@ def fit(
     Args:
         overrides: As on the command line: `"optimizer=adam"`, `"data=digits"`.
         model: An option of conf/model, or a class of your own: `nn.Module` that takes `in_features` and `out_features`.
-        data: An option of conf/data; a frame with a column named `target`; or `(x, y)`, x (rows, features), y (rows,).
+        data: An option of conf/data; a frame with a column named `target`, or `(frame, target)`; or `(x, y)`,
+            x (rows, features), y (rows,), which is called `target`.
             What is in memory is kept as a file under mlruns/data, so that the run can be made again.
         target: The column to predict.
         settings: Any other key, such as `epochs=50`, `lr=1e-3`, `tracking="off"`.
@@ -161,7 +162,8 @@ def _overrides(
     if isinstance(data, str):
         given.append(f"data={data}")
     elif data is not None:
-        given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={target}"]
+        named = data[1] if isinstance(data, tuple) and isinstance(data[1], str) else target
+        given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={named}"]
     return [*given, *(f"{SHORT.get(key, key)}={_text(value, sweep)}" for key, value in settings.items())], trusted
 
 
@@ -188,6 +190,8 @@ def _kept(data: Any, target: str) -> Path:
             raise ConfigError(f"target must be a column of data, but got {target!r}. Say which: target=... of {known}.")
     else:
         x, y = data
+        if isinstance(y, str):
+            return _kept(x, y)
         if len(x) != len(y):
             raise ConfigError(f"data must be as many rows as targets, but got {len(x)} and {len(y)}.")
         frame = x if isinstance(x, pd.DataFrame) else pd.DataFrame(np.asarray(x)).rename(columns="x{}".format)

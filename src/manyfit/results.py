@@ -67,6 +67,11 @@ class Run:
         """Measured once, with the weights of the best epoch: `{"loss/test": ..., "accuracy/test": ...}`."""
         return dict(self.result.test)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the columns of `predict` stand for; of a regression none."""
+        return self.result.classes
+
     def predict(self, x: "ArrayLike | pd.DataFrame") -> "np.ndarray":
         """What the weights of the best epoch say.
 
@@ -75,7 +80,7 @@ class Run:
                 on, in any order. A text that no training row had is none of those that had.
 
         Returns:
-            (rows, classes) probabilities, in the order of `result.classes`; of a regression (rows, 1) values.
+            (rows, classes) probabilities, in the order of `classes`; of a regression (rows, 1) values.
 
         Raises:
             ValueError: x has other columns, or a cell that cannot be used; or the network was let go: of a sweep, only
@@ -95,7 +100,10 @@ class Run:
             from manyfit.data.table import encoded
 
             x = encoded(x, self.result.inputs)
-        rows = np.asarray(x, np.float32)
+        try:
+            rows = np.asarray(x, np.float32)
+        except ValueError as error:
+            raise ValueError(f"x must be numbers, or a frame if there are words in it, but {error}.") from None
         if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
             wide = len(self.result.features)
             raise ValueError(

@@ -58,9 +58,11 @@ def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path])
     options, others = parser.parse_known_intermixed_args(list(arguments))  # -m may stand anywhere
     if others:
         key, sign, value = others[0].lstrip("-").partition("=")
+        after = arguments[list(arguments).index(others[0]) + 1 :]
+        behind = after[0] if after and not after[0].startswith("-") and "=" not in after[0] else "true"
         raise ConfigError(
             f"options must be those that --hydra-help lists, but got {others[0]}. A setting has no dashes: "
-            f"{key}={value if sign else '...'}."
+            f"{key}={value if sign else behind}"
         )
     given: list[str] = options.overrides
     flags = {flag for flag, value in vars(options).items() if value} - {"overrides", "config_dir"}
@@ -136,7 +138,8 @@ def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[Non
         yield
     except OverrideParseException as error:
         raise ConfigError(
-            f"{error.override} must be key=value in Hydra's grammar. Put a value with special characters in quotes."
+            f"{error.override} must be key=value in Hydra's grammar, without spaces. Put a value with special "
+            "characters in quotes within quotes, such as \"data.separator=';'\"."
         ) from None
     except MissingConfigException as error:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -174,6 +177,8 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     if swept and mode == RunMode.RUN:
         key, _, values = str(swept[0].input_line).partition("=")
         raise ConfigError(f"{key} must be one value in a single run, but got {values}. For a sweep, add -m.")
+    if cfg.quick and (mode == RunMode.RUN or cfg.hydra.sweeper._target_.endswith("OptunaStudy")):
+        raise ConfigError("quick must be false but in an experiment or a grid, which it makes small, but got true.")
     _check_swept(swept, cfg, loader, overrides)
     return mode
 

@@ -218,8 +218,12 @@ def _require_categories(frame: Frame, distinct: Mapping[str, int]) -> None:
 
 def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...], str]:
     """Class codes and class names, or real targets and (), by the rule in `to_table`; and what it took for granted."""
-    want = {"classification": "text", "regression": "numbers", "auto": "auto"}[task]
-    values = _column(frame, position, name, want)
+    values = _column(frame, position, name, "text" if task == "classification" else "auto")
+    if task == "regression" and values.dtype != np.float64:
+        raise ValueError(
+            f"data.task must be classification, or auto, where the target is text, but got regression for column "
+            f"{name!r} of {frame.label}. Leave it out, or choose another target."
+        )
     distinct, codes = np.unique(values, return_inverse=True)
     if len(distinct) < 2:
         raise ValueError(
@@ -234,7 +238,7 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
     taken = (
         f"the {len(distinct)} numbers in {name} are taken for classes; data.task=regression predicts them as numbers"
     )
-    classes = tuple(f"{value:.0f}" if whole else f"{value:.17g}" for value in distinct)
+    classes = tuple(f"{value:.0f}" if whole else str(float(value)) for value in distinct)
     return codes.astype(np.int64), classes, taken if task == "auto" and len(distinct) > 2 else ""
 
 

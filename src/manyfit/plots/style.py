@@ -1,5 +1,6 @@
 """The look of all pictures. matplotlib without pyplot: no global state, since a background thread may draw."""
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,12 @@ def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> 
         axes.yaxis.set_major_locator(MaxNLocator(5))
     else:
         axes.set_yticks([])
-    axes.yaxis.set_major_formatter(FuncFormatter(_percent if percent else number))
+    digits = 3
+    if len(values) and axes.get_yscale() == "linear":  # as many as tell ticks of a narrow range apart
+        low, high = axes.get_ylim()
+        digits += max(0, math.floor(math.log10(max(abs(low), abs(high)) / (high - low))))
+    shown = functools.partial(_percent if percent else number, digits=digits)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
 
 
 def lines(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, str]]) -> None:
@@ -103,9 +109,9 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def number(value: float, _position: int | None = None) -> str:
+def number(value: float, digits: int = 3) -> str:
     """As short as it reads well: `0.0431`, `1.2e5`."""
-    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    return f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def _height(axes: "Axes", y: float) -> float:
@@ -126,5 +132,5 @@ def _apart(heights: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, placed, strict=True))
 
 
-def _percent(share: float, _position: int | None = None) -> str:
-    return f"{100 * share:.3g}%"
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}g}%"

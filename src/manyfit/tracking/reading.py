@@ -15,15 +15,15 @@ from mlflow.utils.search_utils import SearchUtils
 
 from manyfit.config.secrets import mask
 from manyfit.tracking.journal import resolve_uri
-from manyfit.tracking.store import OURS, Store, explain
+from manyfit.tracking.store import OURS, RefusedError, Store, explain
 
 HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
 PLAIN = ("seed", "batch_size", "epochs", "eval_train_size", "checkpoint", "probes")  # params whose key has no dot
 METRICS = ("lr", "dead_units", "gradient_noise", "update_angle", "examples_per_second")  # without a slash
-BARE = re.compile(  # quoted text; or a name that no kind stands before, and what it is compared by
+BARE = re.compile(  # quoted text; or a name that no kind stands before, what it is compared by, and a number
     r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![.\w])(?!(?:params|tags|metrics|attributes)\.)"""
-    r"([A-Za-z_][\w./]*)\s*(=|!=|<=?|>=?|LIKE\b|ILIKE\b)"
+    r"([A-Za-z_][\w./]*)\s*((?:==|=|!=|<=?|>=?|(?i:I?LIKE)\b)(?:\s+(?=[-.\d]))?)([-+.\d][-+.\w]*)?"
 )
 COLUMNS = {"id": "run_id", "name": "run_name", "status": "status"}  # what MLflow calls them
 
@@ -100,13 +100,19 @@ def table(uri: str | None, root: Path, experiment: str | None, where: str) -> pd
     try:
         SearchUtils.parse_search_filter(filtered(where))  # type: ignore[no-untyped-call]  # MLflow leaves it untyped
     except MlflowException as error:
-        raise ValueError(f"where must be a filter that MLflow understands, but it says: {error}") from None
+        raise _not_understood(error) from None
     with _asked(uri, root) as store:
         names = {e.experiment_id: e.name for e in store.client.search_experiments()}
         if experiment is not None and experiment not in names.values():
-            raise ValueError(f"experiment must be one of {', '.join(sorted(names.values()))}, but got {experiment!r}.")
+            near = difflib.get_close_matches(experiment, names.values(), n=1)
+            known = sorted(set(names.values()) - {"Default"})
+            advice = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"experiment must be one of {', '.join(known)}, but got {experiment!r}.{advice}")
         chosen = [id_ for id_, name in names.items() if experiment in (None, name)]
-        found = store.among(chosen, filtered(where))
+        try:
+            found = store.among(chosen, filtered(where))
+        except RefusedError as error:
+            raise _not_understood(error) from None
         if where and not found:
             _require_names(where, store.among(chosen, ""))
     rows = [
@@ -129,11 +135,26 @@ def table(uri: str | None, root: Path, experiment: str | None, where: str) -> pd
 def filtered(where: str) -> str:
     """MLflow's filter from one with bare names: `optimizer.lr = '0.01' and accuracy/test > 0.9`.
 
-    A name with a slash is a metric's, one with a dot a param's, any other but a few a tag's, as `optimizer = 'adam'`.
+    A name with a slash is a metric's, one with a dot a param's, any other but a few a tag's, as `optimizer = 'adam'`;
+    what is compared with a number and is no param is a metric.
+
+    Raises:
+        ValueError: A param or a tag is compared by its size: both are text.
     """
 
     def full(match: re.Match[str]) -> str:
-        return f"{_kind(name)}.`{COLUMNS.get(name, name)}` {match[2]}" if (name := match[1]) else match[0]
+        name, comparison, number = match.groups()
+        if name is None:
+            return match[0]
+        comparison = comparison.strip().replace("==", "=")
+        kind = _kind(name) if number is None or _kind(name) != "tags" else "metrics"
+        if kind in ("params", "tags") and comparison[0] in "<>":
+            raise ValueError(
+                f"where must compare what is stored as text by = or LIKE, but got {name} {comparison}. Filter the "
+                f"frame: frame[frame[{name!r}].astype(float) {comparison} {number or 0}]."
+            )
+        value = "" if number is None else number if kind == "metrics" else f"'{_as_stored(number)}'"
+        return f"{kind}.`{COLUMNS.get(name, name)}` {comparison} {value}"
 
     return BARE.sub(full, where)
 
@@ -158,6 +179,10 @@ def histories(uri: str | None, root: Path, ids: Sequence[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def _not_understood(error: Exception) -> ValueError:
+    return ValueError(f"where must be a filter that MLflow understands, but it says: {error}")
+
+
 def _kind(name: str) -> str:
     """What MLflow calls what has this name."""
     if name in COLUMNS:
@@ -165,11 +190,20 @@ def _kind(name: str) -> str:
     return "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
 
 
+def _as_stored(number: str) -> str:
+    """As a param is written: 1e-3 is 0.001."""
+    try:
+        return str(float(number)) if re.search("[.eE]", number) else number
+    except ValueError:
+        return number
+
+
 def _require_names(where: str, runs: Sequence[Run]) -> None:
     """Raise ValueError if a filter that none of these runs has passed has a name that none has."""
     known = _names(runs)
-    for name, _ in BARE.findall(where) if runs else ():
-        if not name or name in COLUMNS or name in known[_kind(name)]:
+    for name, _, number in BARE.findall(where) if runs else ():
+        kind = "metrics" if number and _kind(name) == "tags" else _kind(name)
+        if not name or name in COLUMNS or name in known[kind]:
             continue
         if other := next((kind for kind, names in known.items() if name in names), None):
             raise ValueError(f"where must say what {name} is: write {other}.`{name}`.")
