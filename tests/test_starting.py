@@ -52,6 +52,8 @@ QUIET = (
         ("-m hydra/sweeper=optuna_study lr=interval(0,1)", "lr must be a key .* Did you mean optimizer.lr?"),
         ("-m hydra/sweeper=optuna_study optimizer=adam,adm", "optimizer must be one of .*, but got adm. Did .* adam?"),
         ("seed=1,2", "seed must be one value in a single run, but got 1,2. For a sweep, add -m."),
+        ("quick=true", "quick must be false but in an experiment or a grid, .* got true."),
+        ("sweep=lr quick=true", "quick must be false but in an experiment or a grid, .* got true."),
         ("model.hidden=[1", "model.hidden=\\[1 must be key=value in Hydra's grammar, .* within quotes, .*"),
         ("data=null", "Config group override must be a string or a list. Got NoneType"),
         ("-m hydra.launcher.workers=0 seed=1,2", "hydra.launcher.workers must be >= 1 or auto, but got 0."),
