@@ -37,6 +37,7 @@ from manyfit.data.splits import Dataset  # noqa: E402
 from manyfit.tracking.tracker import Tracker  # noqa: E402
 from manyfit.training.fitting import fit  # noqa: E402
 from manyfit.training.prepared import prepare  # noqa: E402
+from manyfit.training.recording import Recorder  # noqa: E402
 
 CONF = str(Path(__file__).parent.parent / "conf")
 WORKLOADS = {  # overrides, epochs: (counted, of stock Lightning)
@@ -210,7 +211,7 @@ def tracking_table(repeats: int) -> None:
         for _ in range(repeats):
             (off,) = fit([config])
             start = time.perf_counter()
-            (on,) = fit([config], tracker, artifacts=False)
+            (on,) = fit([config], Recorder(tracker, [config]), artifacts=False)
             ratios.append((on.seconds / off.seconds, time.perf_counter() - start))
     print(f"\ntracking on / off, 100 epochs of digits: {statistics.median(r for r, _ in ratios):.3f}")
 
