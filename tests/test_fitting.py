@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import Compose, assert_same_bits
 from manyfit import curves
-from manyfit.config import schema
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.data.sources import moons, xor
 from manyfit.data.table import Table
@@ -28,7 +27,7 @@ from manyfit.sweeps import confirmation
 from manyfit.training import evaluation, fitting, probes
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.fitting import fit
-from manyfit.training.grouping import grouped, kept
+from manyfit.training.grouping import grouped, kept, signature
 from manyfit.training.loop import Training
 from manyfit.training.prepared import prepare
 from manyfit.training.trained import Result
@@ -78,7 +77,7 @@ def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) ->
     a, b = (
         composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
     )
-    assert schema.signature(a) != schema.signature(b)
+    assert signature(a) != signature(b)
     assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]
     assert not confirmation.same(a, b)
     with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_fitting.cars"):

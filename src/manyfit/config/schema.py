@@ -1,7 +1,6 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,7 +140,7 @@ class Config(Node):
 
     def flat(self) -> dict[str, Any]:
         """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
-        return dict(_flatten(self.source, ""))
+        return dict(flattened(self.source, ""))
 
     def yaml(self) -> str:
         """The config as YAML, as the user wrote it."""
@@ -207,12 +206,12 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
 
 def missing(tree: Mapping[str, Any]) -> list[str]:
     """The keys that only the user can give: they stand in conf/ as ???."""
-    return [key for key, value in _flatten({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
+    return [key for key, value in flattened({k: v for k, v in tree.items() if k != "hydra"}, "") if value == "???"]
 
 
 def flat_of(cfg: DictConfig) -> dict[str, Any]:
     """What Hydra composed as `Config.flat` would have it, whether or not it is a config that can be used."""
-    return dict(_flatten(_container(_of_the_run(cfg)), ""))
+    return dict(flattened(_container(_of_the_run(cfg)), ""))
 
 
 def _of_the_run(cfg: DictConfig) -> DictConfig:
@@ -240,38 +239,6 @@ def with_seed(config: Config, seed: int) -> Config:
     if source:
         source["seed"] = seed
     return config.model_copy(update={"seed": seed, "source": source})
-
-
-def signature(config: Config) -> str:
-    """What configs must share to be trained in one population: all but lr, weight decay, schedule, seed, name.
-
-    And but dropout, where the model is ours.
-    """
-    return json.dumps(_shared(config), sort_keys=True)
-
-
-def require_same_signature(configs: Sequence[Config]) -> None:
-    """Raise ConfigError unless the configs may share a population; names each key in which they may not differ."""
-    first, *others = [dict(_flatten(_shared(config), "")) for config in configs]
-    keys = sorted({key for other in others for key in {*first, *other} if first.get(key) != other.get(key)})
-    if keys:
-        values = [list(dict.fromkeys(str(flat.get(key, "none")) for flat in (first, *others))) for key in keys]
-        raise ConfigError(
-            "\n".join(
-                f"{key} must be the same in all members of a population, but got {', '.join(got)}. Train them apart."
-                for key, got in zip(keys, values, strict=True)
-            )
-        )
-
-
-def _shared(config: Config) -> dict[str, Any]:
-    # by alias: a source may have an argument `target` beside its `_target_`
-    values = config.model_dump(mode="json", by_alias=True, exclude={"seed", "schedule", "name"})
-    for key in ("lr", "weight_decay"):
-        values["optimizer"].pop(key, None)
-    if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout
-        values["model"].pop("dropout", None)
-    return values
 
 
 def sentence(error: Any) -> str:
@@ -310,7 +277,8 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
 
 
-def _flatten(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:
+def flattened(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:
+    """The leaves of a tree by their dotted keys."""
     if isinstance(node, Mapping) and node:
-        return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}.{key}" if prefix else key)]
+        return [pair for key, value in node.items() for pair in flattened(value, f"{prefix}.{key}" if prefix else key)]
     return [(prefix, node)]

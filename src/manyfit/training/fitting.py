@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from manyfit.config.errors import ConfigError, TrainingError
-from manyfit.config.schema import Config, require_same_signature
+from manyfit.config.schema import Config
 from manyfit.parallel import ddp, devices
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import seed_of
@@ -20,7 +20,7 @@ from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
 from manyfit.training import checkpoints, process
 from manyfit.training.building import make_population, make_trainer, make_training
-from manyfit.training.grouping import why_alone
+from manyfit.training.grouping import require_same_signature, why_alone
 from manyfit.training.loop import Blocks, Observers, Stops, Training
 from manyfit.training.prepared import Job, Preparation, prepared
 from manyfit.training.recording import Recorder

@@ -1,14 +1,17 @@
 """Which jobs are trained together, and how many at once."""
 
+import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manyfit.config.schema import signature
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Config, flattened
 from manyfit.parallel.devices import on_gpu
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import is_linear
@@ -26,6 +29,28 @@ class Group:
 
     numbers: list[int]
     alone: str | None = None
+
+
+def signature(config: Config) -> str:
+    """What configs must share to be trained in one population: all but lr, weight decay, schedule, seed, name.
+
+    And but dropout, where the model is ours.
+    """
+    return json.dumps(_shared(config), sort_keys=True)
+
+
+def require_same_signature(configs: Sequence[Config]) -> None:
+    """Raise ConfigError unless the configs may share a population; names each key in which they may not differ."""
+    first, *others = [dict(flattened(_shared(config), "")) for config in configs]
+    keys = sorted({key for other in others for key in {*first, *other} if first.get(key) != other.get(key)})
+    if keys:
+        values = [list(dict.fromkeys(str(flat.get(key, "none")) for flat in (first, *others))) for key in keys]
+        raise ConfigError(
+            "\n".join(
+                f"{key} must be the same in all members of a population, but got {', '.join(got)}. Train them apart."
+                for key, got in zip(keys, values, strict=True)
+            )
+        )
 
 
 def grouped(
@@ -106,3 +131,13 @@ def why_alone(job: Job) -> str | None:
     except RuntimeError as error:
         return f"torch.vmap refuses the model: {str(error).splitlines()[0]}"
     return None
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    # by alias: a source may have an argument `target` beside its `_target_`
+    values = config.model_dump(mode="json", by_alias=True, exclude={"seed", "schedule", "name"})
+    for key in ("lr", "weight_decay"):
+        values["optimizer"].pop(key, None)
+    if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout
+        values["model"].pop("dropout", None)
+    return values
