@@ -20,10 +20,11 @@ from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.findings import incomparable
+from manyfit.sweeps.fingerprint import fingerprint_of
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
-from manyfit.sweeps.study import DATA, WHERE, Ledger, derived_seed
+from manyfit.sweeps.study import Ledger, derived_seed
 from manyfit.tracking import journal
 from manyfit.tracking.run import TrackedRun
 from manyfit.training.prepared import Job
@@ -88,7 +89,7 @@ class Search:
             settings.storage,
             name,
             settings.direction,
-            _fingerprint(settings, job, described),
+            fingerprint_of(settings, job, described),
             space,
             settings.n_trials,
             sampler_of,
@@ -136,19 +137,6 @@ class Search:
         """What a report is the same with."""
         store = mask(journal.resolve_uri(self.default.tracking.uri, Path.cwd()))
         return {"trials": trials, "confirm_seeds": self.settings.confirm_seeds, "store": store}
-
-
-def _fingerprint(settings: Settings, job: Job, space: Mapping[str, str]) -> dict[str, Any]:
-    """What makes values of two sessions comparable: space, objective, and every setting but where it runs."""
-    flat = job.config.flat().items()
-    kept = {k: v for k, v in flat if k not in space and not k.startswith(("tracking.", "trainer.accelerator", *WHERE))}
-    sought = {"objective": settings.objective.model_dump(), "direction": settings.direction, "seeds": settings.seeds}
-    return {
-        **kept,
-        DATA: job.data.digest[:8],
-        **{f"sweep.{key}": value for key, value in sought.items()},
-        **{f"sweep.space.{key}": text for key, text in space.items()},
-    }
 
 
 def _component(cfg: DictConfig, group: str) -> Component:

@@ -25,15 +25,12 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from manyfit.config.earlier import DROPPED, today
 from manyfit.config.errors import ConfigError
 from manyfit.sweeps import space as spaces
+from manyfit.sweeps.fingerprint import require_same
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
 
-EARLIER: dict[str, Any] = {"sweep.seeds": 1, "data.drop": []}  # of studies that are older than the key
-WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints
-DATA = "data, by their digest,"  # which older studies do not know
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
 
@@ -85,7 +82,7 @@ class Ledger:
         self.open: dict[int, Trial] = {}
         with self._lock("create"):  # two first touches of one SQLite file would break each other
             self.storage, self.study = _study(url, name, direction)
-            _check(self.study, fingerprint)
+            require_same(self.study, fingerprint)
 
     def __enter__(self) -> Self:
         """Show that we are alive."""
@@ -276,26 +273,3 @@ def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optun
 def _unusable(url: str, error: Exception) -> ConfigError:
     reason = str(error).splitlines()[0]
     return ConfigError(f"sweep.storage must be a database that can be used, but got {url}: {reason}")
-
-
-def _check(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
-    """Note the fingerprint of a new study; refuse to go on with another one's."""
-    now = json.loads(json.dumps(fingerprint, sort_keys=True, default=str))
-    before = study.user_attrs.get("fingerprint")
-    if before is None:
-        study.set_user_attr("fingerprint", now)
-        return
-    before = {
-        key: today(value) if key.endswith("_target_") else value
-        for key, value in before.items()
-        if key not in (*DROPPED, *WHERE)
-    }
-    now = {key: value for key, value in now.items() if key not in WHERE}
-    before = {key: EARLIER.get(key, value) for key, value in now.items() if key in (*EARLIER, DATA)} | before
-    changed = [
-        f"{key} must be {before.get(key, 'left out')} as in study {study.study_name}, but got {now.get(key, 'none')}."
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError("\n".join([*changed, "Set them back, or give sweep.study another name."]))
