@@ -147,7 +147,7 @@ def filtered(where: str) -> str:
         if name is None:
             return match[0]
         comparison = comparison.strip().replace("==", "=")
-        kind = _kind(name) if number is None or _kind(name) != "tags" else "metrics"
+        kind = _kind(name, number)
         if kind in ("params", "tags") and comparison[0] in "<>":
             raise ValueError(
                 f"where must compare what is stored as text by = or LIKE, but got {name} {comparison}. Filter the "
@@ -183,11 +183,13 @@ def _not_understood(error: Exception) -> ValueError:
     return ValueError(f"where must be a filter that MLflow understands, but it says: {error}")
 
 
-def _kind(name: str) -> str:
-    """What MLflow calls what has this name."""
+def _kind(name: str, number: str | None) -> str:
+    """What MLflow calls what has this name, and is compared with a number or not."""
     if name in COLUMNS:
         return "attributes"
-    return "metrics" if "/" in name or name in METRICS else "params" if "." in name or name in PLAIN else "tags"
+    if "/" in name or name in METRICS:
+        return "metrics"
+    return "params" if "." in name or name in PLAIN else "metrics" if number else "tags"
 
 
 def _as_stored(number: str) -> str:
@@ -202,8 +204,7 @@ def _require_names(where: str, runs: Sequence[Run]) -> None:
     """Raise ValueError if a filter that none of these runs has passed has a name that none has."""
     known = _names(runs)
     for name, _, number in BARE.findall(where) if runs else ():
-        kind = "metrics" if number and _kind(name) == "tags" else _kind(name)
-        if not name or name in COLUMNS or name in known[kind]:
+        if not name or name in COLUMNS or name in known[_kind(name, number)]:
             continue
         if other := next((kind for kind, names in known.items() if name in names), None):
             raise ValueError(f"where must say what {name} is: write {other}.`{name}`.")

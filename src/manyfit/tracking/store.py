@@ -1,15 +1,13 @@
-"""What we ask of MLflow, and the only module that imports it. Importing it takes seconds: only deliverers do."""
+"""What we ask of MLflow. Importing it takes seconds: only deliverers do."""
 
 import json
 import os
 import sqlite3
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, and look first whether it arrived
@@ -27,7 +25,6 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
-    LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
     Metric,
@@ -37,19 +34,18 @@ from mlflow.entities import (
     ViewType,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
 from manyfit.tracking.journal import Record
+from manyfit.tracking.packaging import assemble
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 250, 6000, 8000, 500, 36  # characters
 CUT = " ... [cut]"
-PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -243,7 +239,7 @@ class Store:
                 else:
                     client.delete_logged_model(earlier.model_id)
             model = model or client.create_logged_model(run.info.experiment_id, "model", run_id, {OURS: own_id})
-            client.log_model_artifacts(model.model_id, str(_assemble(program, item, run_id, model)))
+            client.log_model_artifacts(model.model_id, str(assemble(program, item, run_id, model)))
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             if model.model_id not in {o.model_id for o in (run.outputs.model_outputs if run.outputs else [])}:
                 client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -307,47 +303,3 @@ def _file_system(path: Path) -> str:
     lines = mounts.read_text().splitlines() if mounts.exists() else []
     kinds: dict[PurePath, str] = {PurePath(point): kind for _, point, kind, *_ in map(str.split, lines)}
     return next((kinds[folder] for folder in path.parents if folder in kinds), "")
-
-
-def _assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
-    """The folder of an MLflow model in its pytorch flavor, around an exported program.
-
-    What `mlflow.pytorch.save_model` writes, without tracing the module a second time (and without importing torch).
-    """
-    folder = program.parent / "model"
-    target = folder / "data" / "model.pt2"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    os.link(program, target)
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype(kind), (-1, *shape))]) for kind, shape in (item["inputs"], item["outputs"])
-    )
-    made = Model(
-        artifact_path=model.artifact_location,
-        run_id=run_id,
-        model_uuid=model.model_id,
-        model_id=model.model_id,
-        signature=ModelSignature(inputs, outputs),
-    )
-    made.add_flavor("pytorch", model_data="data", pytorch_version=item["versions"]["torch"], code=None)
-    made.add_flavor(
-        "python_function",
-        loader_module="mlflow.pytorch",
-        python_version=PYTHON,
-        data="data",
-        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
-    )
-    made.save(str(folder / "MLmodel"))
-    _requirements(folder, item["versions"] | {"mlflow": mlflow.__version__})
-    return folder
-
-
-def _requirements(folder: Path, versions: dict[str, str]) -> None:
-    """The three files in which a model names what it needs (JSON is YAML)."""
-    pins = [f"{name}=={version.split('+')[0]}" for name, version in sorted(versions.items())]
-    (folder / "requirements.txt").write_text("\n".join(pins) + "\n")
-    dependencies: list[Any] = [f"python={PYTHON}", "pip", {"pip": pins}]
-    conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
-    (folder / "conda.yaml").write_text(json.dumps(conda, indent=2))
-    virtual = {"python": PYTHON, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
-    (folder / "python_env.yaml").write_text(json.dumps(virtual, indent=2))

@@ -1,0 +1,61 @@
+"""An exported network -> the folder of an MLflow model."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import LoggedModel
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from manyfit.tracking.journal import Record
+
+PYTHON = ".".join(map(str, sys.version_info[:3]))
+
+
+def assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
+    """The folder of an MLflow model in its pytorch flavor, around an exported program.
+
+    What `mlflow.pytorch.save_model` writes, without tracing the module a second time (and without importing torch).
+    """
+    folder = program.parent / "model"
+    target = folder / "data" / "model.pt2"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    os.link(program, target)
+    inputs, outputs = (
+        Schema([TensorSpec(np.dtype(kind), (-1, *shape))]) for kind, shape in (item["inputs"], item["outputs"])
+    )
+    made = Model(
+        artifact_path=model.artifact_location,
+        run_id=run_id,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        signature=ModelSignature(inputs, outputs),
+    )
+    made.add_flavor("pytorch", model_data="data", pytorch_version=item["versions"]["torch"], code=None)
+    made.add_flavor(
+        "python_function",
+        loader_module="mlflow.pytorch",
+        python_version=PYTHON,
+        data="data",
+        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+    )
+    made.save(str(folder / "MLmodel"))
+    _requirements(folder, item["versions"] | {"mlflow": mlflow.__version__})
+    return folder
+
+
+def _requirements(folder: Path, versions: dict[str, str]) -> None:
+    """The three files in which a model names what it needs (JSON is YAML)."""
+    pins = [f"{name}=={version.split('+')[0]}" for name, version in sorted(versions.items())]
+    (folder / "requirements.txt").write_text("\n".join(pins) + "\n")
+    dependencies: list[Any] = [f"python={PYTHON}", "pip", {"pip": pins}]
+    conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
+    (folder / "conda.yaml").write_text(json.dumps(conda, indent=2))
+    virtual = {"python": PYTHON, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(virtual, indent=2))
