@@ -31,8 +31,9 @@ from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
 from manyfit.sweeps import findings, parent, rounds, settings, space
+from manyfit.sweeps.fingerprint import DATA
 from manyfit.sweeps.pruning import Judge
-from manyfit.sweeps.study import DATA, Ledger, derived_seed, lost, values_of
+from manyfit.sweeps.study import Ledger, derived_seed, lost, values_of
 from manyfit.training.grouping import grouped
 from manyfit.training.prepared import prepare
 from test_cli import runs

@@ -67,16 +67,13 @@ class Silence:
 
     def say(self, text: str) -> None:
         """Results come through."""
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # whoever read it has enough, as head: that is no failure of the run
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print(text)
 
     def close(self, passed: float) -> None:
         """Nothing is left."""
 
 
-class LiveLine(Silence):
+class LiveLine:
     """The last line of a terminal, which is gone at the end; nothing is formatted in between."""
 
     every = 1 / 6
@@ -109,7 +106,7 @@ class LiveLine(Silence):
         if sys.stdout.isatty():
             self.live.console.print(text)
         else:
-            super().say(text)
+            _print(text)
 
     def close(self, passed: float) -> None:  # noqa: ARG002
         """Clear it."""
@@ -126,7 +123,7 @@ class LiveLine(Silence):
         return drawn.append(now.words).append(f"  {clock(now.passed)}", "dim")
 
 
-class Cell(Silence):
+class Cell:
     """One line of a notebook's cell; what it was about stays."""
 
     every = 0.5
@@ -139,6 +136,10 @@ class Cell(Silence):
         """In the place of the one before."""
         self._put(f"{self.head}: {moment.words} ({clock(moment.passed)})")
 
+    def say(self, text: str) -> None:
+        """Where the cell prints."""
+        _print(text)
+
     def close(self, passed: float) -> None:
         """How long it took."""
         self._put(f"{self.head} ({clock(passed)})")
@@ -147,7 +148,7 @@ class Cell(Silence):
         self.shown.update({"text/plain": mask(words)}, raw=True)
 
 
-class Lines(Silence):
+class Lines:
     """Plain lines on stderr: when something new begins, and now and then, the rarer the longer it takes."""
 
     def __init__(self) -> None:
@@ -158,6 +159,13 @@ class Lines(Silence):
         if moment.passed - self.when >= pause(moment.passed, news=moment.stage != self.stage):
             print(line(clock(moment.passed), moment.words), file=sys.stderr, flush=True)
             self.stage, self.when = moment.stage, moment.passed
+
+    def say(self, text: str) -> None:
+        """Beside them, on stdout."""
+        _print(text)
+
+    def close(self, passed: float) -> None:
+        """Nothing is left."""
 
 
 def pause(passed: float, news: bool) -> float:
@@ -187,6 +195,13 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read it has enough, as head: that is no failure of the run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _notebook() -> Callable[..., Any] | None:
