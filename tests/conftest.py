@@ -71,7 +71,9 @@ def made(config: Config, end: float) -> Result:
     reason = "finished" if math.isfinite(end) else "diverged"
     test = {"accuracy/test": 1 - end / 2}
     example = np.zeros((1, 2), np.float32)
-    return Result(config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",))
+    return Result(
+        config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",), "native"
+    )
 
 
 def epochs_stored(folder: Path, of: str = "*") -> int:

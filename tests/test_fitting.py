@@ -77,7 +77,7 @@ def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) ->
     a, b = (
         composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
     )
-    assert signature(a) != signature(b)
+    assert signature(prepare(a)) != signature(prepare(b))
     assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]
     assert not confirmation.same(a, b)
     with pytest.raises(ConfigError, match="data._target_ must be the same in all members .* test_fitting.cars"):
@@ -86,7 +86,8 @@ def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) ->
 
 def test_fit_trusts_no_caller(composed: Compose) -> None:
     """Configs that cannot share a population are refused by key, before a run exists; also where none can."""
-    a, b = composed("data=iris", "epochs=1"), composed("data=iris", "epochs=1", "model.hidden=[8]", "batch_size=16")
+    common = ("data=iris", "epochs=1", "trainer.engine=batched")
+    a, b = composed(*common), composed(*common, "model.hidden=[8]", "batch_size=16")
     with pytest.raises(ConfigError) as caught:
         fit([a, a, b])
     assert str(caught.value).splitlines() == [
@@ -443,7 +444,7 @@ def test_nothing_of_a_training_stays(composed: Compose, monkeypatch: pytest.Monk
     run = fitting._run
 
     def watched(trainer: pl.Trainer, module: Training) -> None:
-        left.extend(map(weakref.ref, (trainer, module, module.population)))
+        left.extend(map(weakref.ref, (trainer, module, module.engine)))
         run(trainer, module)
 
     monkeypatch.setattr(fitting, "_run", watched)

@@ -16,7 +16,7 @@ from manyfit.population.members import initialised
 from manyfit.training import probes
 from manyfit.training.fitting import fit
 from manyfit.training.prepared import prepare
-from manyfit.training.probes import PROBES, dead_share, noise
+from manyfit.training.probes import PROBES, noise
 from manyfit.training.trained import Result
 
 ALL = f"probes=[{','.join(PROBES)}]"
@@ -153,7 +153,7 @@ def test_dead_units(activation: str, share: float) -> None:
     network = initialised(lambda: MLP(3, 2, [4], activation, init="kaiming"), 0)
     with torch.no_grad():
         network[0].bias[2] = -1e6
-    assert dead_share(*stacked(network), torch.randn(1, 200, 3)).item() == share
+    assert dense.dead_share(*stacked(network), torch.randn(1, 200, 3)).item() == share
 
 
 def test_dead_units_of_width_one() -> None:
@@ -162,7 +162,7 @@ def test_dead_units_of_width_one() -> None:
     with torch.no_grad():
         network[0].bias[0] = -1e6
         network[3].bias[:] = torch.tensor([1.0, 1.0, -1.0])
-    assert dead_share(*stacked(network), torch.randn(1, 50, 1)).item() == 2 / 4
+    assert dense.dead_share(*stacked(network), torch.randn(1, 50, 1)).item() == 2 / 4
 
 
 @pytest.mark.parametrize("perceptron", [True, False])

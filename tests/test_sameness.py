@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from manyfit.config.schema import Config
 from manyfit.data.draws import order
 from manyfit.population.dropout import Dropout
 from manyfit.population.unit_rate import LINEAR_OPTIMIZERS
-from manyfit.training import process
+from manyfit.training import native, process
 from manyfit.training.fitting import fit
-from manyfit.training.loop import Training
 from manyfit.training.prepared import prepare
 
 SCHEDULES = options("schedule")
@@ -138,8 +136,10 @@ def test_negative_control(composed: Compose, monkeypatch: pytest.MonkeyPatch) ->
     """Masks keyed by the position in the population are caught."""
     honest = Dropout.__init__
 
+    places = itertools.count()
+
     def by_position(self: Dropout, seeds: Sequence[int], *rest: object) -> None:
-        honest(self, range(len(seeds)), *rest)  # type: ignore[arg-type]
+        honest(self, [next(places) for _ in seeds], *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Dropout, "__init__", by_position)
     configs = [composed("data=wine", "epochs=2", "model.dropout=0.5", f"seed={k}") for k in range(5, 8)]
@@ -149,12 +149,8 @@ def test_negative_control(composed: Compose, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_negative_control_order(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples in an order keyed by the position in the population are caught."""
-    honest = Training.__init__
-
-    def by_position(self: Training, seeds: Sequence[int], *rest: Any) -> None:
-        honest(self, range(len(seeds)), *rest)
-
-    monkeypatch.setattr(Training, "__init__", by_position)
+    honest = native.orders
+    monkeypatch.setattr(native, "orders", lambda seeds, *rest: honest(range(len(seeds)), *rest))
     configs = [composed("data=wine", "epochs=2", f"seed={k}") for k in range(5, 8)]
     with pytest.raises(AssertionError):
         check(configs, companies=[[2, 0]], alone=[1])

@@ -176,4 +176,5 @@ def _following_lr(job: "Job", state: Mapping[str, Any]) -> float:
     schedule = copy.deepcopy(job.schedule)
     schedule.load_state(state["schedules"][0])
     steps = job.config.epochs * job.steps_per_epoch
-    return job.config.optimizer.lr * float(schedule(np.array([state["steps"] / steps]))[0])
+    done = np.ravel(state["steps"])[:1]  # of one run
+    return job.config.optimizer.lr * float(schedule(done / steps)[0])

@@ -30,6 +30,11 @@ def folders() -> list[Path]:
     return [*([own] if own.is_dir() and own.resolve() != options().resolve() else []), options()]
 
 
+def cache() -> Path:
+    """The user's folder for what can be made again; it may not exist, or not be writable."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyfit"
+
+
 def cores() -> int:
     """How many this process may use; on macOS, which does not say, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -85,6 +85,7 @@ class TrainerConfig(Node):
     devices: Count | Literal["auto"] = 1
     launcher: Literal["elastic", "slurm"] = "elastic"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "tf32"] = "32-true"
+    engine: Literal["auto", "native", "batched"] = "auto"
     cuda_graph: bool | Literal["auto"] = "auto"
     gradient_clip: Positive | None = None
     patience: Count | None = None

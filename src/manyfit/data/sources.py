@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfit.config import place
 from manyfit.data.files import Frame, read_text
 from manyfit.data.table import Table, to_table
 
@@ -276,7 +277,7 @@ def _cached(name: str, make: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) ->
 
     A file that cannot be read is made anew; where nothing can be written, nothing is kept.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyfit"
+    folder = place.cache()
     file = folder / f"{name}.npz"
     unusable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
     # Opened here, not by np.load, which forgets to close a torn file.

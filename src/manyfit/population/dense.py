@@ -140,6 +140,9 @@ def stored(parameter: Tensor) -> Tensor:
     return F.pad(turned, [pad for size in reversed(turned.shape) for pad in (0, int(size == 1))])
 
 
+CAN_DIE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU)  # a leaky one only with a slope of 0
+
+
 class Stack:
     """A stack of dense layers for any number of members.
 
@@ -276,3 +279,22 @@ def _differs_alone(
             not torch.equal(torch.bmm(a[:1], b[:1])[0], torch.bmm(a, b)[0]) for a, b in ((x, w), (x.mT, g), (g, w.mT))
         )
     return first, second, third
+
+
+def dead_share(stack: Stack, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Share (members,) of the hidden units of a stack that are dead on x (members, rows, features)."""
+    tape: list[tuple[Tensor, Slope | None]] = []
+    stack.forward(parameters, x, tape=tape)
+    dead, units, width = torch.zeros(len(x), device=x.device), 0, 0
+    last = stack.layers.index(stack.linear[-1])
+    for i, layer in enumerate(stack.layers[:last]):
+        if isinstance(layer, nn.Linear):
+            width = layer.out_features  # a width of 1 is kept as 2
+            units += width
+        elif type(layer) in CAN_DIE:
+            out, slope = tape[i + 1][0], tape[i][1]
+            assert slope is not None
+            zero = out.abs().amax(1) == 0
+            steep = slope(zero[:, None].to(out).expand_as(out))  # the slope where the output is 0 throughout, else 0
+            dead += (zero & (steep.abs().amax(1) == 0))[:, :width].sum(1)
+    return dead / units

@@ -1,4 +1,4 @@
-"""From jobs to what trains them: a Trainer of Lightning's, a population, and its module."""
+"""From jobs to what trains them: a Trainer of Lightning's, an engine, and the module of both."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,13 +14,16 @@ from manyfit.parallel.ranks import Ranks
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import Plain, Scaling, UnitRate, is_linear
 from manyfit.training import probes
+from manyfit.training.batched import Batched
 from manyfit.training.captured import Captured, captures
+from manyfit.training.engine import Engine, EngineName
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.examples import Examples
 from manyfit.training.history import History
 from manyfit.training.loop import Observers, Training
-from manyfit.training.prepared import Job
-from manyfit.training.rates import Rates, schedules_of
+from manyfit.training.native import Native
+from manyfit.training.prepared import Job, dtype_of
+from manyfit.training.rates import rates_of
 from manyfit.training.steps import Steps
 
 
@@ -41,19 +44,24 @@ def make_trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
     )
 
 
-def make_population(jobs: Sequence[Job], device: torch.device) -> Population:
-    """The networks of jobs that train together, with the weights that their seeds give."""
-    dtype = _dtype(jobs[0].config)
-    return Population([job.network.to(dtype) for job in jobs], [job.config.seed for job in jobs], device)
-
-
 def make_training(
-    jobs: Sequence[Job], population: Population, trainer: pl.Trainer, ranks: Ranks, observers: Observers
+    jobs: Sequence[Job], trainer: pl.Trainer, engine: EngineName, ranks: Ranks, observers: Observers
 ) -> Training:
-    """The module that trains a population of these jobs."""
-    first, config = jobs[0], jobs[0].config
-    device, members = population.weights.device, len(jobs)
-    examples = Examples.of(jobs, device, _dtype(config))
+    """The module that trains these jobs as one population."""
+    config = jobs[0].config
+    history = History(len(jobs), config.epochs, [job.config.trainer.patience for job in jobs])
+    if engine == "native":
+        made: Engine = Native(jobs, angles="update_angle" in config.probes)
+    else:
+        made = _batched(jobs, trainer, ranks)
+    return Training(made, history, observers)
+
+
+def _batched(jobs: Sequence[Job], trainer: pl.Trainer, ranks: Ranks) -> Batched:
+    first, config, device = jobs[0], jobs[0].config, trainer.strategy.root_device
+    dtype, seeds = dtype_of(config), [job.config.seed for job in jobs]
+    population = Population([job.network.to(dtype) for job in jobs], seeds, device)
+    examples = Examples.of(jobs, device, dtype)
     capture = captures(config, first.optimizer)
     of_steps, of_evaluations = (Captured(must=capture is True) if capture else None for _ in range(2))
     steps = Steps(
@@ -63,7 +71,7 @@ def make_training(
         examples,
         first.batch_size,
         gradient_clip=config.trainer.gradient_clip,
-        scaling=Scaling(members, device) if config.trainer.precision == "16-mixed" else None,
+        scaling=Scaling(len(jobs), device) if config.trainer.precision == "16-mixed" else None,
         captured=of_steps,
         ranks=ranks,
     )
@@ -75,13 +83,7 @@ def make_training(
         captured=of_evaluations,
         ranks=ranks,
     )
-    rates = Rates([job.config.optimizer.lr for job in jobs], schedules_of(jobs), config.epochs * first.steps_per_epoch)
-    history = History(members, config.epochs, config.trainer.patience)
-    return Training([job.config.seed for job in jobs], steps, evaluation, rates, history, observers)
-
-
-def _dtype(config: Config) -> torch.dtype:
-    return torch.float64 if config.trainer.precision == "64-true" else torch.float32
+    return Batched(steps, evaluation, rates_of(jobs), seeds, angles="update_angle" in config.probes)
 
 
 def _optimizer(jobs: Sequence[Job], population: Population) -> UnitRate | Plain:

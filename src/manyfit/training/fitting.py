@@ -13,16 +13,17 @@ import torch
 
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
+from manyfit.native import machine
 from manyfit.parallel import ddp, devices
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import seed_of
 from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
 from manyfit.training import checkpoints, process
-from manyfit.training.building import make_population, make_trainer, make_training
+from manyfit.training.building import make_trainer, make_training
 from manyfit.training.grouping import require_same_signature, why_alone
-from manyfit.training.loop import Blocks, Observers, Stops, Training
-from manyfit.training.prepared import Job, Preparation, prepared
+from manyfit.training.loop import Observers, Parts, Stops, Training
+from manyfit.training.prepared import Job, Preparation, dtype_of, prepared
 from manyfit.training.recording import Recorder
 from manyfit.training.trained import Result, Trained, results_of
 
@@ -66,12 +67,15 @@ def fit(
             not be the fault of all.
     """
     configs = [one.config if isinstance(one, Job) else one for one in given]
-    require_same_signature(configs)
     jobs = prepared(given)
+    require_same_signature(jobs)
     if len(jobs) > 1 and (reason := why_alone(jobs[0])):
         raise ConfigError(f"configs must be one, but got {len(jobs)} that can share no population: {reason}.")
     recorder = recorder or Recorder(NoTracker(), jobs)
     screen = screen or Screen("")  # which says nothing until it is entered
+    if jobs[0].engine == "native":
+        with screen.stage("compiling"):  # here, also for the processes that train
+            machine.load(machine.kind_of(dtype_of(configs[0])))
     with screen.population(len(jobs), configs[0].epochs) as show:
 
         def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
@@ -124,28 +128,27 @@ def train(
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
     with process.set_up(config), contextlib.ExitStack() as closing:
         trainer = make_trainer(config, device, state["epoch"] if state else 0)
-        population = make_population(jobs, trainer.strategy.root_device)
-        observers = Observers(report, stops)
+        name = jobs[0].engine if state is None else state.get("engine", "batched")  # the only one there once was
+        module = make_training(jobs, trainer, name, ranks, Observers(report, stops))
+        engine = module.engine
         if save_to and first:
-            writer = closing.enter_context(checkpoints.Writer(save_to, COPIES_KEPT * population.weights.nbytes))
+            writer = closing.enter_context(checkpoints.Writer(save_to, COPIES_KEPT * engine.weights.nbytes))
             ranks.leaving[:] = [functools.partial(writer.finish, timeout=10.0)]
-            observers = Observers(report, stops, functools.partial(_save, writer, jobs))
-        module = make_training(jobs, population, trainer, ranks, observers)
+            module.observers = Observers(report, stops, functools.partial(_save, writer, jobs))
         if state:
             module.load_state(state)
-            for probe, its in zip(trainer.callbacks, state["probes"], strict=True):  # type: ignore[attr-defined]
-                probe.load_state_dict(its)
-        closing.enter_context(process.threads(population.weights.numel() * jobs[0].batch_size // ranks.world))
+        closing.enter_context(process.threads(engine.weights.numel() * jobs[0].batch_size // ranks.world))
         with process.exits(trainer):
             _run(trainer, module)
-            test = module.evaluation.measure(module.best.weights, module.best.buffers, ["test"])
+            test = engine.measure(["test"], module.best)
     return Trained(
         history=module.history.values,
         ended=module.history.ended,
         weights=module.best.weights.cpu(),
         buffers={name: buffer.cpu() for name, buffer in module.best.buffers.items()},
         test=test,
-        devices=(_name(population.weights.device),) * ranks.world,
+        devices=(_name(engine.weights.device),) * ranks.world,
+        engine=engine.name,
         digest=jobs[0].data.digest,
     )
 
@@ -179,5 +182,5 @@ def _name(device: torch.device) -> str:
 def _run(trainer: pl.Trainer, module: Training) -> None:
     """Run the epochs."""
     with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
-        torch.manual_seed(seed_of("training", module.seeds[0]))
-        trainer.fit(module, train_dataloaders=Blocks(module))
+        torch.manual_seed(seed_of("training", module.engine.seeds[0]))
+        trainer.fit(module, train_dataloaders=Parts(module))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import Config, flattened
+from manyfit.config.schema import flattened
 from manyfit.parallel.devices import on_gpu
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import is_linear
@@ -19,6 +19,7 @@ from manyfit.training.prepared import Job
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
 SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
+NATIVE = 2**30  # bytes that members of the native engine may keep
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
 
@@ -31,17 +32,14 @@ class Group:
     alone: str | None = None
 
 
-def signature(config: Config) -> str:
-    """What configs must share to be trained in one population: all but lr, weight decay, schedule, seed, name.
-
-    And but dropout, where the model is ours.
-    """
-    return json.dumps(_shared(config), sort_keys=True)
+def signature(job: Job) -> str:
+    """What jobs must share to be trained in one population: see `_shared`."""
+    return json.dumps(_shared(job), sort_keys=True)
 
 
-def require_same_signature(configs: Sequence[Config]) -> None:
-    """Raise ConfigError unless the configs may share a population; names each key in which they may not differ."""
-    first, *others = [dict(flattened(_shared(config), "")) for config in configs]
+def require_same_signature(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError unless jobs may share a population; names each key in which they may not differ."""
+    first, *others = [dict(flattened(_shared(job), "")) for job in jobs]
     keys = sorted({key for other in others for key in {*first, *other} if first.get(key) != other.get(key)})
     if keys:
         values = [list(dict.fromkeys(str(flat.get(key, "none")) for flat in (first, *others))) for key in keys]
@@ -66,7 +64,7 @@ def grouped(
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
-        alike[signature(job.config)].append(number)
+        alike[signature(job)].append(number)
     groups: list[Group] = []
     for numbers in alike.values():
         first = jobs[numbers[0]]
@@ -84,11 +82,13 @@ def grouped(
 def members(job: Job) -> int:
     """The largest population of members like this one that pays.
 
-    On a CPU one whose step stays in cache, at least one member a core; on a GPU one that fills it, and half its memory
-    at most.
+    Of the native engine one that memory holds. Of the batched one on a CPU one whose step stays in cache, at least one
+    member a core; on a GPU one that fills it, and half its memory at most.
     """
     network = job.network
     weights = sum(p.numel() for p in network.parameters())
+    if job.engine == "native":
+        return int(min(max(NATIVE // (4 * COPIES * weights), 1), MOST))
     if on_gpu(job.config.trainer) and torch.cuda.is_available():
         touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
         return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))
@@ -116,6 +116,8 @@ def kept(network: nn.Module, x: Tensor) -> int:
 
 def why_alone(job: Job) -> str | None:
     """Why such a job cannot share a population; None when it can."""
+    if job.engine == "native":
+        return None
     if not is_linear(job.optimizer):
         return f"a step of {job.optimizer.__name__} is not linear in lr"
     pair = Population([job.network, job.network], [0, 0], torch.device("cpu"))
@@ -133,9 +135,22 @@ def why_alone(job: Job) -> str | None:
     return None
 
 
-def _shared(config: Config) -> dict[str, Any]:
+def _shared(job: Job) -> dict[str, Any]:
+    """All of a config but what members may differ in.
+
+    To the native engine that is everything but the data, the epochs, what is measured and how it is computed. To the
+    batched engine it is lr, weight decay, schedule, seed, and dropout where the model is ours.
+    """
+    config = job.config
     # by alias: a source may have an argument `target` beside its `_target_`
     values = config.model_dump(mode="json", by_alias=True, exclude={"seed", "schedule", "name"})
+    values["trainer"]["engine"] = job.engine
+    if job.engine == "native":
+        for key in ("optimizer", "model", "loss", "batch_size"):
+            del values[key]
+        for key in ("gradient_clip", "patience", "cuda_graph"):
+            del values["trainer"][key]
+        return values
     for key in ("lr", "weight_decay"):
         values["optimizer"].pop(key, None)
     if config.model.target.startswith("manyfit."):  # a user's model may build other layers for another dropout

@@ -1,6 +1,6 @@
 """What was measured of every member, and why each ended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class History:
     Args:
         members: So many begin.
         epochs: Of the whole training.
-        patience: Epochs without a better one after which a member stops; None: it does not.
+        patience: Epochs without a better one after which each member stops; None: it does not.
 
     Attributes:
         values: By metric, (all members, epochs + 1); NaN after a member's end.
@@ -19,8 +19,9 @@ class History:
         ended: Why the others, and those about to leave, ended.
     """
 
-    def __init__(self, members: int, epochs: int, patience: int | None = None) -> None:
-        self.size, self.epochs, self.patience = members, epochs, patience
+    def __init__(self, members: int, epochs: int, patience: Sequence[int | None] | None = None) -> None:
+        self.size, self.epochs = members, epochs
+        self.patience = np.array([np.inf if its is None else its for its in patience or [None] * members])
         self.values: dict[str, np.ndarray] = {}
         self.members = np.arange(members)
         self.ended: dict[int, str] = {}
@@ -39,7 +40,7 @@ class History:
         """Who ends with this epoch by itself, and why; `best` (all members,) are the best epochs before it."""
         losses = [self.of(f"loss/{split}", epoch)[:, -1] for split in ("train", "val")]
         finite = np.isfinite(losses).all(axis=0)
-        early = epoch - 1 - best[self.members] >= (np.inf if self.patience is None else self.patience)
+        early = epoch - 1 - best[self.members] >= self.patience[self.members]
         over = np.full(len(self.members), epoch == self.epochs)
         found: dict[int, str] = {}
         for reason, these in (("diverged", ~finite), ("stopped early", early), ("finished", over)):

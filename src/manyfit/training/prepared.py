@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
+from manyfit.native.machine import compilation, kind_of
+from manyfit.native.members import why_not
 from manyfit.parallel import devices
 from manyfit.population import dense
 from manyfit.population.members import initialised
@@ -36,6 +38,7 @@ class Job:
     options: Mapping[str, Any]
     schedule: Schedule
     batch_size: int
+    engine: Literal["native", "batched"]
 
     @property
     def network(self) -> nn.Module:
@@ -105,6 +108,7 @@ class Preparation:
         return self._table[1]
 
 
+WIDE = 10**8  # weights times examples of a step: from here on a lone member is better served by all cores at once
 DATASETS, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
 SPLIT = {"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"}  # of a table, not which table
 
@@ -160,7 +164,42 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
     _try_probes(config.probes, network)
     optimizer, options = _optimizer(config, network)
     captures(config, optimizer)
-    return Job(config, dataset, loss, optimizer, options, _schedule(config, -(-n // batch_size)), batch_size)
+    schedule = _schedule(config, -(-n // batch_size))
+    engine = _engine(config, network, loss, optimizer, options, batch_size)
+    return Job(config, dataset, loss, optimizer, options, schedule, batch_size, engine)
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """What its weights and data are kept in."""
+    return torch.float64 if config.trainer.precision == "64-true" else torch.float32
+
+
+def _engine(
+    config: Config,
+    network: nn.Module,
+    loss: Loss,
+    optimizer: type[torch.optim.Optimizer],
+    options: Mapping[str, Any],
+    batch_size: int,
+) -> Literal["native", "batched"]:
+    """Which engine trains a config: a function of it and of the width of its data, never of its company."""
+    if config.trainer.engine == "batched":
+        return "batched"
+    asked = config.trainer.engine == "native"
+    reason = why_not(network, loss, optimizer, options)
+    if devices.kind(config.trainer) != "cpu":
+        reason = "it trains on a CPU: use trainer=cpu"
+    elif devices.world(config.trainer) > 1:
+        reason = "it trains on one device"
+    elif config.trainer.precision not in ("32-true", "64-true"):
+        reason = f"it knows no trainer.precision={config.trainer.precision}"
+    elif not reason and not asked and sum(p.numel() for p in network.parameters()) * batch_size > WIDE:
+        reason = "one thread is too few"
+    if asked and reason:
+        raise ConfigError(f"trainer.engine must be auto or batched here, but got 'native': {reason}.")
+    if not reason:
+        compilation(kind_of(dtype_of(config)))  # goes on while others are imported
+    return "batched" if reason else "native"
 
 
 def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:

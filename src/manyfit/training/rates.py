@@ -15,29 +15,41 @@ class Rates:
     Args:
         lr: One per member.
         schedules: One per member.
-        steps: Of the whole training; progress of the schedules counts against it.
+        steps: Of each member's whole training; progress of the schedules counts against it.
 
     Attributes:
         last: Those that were asked for last, (members,).
     """
 
-    def __init__(self, lr: Sequence[float], schedules: Sequence[Schedule], steps: int) -> None:
-        self.lr, self.schedules, self.steps = np.array(lr, np.float64), list(schedules), steps
+    def __init__(self, lr: Sequence[float], schedules: Sequence[Schedule], steps: Sequence[int]) -> None:
+        self.lr, self.schedules, self.steps = np.array(lr, np.float64), list(schedules), np.array(steps)
         self.last = self.lr.copy()
 
-    def of(self, done: int, count: int) -> np.ndarray:
-        """Rates (count, members) of the steps that come after so many."""
-        rates: np.ndarray = self.lr * self._factors(done, count)
-        self.last = rates[-1]
+    def of(self, done: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+        """Rates of the steps that come after so many: for each member, (counts[k],)."""
+        known: dict[tuple[int, ...], np.ndarray] = {}
+        rates = []
+        for k, (schedule, *its) in enumerate(
+            zip(self.schedules, self.steps.tolist(), done.tolist(), counts.tolist(), strict=True)
+        ):
+            key = (id(schedule), *its)
+            if key not in known:
+                steps, first, count = its
+                known[key] = schedule(np.arange(first, first + count) / steps)
+            rates.append(self.lr[k] * known[key])
+            if len(rates[k]):
+                self.last[k] = rates[k][-1]
         return rates
 
-    def _factors(self, done: int, count: int) -> np.ndarray:
-        progress = np.arange(done, done + count) / self.steps
-        keys = list(map(id, self.schedules))
-        kinds = dict(zip(keys, self.schedules, strict=True))
+    def together(self, done: int, count: int) -> np.ndarray:
+        """The same of members that are in step: (count, members)."""
+        progress = np.arange(done, done + count) / self.steps[0]
+        kinds = {id(schedule): schedule for schedule in self.schedules}
         column = {key: k for k, key in enumerate(kinds)}
         made = np.stack([schedule(progress) for schedule in kinds.values()], 1)
-        return made[:, [column[key] for key in keys]]
+        rates: np.ndarray = self.lr * made[:, [column[id(schedule)] for schedule in self.schedules]]
+        self.last = rates[-1]
+        return rates
 
     def observe(self, loss: np.ndarray) -> None:
         """Show every schedule its member's validation loss (members,) after an epoch."""
@@ -46,22 +58,22 @@ class Rates:
 
     def keep(self, stay: np.ndarray) -> None:
         """Leave only these members'."""
-        self.lr, self.last = self.lr[stay], self.last[stay]
+        self.lr, self.last, self.steps = self.lr[stay], self.last[stay], self.steps[stay]
         self.schedules = [s for s, here in zip(self.schedules, stay, strict=True) if here]
 
-    def state(self) -> list[dict[str, float]]:
-        """Of every schedule."""
-        return [schedule.state() for schedule in self.schedules]
+    def state(self) -> dict[str, object]:
+        """Of every schedule, and the last rates."""
+        return {"schedules": [schedule.state() for schedule in self.schedules], "last_lr": self.last.copy()}
 
-    def load_state(self, states: Iterable[Mapping[str, float]], last: np.ndarray) -> None:
+    def load_state(self, schedules: Iterable[Mapping[str, float]], last: np.ndarray) -> None:
         """Go on from a `state()` after a step of these rates."""
-        for schedule, state in zip(self.schedules, states, strict=True):
+        for schedule, state in zip(self.schedules, schedules, strict=True):
             schedule.load_state(state)
         self.last = last
 
 
-def schedules_of(jobs: Sequence[Job]) -> list[Schedule]:
-    """One for each member; those of one config share one of ours, unless it looks at what becomes of the member."""
+def rates_of(jobs: Sequence[Job]) -> Rates:
+    """Of jobs that train together; those of one config share a schedule of ours, unless it looks at the member."""
     shared: dict[str, Schedule] = {}
     schedules = []
     for job in jobs:
@@ -69,4 +81,5 @@ def schedules_of(jobs: Sequence[Job]) -> list[Schedule]:
         looks = not ours or type(job.schedule).observe is not Schedule.observe
         key = job.config.schedule.model_dump_json(by_alias=True)
         schedules.append(copy.deepcopy(job.schedule) if looks else shared.setdefault(key, job.schedule))
-    return schedules
+    steps = [job.config.epochs * job.steps_per_epoch for job in jobs]
+    return Rates([job.config.optimizer.lr for job in jobs], schedules, steps)

@@ -119,7 +119,7 @@ def _summarise(run: TrackedRun, result: Result) -> None:
     s = result.summary
     run.metrics([(name, float(value), 0) for name, value in result.once.items()])
     tags = {"fit": str(s.verdict), "ended": result.reason, "mlflow.note.content": note(result)}
-    tags |= {"world_size": str(len(result.devices)), "devices": devices(result)}
+    tags |= {"world_size": str(len(result.devices)), "devices": devices(result), "engine": result.engine}
     if result.reason == "pruned":
         tags["pruned_at"] = str(len(result.metrics["loss/val"]) - 1)
     run.tags(tags)

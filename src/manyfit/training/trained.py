@@ -12,7 +12,9 @@ from manyfit import curves
 from manyfit.config.schema import Config
 from manyfit.data.table import Input, name_of
 from manyfit.models import Predictor
+from manyfit.native.members import filled
 from manyfit.population.members import Population
+from manyfit.training.engine import EngineName
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Job
@@ -30,6 +32,7 @@ class Trained:
         weights: Of each member's best epoch, (members, parameters) on the CPU; buffers likewise.
         test: (members,) by metric, with these weights.
         devices: What it ran on.
+        engine: What computed it.
         digest: Of the data that it was trained on.
     """
 
@@ -39,6 +42,7 @@ class Trained:
     buffers: Mapping[str, Tensor]
     test: Mapping[str, np.ndarray]
     devices: tuple[str, ...]
+    engine: EngineName
     digest: str
 
 
@@ -49,7 +53,7 @@ class Result:
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
     (1, features) is a row for it, `inputs` and `classes` say what its columns and outputs are; `weights` (parameters,)
-    are the best epoch's, as the population holds them; `devices` is what it was trained on. Of a sweep's results most
+    are the best epoch's, as the engine has them; `devices` and `engine` are what trained it. Of a sweep's results most
     have no predictor and no weights any more.
     """
 
@@ -64,6 +68,7 @@ class Result:
     inputs: tuple[Input, ...]
     classes: tuple[str, ...]
     devices: tuple[str, ...]
+    engine: EngineName
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -99,16 +104,16 @@ class Result:
 
 def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
     """What is known of each run; jobs are the members, in order."""
-    geometry = Population([jobs[0].network], [0], torch.device("cpu"))
+    together = Population([jobs[0].network], [0], torch.device("cpu")) if trained.engine == "batched" else None
     found = []
     for k, job in enumerate(jobs):
         present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
         metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
         baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
         summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
-        buffers = {name: b[k] for name, b in trained.buffers.items()}
+        buffers, row = {name: b[k] for name, b in trained.buffers.items()}, trained.weights[k]
         d = job.data
-        network = geometry.member(job.network, trained.weights[k], buffers).float()
+        network = (together.member(job.network, row, buffers) if together else filled(job.network, row)).float()
         predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
         found.append(
             Result(
@@ -118,11 +123,12 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
                 test={name: float(values[k]) for name, values in trained.test.items()},
                 reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
                 predictor=predictor,
-                weights=trained.weights[k].clone(),  # a view would keep those of all
+                weights=row.clone(),  # a view would keep those of all
                 inputs=d.inputs,
                 classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
                 devices=trained.devices,
+                engine=trained.engine,
             )
         )
     return found

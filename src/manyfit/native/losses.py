@@ -1,0 +1,109 @@
+"""Losses and scores of a mini-batch's outputs, and the gradient; which loss it is, is `manyfit.losses`'."""
+
+import math
+
+from manyfit import losses
+from manyfit.native.compiled import Real, Reals, compiled, part, real
+from manyfit.native.elementwise import exp, sigmoid
+
+CROSS_ENTROPY, BCE, SQUARED_PROBABILITY, MSE, HUBER = range(5)
+CODES: dict[type[losses.Loss], int] = {
+    losses.CrossEntropy: CROSS_ENTROPY,
+    losses.BCE: BCE,
+    losses.SquaredProbability: SQUARED_PROBABILITY,
+    losses.MSE: MSE,
+    losses.Huber: HUBER,
+}
+
+
+@compiled
+def loss_and_gradient(code: int, option: float, z: Reals, y: Reals) -> tuple[float, float]:
+    """Sums over examples: of the loss; and of those classified right, or of squared errors.
+
+    Args:
+        code: Of `CODES`.
+        option: Huber's delta.
+        z: Outputs (rows, width); becomes the gradient of the summed loss by them.
+        y: Targets (rows,): class numbers, or values.
+    """
+    if code == CROSS_ENTROPY:
+        return _cross_entropy(z, y)
+    column = part(z, 0, len(y))
+    if code == BCE:
+        return _bce(column, y)
+    if code == SQUARED_PROBABILITY:
+        return _squared_probability(column, y)
+    return _regression(code, real(option, z), column, y)
+
+
+@compiled
+def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
+    """`-log softmax(z)_y`; by the outputs `softmax(z) - onehot(y)`."""
+    rows, width = z.shape
+    total = right = 0.0
+    for r in range(rows):
+        guess = 0
+        for j in range(1, width):
+            if z[r, j] > z[r, guess] or z[r, j] != z[r, j]:
+                guess = j
+        top, target = z[r, guess], int(y[r])
+        right += guess == target
+        total += top - z[r, target]
+        for j in range(width):
+            z[r, j] -= top
+    flat = part(z, 0, rows * width)
+    for e in range(rows * width):
+        flat[e] = exp(flat[e])
+    for r in range(rows):
+        whole = real(0, z)
+        for j in range(width):
+            whole += z[r, j]
+        total += math.log(whole)
+        for j in range(width):
+            z[r, j] /= whole
+        z[r, int(y[r])] -= real(1, z)
+    return total, right
+
+
+@compiled
+def _bce(z: Reals, y: Reals) -> tuple[float, float]:
+    """`max(z, 0) - z y + log(1 + e^-|z|)`; by the logit `sigmoid(z) - y`."""
+    total = right = 0.0
+    for r in range(len(z)):
+        above = z[r] if z[r] > real(0, z) else real(0, z)
+        total += above - z[r] * y[r] + math.log1p(exp(-abs(z[r])))
+        right += (z[r] > real(0, z)) == (y[r] > real(0, z))
+        z[r] = sigmoid(z[r]) - y[r]
+    return total, right
+
+
+@compiled
+def _squared_probability(z: Reals, y: Reals) -> tuple[float, float]:
+    """`(p - y)^2` with `p = sigmoid(z)`; by the logit `2 (p - y) p (1 - p)`."""
+    total = right = 0.0
+    for r in range(len(z)):
+        right += (z[r] > real(0, z)) == (y[r] > real(0, z))
+        p = sigmoid(z[r])
+        error = p - y[r]
+        total += error * error
+        z[r] = real(2, z) * error * p * (real(1, z) - p)
+    return total, right
+
+
+@compiled
+def _regression(code: int, delta: Real, z: Reals, y: Reals) -> tuple[float, float]:
+    """`e^2` or Huber's of `e = z - y`; by the output `2 e`, or `e` held to delta."""
+    total = squares = 0.0
+    for r in range(len(z)):
+        error = z[r] - y[r]
+        squares += float(error) * float(error)
+        if code == MSE:
+            total += error * error
+            z[r] = error + error
+        elif abs(error) <= delta:
+            total += real(0.5, z) * error * error
+            z[r] = error
+        else:
+            total += delta * (abs(error) - real(0.5, z) * delta)
+            z[r] = delta if error > real(0, z) else -delta if error < real(0, z) else error  # of a NaN
+    return total, squares

@@ -1,0 +1,100 @@
+"""What a training asks of that which computes it: there are two, `native` and `batched`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from manyfit.parallel.ranks import Ranks
+from manyfit.training.best import Best
+from manyfit.training.rates import Rates
+
+EngineName = Literal["native", "batched"]
+
+
+class Engine(ABC):
+    """The members of a population that are present, in order: trained, measured, and let go.
+
+    Attributes:
+        name: The tag of a run that it trained.
+        seeds: One for each member.
+        rates: Theirs.
+        ranks: The processes that train them together.
+        parts: In how many an epoch is trained, each a batch to Lightning: an interrupt is heard between two.
+        examples_per_epoch: To train on.
+        batch_sizes: (members,).
+    """
+
+    name: EngineName
+    seeds: list[int]
+    rates: Rates
+    ranks: Ranks
+    parts: int
+    examples_per_epoch: int
+    batch_sizes: np.ndarray
+
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """(members, parameters), each row as this engine has it."""
+
+    @property
+    @abstractmethod
+    def buffers(self) -> Mapping[str, Tensor]:
+        """(members, ...) each."""
+
+    @property
+    @abstractmethod
+    def steps_done(self) -> np.ndarray:
+        """(members,), since the beginning."""
+
+    @abstractmethod
+    def begin(self, epoch: int) -> None:
+        """Make ready for the epoch after so many."""
+
+    @abstractmethod
+    def train(self, part: int) -> None:
+        """This part of the epoch's steps."""
+
+    @abstractmethod
+    def running(self) -> np.ndarray:
+        """Mean losses (members,) in training, since they were last asked for."""
+
+    @abstractmethod
+    def measure(self, splits: Sequence[str], best: Best | None = None) -> dict[str, np.ndarray]:
+        """Metrics of each split, named `loss/val`, `accuracy/test` and so on.
+
+        Args:
+            splits: train, val or test.
+            best: Of all members, present or not, these weights; None: the present ones of those present.
+        """
+
+    @abstractmethod
+    def keep(self, stay: np.ndarray) -> None:
+        """Leave only these of the members present, (members,) bool."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on bit for bit; copies, on the CPU."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state()` of the same members."""
+
+    @abstractmethod
+    def gradients(self, index: Tensor, members: np.ndarray) -> Tensor:
+        """Gradient (members, parameters) of some members' mean loss on examples (members, rows), without dropout."""
+
+    @abstractmethod
+    def ends(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms (members,) of what a gradient of all members holds of the first and the last weight matrix."""
+
+    @abstractmethod
+    def dead_share(self, index: Tensor) -> Tensor:
+        """Share (members,) of the hidden units that are dead on examples (rows,); see `probes.DeadUnits`."""
+
+    @abstractmethod
+    def cosines(self) -> Tensor:
+        """Mean cosine (members,) of successive updates since it was last asked for, if that is probed; NaN: of none."""

@@ -1,0 +1,203 @@
+"""The engine of a CPU: members of any widths, batch sizes, optimizers and losses, each by itself in compiled code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyfit.data.draws import orders
+from manyfit.native import tables
+from manyfit.native.members import SHORT, Member, Members, Task, parts_of
+from manyfit.native.tables import FLOATS, INTEGERS
+from manyfit.parallel.ranks import Ranks
+from manyfit.population import dense
+from manyfit.training.best import Best
+from manyfit.training.engine import Engine
+from manyfit.training.evaluation import metrics
+from manyfit.training.examples import Examples
+from manyfit.training.prepared import Job, dtype_of
+from manyfit.training.rates import rates_of
+
+EVALUATED = 64  # examples at once: their activations stay in the first cache
+SUMS = [FLOATS.loss, FLOATS.score]
+STATE = [FLOATS.momenta, FLOATS.square]  # what an optimizer and the angles remember besides their tables
+
+
+class Native(Engine):
+    """Members of the kernel. All stay in its tables; who is present is a list of numbers.
+
+    Args:
+        jobs: They.
+        angles: Whether cosines of successive updates are wanted.
+    """
+
+    name = "native"
+
+    def __init__(self, jobs: Sequence[Job], angles: bool = False) -> None:
+        dtype = dtype_of(jobs[0].config)
+        self.networks = [_stack(job.network) for job in jobs]
+        self.members = Members([_member(job, net) for job, net in zip(jobs, self.networks, strict=True)], dtype, angles)
+        self.examples = Examples.of(jobs, torch.device("cpu"), dtype)
+        self.seeds, self.rates, self.ranks = [job.config.seed for job in jobs], rates_of(jobs), Ranks()
+        self.present = np.arange(len(jobs))
+        self.examples_per_epoch = n = len(self.examples)
+        self.all_batch_sizes = np.array([job.batch_size for job in jobs])
+        self.per_epoch = -(-n // self.all_batch_sizes)
+        x, y, order = self.examples.x_train, self.examples.y_train, torch.arange(n)[None]
+        self.steps = Task(self.members, tables.TRAIN, x, y, self.all_batch_sizes, order)
+        self.parts = 1 + int(max(self.steps.seconds.sum() / self.members.threads, self.steps.seconds.max()) / SHORT)
+        self.evaluations: dict[str, Task] = {}
+
+    @property
+    def batch_sizes(self) -> np.ndarray:  # type: ignore[override]
+        """(members,)."""
+        return np.asarray(self.all_batch_sizes[self.present])
+
+    @property
+    def weights(self) -> Tensor:
+        """(members, parameters), each row with zeros behind its own."""
+        return self._present(self.members.weights)
+
+    @property
+    def buffers(self) -> Mapping[str, Tensor]:
+        """A dense stack has none."""
+        return {}
+
+    @property
+    def steps_done(self) -> np.ndarray:
+        """(members,)."""
+        return np.asarray(self.steps.integers[self.present, INTEGERS.done])
+
+    def _present(self, table: Tensor) -> Tensor:
+        return table if len(self.present) == len(table) else table[torch.from_numpy(self.present)]
+
+    def begin(self, epoch: int) -> None:
+        """Draw the orders."""
+        unique = list(dict.fromkeys(self.seeds))
+        rows = {seed: row for row, seed in enumerate(unique)}
+        self.steps.visit(orders(unique, epoch, self.examples_per_epoch))
+        self.steps.integers[self.present, INTEGERS.order] = [rows[seed] for seed in self.seeds]
+
+    def train(self, part: int) -> None:
+        """See Engine: each member does its share of its steps."""
+        integers, k = self.steps.integers, self.present
+        first, last = (at * self.per_epoch[k] // self.parts for at in (part, part + 1))
+        rates = self.rates.of(integers[k, INTEGERS.done], last - first)
+        integers[k, INTEGERS.first], integers[k, INTEGERS.steps] = first, last - first
+        self.steps.run(k, rates=np.concatenate(rates))
+        integers[k, INTEGERS.done] += last - first
+
+    def running(self) -> np.ndarray:
+        """See Engine."""
+        losses: np.ndarray = self.members.floats[self.present, FLOATS.running] / self.examples_per_epoch
+        self.members.floats[:, FLOATS.running] = 0
+        return losses
+
+    def measure(self, splits: Sequence[str], best: Best | None = None) -> dict[str, np.ndarray]:
+        """See Engine."""
+        which = self.present if best is None else np.arange(len(self.all_batch_sizes))
+        found: dict[str, np.ndarray] = {}
+        for split in splits:
+            sums = self._sums(split, which, None if best is None else best.weights)
+            y = self.examples.split(split)[1]
+            measured = metrics(torch.from_numpy(sums), y if len(y) == 1 else y[which], self.examples.data)
+            found |= {f"{name}/{split}": values for name, values in measured.items()}
+        return found
+
+    def _sums(self, split: str, which: np.ndarray, weights: Tensor | None) -> np.ndarray:
+        """Of losses, and of those right or squared errors, (2, which)."""
+        if split not in self.evaluations:
+            x, y = self.examples.split(split)
+            self.evaluations[split] = Task(self.members, tables.EVALUATE, x, y, EVALUATED, torch.arange(len(x))[None])
+        task, floats = self.evaluations[split], self.members.floats
+        steps, pieces = -(-len(task.x) // EVALUATED), 1 + int(task.seconds.max() / SHORT)
+        floats[:, SUMS] = 0
+        for piece in range(pieces):
+            first, last = (at * steps // pieces for at in (piece, piece + 1))
+            task.integers[:, INTEGERS.first], task.integers[:, INTEGERS.steps] = first, last - first
+            task.run(which, weights=weights)
+        return np.ascontiguousarray(floats[which][:, SUMS].T)
+
+    def keep(self, stay: np.ndarray) -> None:
+        """See Engine."""
+        self.present = self.present[stay]
+        self.rates.keep(stay)
+        self.seeds = [seed for seed, here in zip(self.seeds, stay, strict=True) if here]
+
+    def state(self) -> dict[str, Any]:
+        """See Engine."""
+        updates = self.members.updates
+        return {
+            "steps": self.steps_done.copy(),
+            "weights": self.weights.clone(),
+            "moments": self._present(self.members.moments).clone(),
+            "optimizer": self.members.floats[self.present][:, STATE],
+            "updates": None if updates is None else self._present(updates).clone(),
+            **self.rates.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See Engine."""
+        rows = torch.from_numpy(self.present)
+        self.steps.integers[self.present, INTEGERS.done] = state["steps"]
+        self.members.floats[self.present[:, None], STATE] = state["optimizer"]
+        self.members.weights[rows] = state["weights"]
+        self.members.moments[rows] = state["moments"]
+        if self.members.updates is not None and state["updates"] is not None:
+            self.members.updates[rows] = state["updates"]
+        self.rates.load_state(state["schedules"], state["last_lr"])
+
+    def gradients(self, index: Tensor, members: np.ndarray) -> Tensor:
+        """See Engine."""
+        k, x, y = self.present[members], self.examples.x_train, self.examples.y_train
+        task = Task(self.members, tables.GRADIENT, x, y, index.shape[1], index)
+        task.integers[k, INTEGERS.order] = np.arange(len(k))
+        found = torch.zeros_like(self.members.weights)
+        task.run(k, gradients=found)
+        return found[torch.from_numpy(k)]
+
+    def ends(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        norms = []
+        for k, row in zip(self.present, gradients, strict=True):
+            matrices = [part for part in parts_of(self.networks[k], row) if part.ndim > 1]
+            norms.append([torch.linalg.vector_norm(part) for part in (matrices[0], matrices[-1])])
+        first, last = torch.tensor(norms).unbind(1)
+        return first, last
+
+    def dead_share(self, index: Tensor) -> Tensor:
+        """See Engine."""
+        x, shares = self.examples.x_train[index][None], []
+        for k in self.present:
+            stack = dense.Stack(list(self.networks[k]))
+            parts = parts_of(self.networks[k], self.members.weights[k])
+            shares.append(dense.dead_share(stack, [dense.stored(part)[None] for part in parts], x))
+        return torch.cat(shares)
+
+    def cosines(self) -> Tensor:
+        """See Engine."""
+        floats = self.members.floats
+        sums, counts = floats[self.present, FLOATS.cosines], floats[self.present, FLOATS.angles]
+        floats[:, [FLOATS.cosines, FLOATS.angles]] = 0
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(sums / counts)
+
+
+def _stack(network: nn.Module) -> nn.Sequential:
+    assert isinstance(network, nn.Sequential)
+    return network
+
+
+def _member(job: Job, network: nn.Sequential) -> Member:
+    config = job.config
+    return Member(
+        network=network,
+        loss=job.loss,
+        optimizer=job.optimizer,
+        options=job.options,
+        weight_decay=config.optimizer.weight_decay,
+        gradient_clip=config.trainer.gradient_clip,
+        seed=config.seed,
+    )
