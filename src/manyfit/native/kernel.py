@@ -175,7 +175,7 @@ def backward(
             multiply(x, 1, inputs, g, of_weights, inputs, rows, outputs, True)
             if block == 0:
                 return
-            transpose(grid(w, place, inputs, outputs), grid(turned, 0, outputs, inputs))
+            transpose(part(w, place, inputs * outputs), inputs, outputs, turned)
             below = part(spare, block % 2 * spare.shape[1], spare.shape[1])
             multiply(g, outputs, 1, turned, below, rows, outputs, inputs, True)
             g = below

@@ -163,12 +163,49 @@ def multiply(
                     line(a, row, term, b, columns, out, i, first, rest, terms, fresh)
 
 
+@intrinsic
+def turn(typingctx: Any, w: Any, start: Any, width: Any, out: Any, place: Any, height: Any) -> Any:
+    """A square of as many rows as a vector has lanes, from w (flat, rows of a width) into out (rows of a height)."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3))
+        number = context.get_data_type(signature.args[0].dtype)
+        size = context.get_abi_sizeof(number)
+        lanes = BYTES // size
+        vector, integer, short = ir.VectorType(number, lanes), ir.IntType(64), ir.IntType(32)
+
+        def row(base: ir.Value, at: ir.Value, stride: ir.Value, i: int) -> ir.Value:
+            place = builder.gep(base, [builder.add(at, builder.mul(stride, integer(i)))])
+            return builder.bitcast(place, vector.as_pointer())
+
+        rows = [builder.load(row(source, args[1], args[2], i), align=size) for i in range(lanes)]
+        low = [i // 2 + lanes * (i % 2) for i in range(lanes)]  # of two vectors in turn, their first halves
+        masks = [ir.Constant(ir.VectorType(short, lanes), [short(i + add) for i in low]) for add in (0, lanes // 2)]
+        for _ in range(lanes.bit_length() - 1):
+            pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
+            rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        for i, values in enumerate(rows):
+            builder.store(values, row(target, args[4], args[5], i), align=size)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(w, n, n, out, n, n), generate
+
+
 @compiled
-def transpose(w: Reals, out: Reals) -> None:
-    """`out (q, m) = w' (m, q)`."""
-    for k in range(w.shape[0]):
-        for j in range(w.shape[1]):
-            out[j, k] = w[k, j]
+def transpose(w: Reals, rows: int, columns: int, out: Reals) -> None:
+    """`out (columns, rows) = w' (rows, columns)`, both flat."""
+    lanes = BYTES // w.itemsize
+    whole_rows, whole_columns = rows - rows % lanes, columns - columns % lanes
+    for i in range(0, whole_rows, lanes):
+        for j in range(0, whole_columns, lanes):
+            turn(w, i * columns + j, columns, out, j * rows + i, rows)
+        for j in range(whole_columns, columns):
+            for r in range(i, i + lanes):
+                out[j * rows + r] = w[r * columns + j]
+    for r in range(whole_rows, rows):
+        for j in range(columns):
+            out[j * rows + r] = w[r * columns + j]
 
 
 @compiled

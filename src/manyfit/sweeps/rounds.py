@@ -184,7 +184,7 @@ class Rounds:
             self.sweep.run(self.compose(given, first))
         finally:
             with self.sweep.screen.stage("telling Optuna"):
-                self.sweep.tracker.wait_for_ids()  # a finished trial takes no more attributes
+                self.search.note_run_ids(self.sweep.children.values())  # those that are known by now
                 done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
                 for trial in done:
                     children = [self.sweep.children[job] for job in self.jobs[trial.number]]

@@ -30,6 +30,7 @@ from manyfit.sweeps import space as spaces
 from manyfit.sweeps.fingerprint import require_same
 from manyfit.sweeps.locks import Locks
 from manyfit.sweeps.space import Space
+from manyfit.tracking.sqlite import write_ahead
 
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
@@ -262,8 +263,11 @@ def _advisory(url: str, name: str) -> Iterator[None]:
 
 def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optuna.Study]:
     if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+        file = Path(url.removeprefix("sqlite:///")).absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if url.startswith("sqlite:///") and ":memory:" not in url:
+            write_ahead(file)
         storage = RDBStorage(url)
         return storage, optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds

@@ -2,12 +2,11 @@
 
 import json
 import os
-import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, and look first whether it arrived
@@ -38,9 +37,10 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 
 from manyfit.config.secrets import mask
-from manyfit.tracking import journal
+from manyfit.tracking import journal, points
 from manyfit.tracking.journal import Record
 from manyfit.tracking.packaging import assemble
+from manyfit.tracking.sqlite import write_ahead
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
@@ -51,7 +51,6 @@ CUT = " ... [cut]"
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows first
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
 
 Point = tuple[str, float, int, int]  # metric, value, milliseconds, step
 
@@ -113,7 +112,7 @@ class Store:
         with FileLock(journal.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
             if uri == journal.default_uri(root):
-                _write_ahead(journal.mlruns(root) / "mlflow.db")
+                write_ahead(journal.mlruns(root) / "mlflow.db")
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
 
@@ -196,7 +195,10 @@ class Store:
         params = [Param(_cut(key, MAX_KEY), _cut(value, MAX_PARAM)) for key, value in values.params]
         tags = [RunTag(_cut(key, MAX_KEY), _cut(value, MAX_TAG)) for key, value in values.tags]
         with _answers():
-            self.client.log_batch(run_id, metrics, params, tags)
+            if metrics and points.insert(self.client, run_id, metrics):
+                metrics = []
+            if metrics or params or tags:
+                self.client.log_batch(run_id, metrics, params, tags)
 
     def dataset(self, run_id: str, record: Record) -> None:
         """Name the data that a run was trained on; `record` holds DatasetRecord's fields."""
@@ -284,22 +286,3 @@ def _answers() -> Iterator[None]:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
-
-
-def _write_ahead(path: Path) -> None:
-    """Begin a database in SQLite's write-ahead mode: a commit flushes once, and readers do not block writers.
-
-    Not on a network file system, where it does not work.
-    """
-    if path.exists() or _file_system(path) in NETWORK:
-        return
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
-
-
-def _file_system(path: Path) -> str:
-    mounts = Path("/proc/mounts")
-    lines = mounts.read_text().splitlines() if mounts.exists() else []
-    kinds: dict[PurePath, str] = {PurePath(point): kind for _, point, kind, *_ in map(str.split, lines)}
-    return next((kinds[folder] for folder in path.parents if folder in kinds), "")
