@@ -3,15 +3,12 @@
 import contextlib
 import functools
 import math
-import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch, as manyfit itself does
 
 import numpy as np
 import pandas as pd

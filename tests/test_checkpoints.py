@@ -65,10 +65,13 @@ def killed(configs: list[Config], folder: Path, monkeypatch: pytest.MonkeyPatch,
             fit(configs, save_to=folder, **kwargs)
 
 
+@pytest.mark.parametrize("engine", ["auto", "batched"])
 @pytest.mark.parametrize("case", CASES)
-def test_resumed_or_never_killed(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_resumed_or_never_killed(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, engine: str
+) -> None:
     """Every metric of every epoch, the best weights and the test score, killed twice on the way."""
-    configs = [composed(*COMMON, *member) for member in CASES[case]]
+    configs = [composed(*COMMON, f"trainer.engine={engine}", *member) for member in CASES[case]]
     whole = fit(configs)
     killed(configs, tmp_path, monkeypatch, 2)
     killed(configs, tmp_path, monkeypatch, 3, resume=tmp_path)
@@ -93,6 +96,23 @@ def test_a_member_that_was_let_go_stays_away(
     for a, b in zip(whole, fit(configs, resume=tmp_path), strict=True):
         assert_same_bits(a, b)
         assert a.reason == b.reason
+
+
+def test_a_state_of_before_there_were_engines(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with the only one there was, angles of updates included, which a probe's own state held."""
+    member = (*COMMON, "probes=[gradient_norm,update_angle]")
+    batched, auto = (composed(*member, f"trainer.engine={engine}") for engine in ("batched", "auto"))
+    (whole,) = fit([batched])
+    killed([batched], tmp_path, monkeypatch, 3)
+    state = dict(checkpoints.load(tmp_path))
+    state["probes"] = [{}, state.pop("angles")]
+    del state["engine"]
+    checkpoints.save(tmp_path / "old", 3, state)
+    (resumed,) = fit([auto], resume=tmp_path / "old")
+    assert resumed.engine == "batched"
+    assert_same_bits(whole, resumed)
 
 
 def test_more_epochs_are_those_of_a_longer_training(composed: Compose, tmp_path: Path) -> None:

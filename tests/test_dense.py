@@ -46,29 +46,6 @@ def test_activation_equals_the_layer(layer: nn.Module) -> None:
     torch.testing.assert_close(slope, torch.autograd.grad(theirs.sum(), z)[0], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_bits_do_not_depend_on_position(layer: nn.Module) -> None:
-    """An element has the same bits wherever it stands, value and derivative."""
-    whole = torch.randn(70001) * 3
-    for size in (1, 3, 7, 35, 161, 3001, 40001):
-        for start in (0, 1, 16, 77):
-            part = value_and_slope(layer, whole[start : start + size].clone())
-            for a, b in zip(value_and_slope(layer, whole), part, strict=True):
-                assert torch.equal(a[start : start + size], b)
-
-
-def test_torchs_sigmoid_would_fail() -> None:
-    """The reason for our own: torch's rounds an element by where it stands. Should this change, ours can go."""
-    whole = torch.randn(70001) * 3
-    same = [
-        torch.equal(torch.sigmoid(whole)[start : start + size], torch.sigmoid(whole[start : start + size].clone()))
-        for size in (1, 3, 7, 35, 161, 3001)
-        for start in (0, 1, 16, 77)
-    ]
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        assert not all(same)
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(5, [7, 4], 3), (1, [1, 3], 1), (2, [], 2), (3, [6], 1)], ids=str)
 def test_backpropagation_is_autograd(activation: str, shape: tuple[int, list[int], int]) -> None:
@@ -92,34 +69,6 @@ def test_backpropagation_is_autograd(activation: str, shape: tuple[int, list[int
         for part, gradient in zip(many.gradient_parts, expected, strict=True):
             wanted = dense.stored(gradient)
             torch.testing.assert_close(part[k], wanted)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 7, 16, 32, 100, 257])
-@pytest.mark.parametrize("widths", [(13, 16, 3), (64, 10, 10), (2, 16, 1), (1, 1, 1), (7, 13, 5), (30, 17, 2)], ids=str)
-def test_bits_do_not_depend_on_company(rows: int, widths: tuple[int, int, int]) -> None:
-    """Outputs and gradients of a member are the same alone and among 2 or 5, at every odd shape."""
-    a, b, c = widths
-    modules = [MLP(a, c, [b], activation="sigmoid") for _ in range(5)]
-    x, g = torch.randn(5, rows, a), torch.randn(5, rows, c)
-
-    def run(members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        many = Population([modules[k] for k in members], members, torch.device("cpu"))
-        assert many.stack is not None
-        tape: list = []
-        out = many.stack.forward(many.parameters, x[members], [], tape)
-        many.stack.backward(many.parameters, many.gradient_parts, g[members], tape)
-        return out, many.gradients
-
-    together = run([0, 1, 2, 3, 4])
-    for members in ([0], [4], [2, 3]):
-        for all_of_them, some in zip(together, run(members), strict=True):
-            assert torch.equal(all_of_them[members], some)
-
-
-def test_sum_rows_keeps_its_bits() -> None:
-    """A member's sum is the same alone and in company, also beyond the size where torch splits a lone sum."""
-    values = torch.randn(5, 100_003)
-    assert all(torch.equal(dense.sum_rows(values[k : k + 1])[0], dense.sum_rows(values)[k]) for k in range(5))
 
 
 def test_which_modules_are_dense() -> None:

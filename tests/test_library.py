@@ -4,9 +4,7 @@ import doctest
 import gc
 import inspect
 import logging
-import os
 import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -303,21 +301,6 @@ def test_the_first_call_of_a_process(tmp_path: Path, call: str) -> None:
     code = f"import manyfit as mf\nassert len(mf.{call}, data='iris', epochs=1, tracking='off')) >= 2"
     (tmp_path / "first.py").write_text(code)
     command(tmp_path, run=tmp_path / "first.py").check_returncode()
-
-
-@pytest.mark.parametrize(
-    ("first", "warned"), [("import torch", False), ("import torch; torch.ones(50, 60) @ torch.ones(60, 70)", True)]
-)
-def test_torch_before_manyfit(tmp_path: Path, first: str, warned: bool) -> None:
-    """The same bits, or what to do."""
-    refused = "try: mf.fit(data='iris', batch_size=999)\nexcept mf.ConfigError as error: print(error)"
-    code = f"{first}\nimport manyfit as mf\n{refused}"  # with the data: Lightning would take seconds
-    bare = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    assert "batch_size must be <= 106" in done.stdout
-    assert ("Import manyfit first" in done.stderr) == warned
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch import nn
 from conftest import CONF, Compose, assert_same_bits, options
 from manyfit.config.schema import Config
 from manyfit.data.draws import order
+from manyfit.models import ACTIVATIONS, INITS
 from manyfit.population.dropout import Dropout
 from manyfit.population.unit_rate import LINEAR_OPTIMIZERS
 from manyfit.training import native, process
@@ -82,6 +83,47 @@ def test_a_glance(composed: Compose, optimizer: str, data: str) -> None:
 def test_every_linear_optimizer_is_an_option() -> None:
     """The slow test goes through conf/; here, that it leaves out none that may share a population but Adamax."""
     assert LINEAR - set(OPTIMIZERS.values()) <= {"torch.optim.Adamax"}
+
+
+def anything(composed: Compose, data: str, *common: str) -> list[Config]:
+    """Members that have nothing but their data in common, a third of them at chaotic rates."""
+    hidden = ("[]", "[16,5]", "[64,64]", "[7,3,9]", "[100]")
+    return [
+        composed(
+            data,
+            "epochs=6",
+            f"optimizer={optimizer}",
+            f"batch_size={(7, 32, 64, 'full')[k % 4]}",
+            f"model.hidden={hidden[k % 5]}",
+            f"model.activation={list(ACTIVATIONS)[k % len(ACTIVATIONS)]}",
+            f"model.init={INITS[k % len(INITS)]}",
+            f"model.dropout={(0.3, 0.0)[k % 2]}",
+            f"schedule={SCHEDULES[k % len(SCHEDULES)]}",
+            f"optimizer.weight_decay={(0.0, 1e-2, 1e-3)[k % 3]}",
+            f"data.label_noise={(0.0, 0.1)[k % 2]}",
+            f"trainer.gradient_clip={('null', 0.5)[k % 2]}",
+            f"trainer.patience={('null', 2)[k % 2]}",
+            *([f"optimizer.lr={(0.3, 0.03)[k % 2]}"] if k % 3 == 0 else []),
+            f"seed={k // 3}",
+            *common,
+        )
+        for k, optimizer in enumerate([*SHARING, *SHARING])
+    ]
+
+
+@pytest.mark.parametrize("data", ["data=wine", "data=moons", "data=diabetes"])
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_members_that_share_nothing_but_data(composed: Compose, data: str, precision: str) -> None:
+    """Other networks, batch sizes, optimizers, schedules beside it, on one thread and two: a member's bits stay its."""
+    configs = anything(composed, data, f"trainer.precision={precision}")
+    threads = torch.get_num_threads()
+    try:
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            alone = range(len(configs)) if (precision, count) == ("32-true", 2) else [0, 11]
+            check(configs, companies=[[3, 0], [9, 2, 15, 4, 11, 1, 6]], alone=list(alone))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "gelu", "silu", "prelu", "tanh", "leaky_relu"])

@@ -1,9 +1,7 @@
 """manyfit from Python: the trainings, errors and bits of the command, as objects that show themselves in a notebook."""
 
 import contextlib
-import ctypes
 import io
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -55,7 +53,6 @@ def fit(
     config = parse(cfg, cfg.hydra.runtime.choices)
     from manyfit import app
 
-    _say_if_late()
     result, run = app.fit(config, says=False)
     return Run(run.run_id, config, result)
 
@@ -78,7 +75,6 @@ def grid(*overrides: str, model: Any = None, data: Any = None, target: str = "y"
     (4, True)
     """
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
-    _say_if_late()
     with _hydra(given) as loader:
         from hydra_plugins.manyfit.grid import GridSweeper  # Hydra loads plugins anew when it first looks for them
 
@@ -104,7 +100,6 @@ def search(*overrides: str, model: Any = None, data: Any = None, target: str = "
     True
     """
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
-    _say_if_late()
     with _hydra(given) as loader:
         from hydra_plugins.manyfit.optuna_study import OptunaStudy  # as above
 
@@ -222,20 +217,6 @@ def _hydra(given: Sequence[str]) -> Iterator["ConfigLoader"]:
             yield hydra.config_loader
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
-
-
-def _say_if_late() -> None:
-    """MKL is told how to choose its kernels when manyfit is imported, and listens until it has computed something."""
-    import torch
-
-    library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
-    mode = getattr(ctypes.CDLL(str(library)), "mkl_serv_cbwr_get", None) if library.exists() else None
-    if mode is not None and mode(1) == 1:  # off; another processor's torch has another library
-        warnings.warn(
-            "torch had computed before manyfit was imported: curves may differ in their last bits from the command's. "
-            "Import manyfit first, or set MKL_CBWR=AUTO in the environment.",
-            stacklevel=3,
-        )
 
 
 def _composed(loader: "ConfigLoader", given: list[str], trusted: list[str], *, multirun: bool) -> "DictConfig":

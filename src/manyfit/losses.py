@@ -9,11 +9,6 @@ from torch.nn import functional as F
 CLASSIFICATION, REGRESSION = "classification", "regression"
 
 
-def sigmoid(z: Tensor) -> Tensor:
-    """`1 / (1 + e^-z)`. torch's own rounds the last few elements of a tensor otherwise than the rest."""
-    return torch.exp(-z).add_(1).reciprocal_()
-
-
 class Loss(ABC):
     """A loss per example, and the task it suits. Means are taken by whoever knows the weights of the rows."""
 
@@ -80,7 +75,7 @@ class BCE(Loss):
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """By the logit: `sigmoid(z) - y`."""
-        return self.per_example(outputs, targets), sigmoid(outputs) - targets[..., None].to(outputs.dtype)
+        return self.per_example(outputs, targets), torch.sigmoid(outputs) - targets[..., None].to(outputs.dtype)
 
     def width(self, classes: int) -> int:
         """One logit; two classes only."""
@@ -102,11 +97,11 @@ class SquaredProbability(BCE):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
-        return (sigmoid(outputs.squeeze(-1)) - targets.to(outputs.dtype)).square()
+        return (torch.sigmoid(outputs.squeeze(-1)) - targets.to(outputs.dtype)).square()
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """By the logit: `2 (p - y) p (1 - p)`, which vanishes where a wrong answer is certain."""
-        p = sigmoid(outputs)
+        p = torch.sigmoid(outputs)
         error = p - targets[..., None].to(outputs.dtype)
         return error.squeeze(-1).square(), 2 * error * p * (1 - p)
 

@@ -1,9 +1,8 @@
 """K stacks of dense layers at once: the forward pass, and backpropagation written out.
 
 Autograd costs a small network more time than its arithmetic does. Here the chain rule is a loop over the layers, each
-with its own derivative; the test suite compares every one with autograd. On a CPU every operation gives a member
-the same bits at any K (NOTES.md, bit-equality, a GPU's too): products are tried against a lone product of
-their shape, and elementwise functions are those that round an element alike wherever it stands in memory.
+with its own derivative; the test suite compares every one with autograd. On a GPU every operation gives a member the
+same bits at any K (NOTES.md, bit-equality): a lone product is computed as one of two.
 """
 
 import functools
@@ -18,23 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyfit.losses import sigmoid
-
 ROWS_ON_GPU = 128  # a longer sum may be split by how many members there are
-LANES = 16  # a member's parameters are padded to this many, so that no vector instruction spans two members
-SPLIT_ROWS = 16384  # torch splits one sum over threads from 32768 terms on, which would change its rounding
+LANES = 16  # a member's parameters are padded to this many: their squares are summed so, then the sums
 Slope = Callable[[Tensor], Tensor]
 
 
 def sum_rows(values: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sum over the rows of (members, rows, ...), with the same bits for a member alone and in company."""
+    """Sum over the rows of (members, rows, ...), on a GPU with the same bits for a member alone and in company."""
     if values.is_cuda and not values.requires_grad and (kernels := gpu_kernels()):
         flat = values.reshape(*values.shape[:2], -1)
         return kernels.sum_rows(flat, out).view(len(values), *values.shape[2:])  # type: ignore[no-any-return]
-    total = torch.sum(values[:, :SPLIT_ROWS], 1, out=out)
-    for start in range(SPLIT_ROWS, values.shape[1], SPLIT_ROWS):
-        total += values[:, start : start + SPLIT_ROWS].sum(1)
-    return total
+    return torch.sum(values, 1, out=out)
 
 
 def norms(gradient: Tensor) -> Tensor:
@@ -74,12 +67,12 @@ def _tanh(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
 
 
 def _sigmoid(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
-    out = sigmoid(z)
+    out = torch.sigmoid(z)
     return out, lambda g: g * out * (1 - out)
 
 
 def _silu(layer: nn.Module, z: Tensor) -> tuple[Tensor, Slope]:  # noqa: ARG001
-    s = sigmoid(z)
+    s = torch.sigmoid(z)
     return z * s, lambda g: g * s * (1 + z * (1 - s))
 
 
@@ -170,12 +163,12 @@ class Stack:
             masks: Multipliers (members, rows, width) of each dropout layer; none: evaluation mode.
             tape: Filled for `backward`: each layer's input, and its derivative.
         """
-        own, drops, doubled = iter(parameters), iter(masks), iter(self._doubled(x))
+        own, drops, doubled = iter(parameters), iter(masks), _doubled(x)
         x = F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
         for layer in self.layers:
             before, slope = x, None
             if isinstance(layer, nn.Linear):
-                x = _product(x, next(own), next(doubled)[0], bias=next(own))
+                x = _product(x, next(own), doubled, bias=next(own))
             elif isinstance(layer, nn.PReLU):
                 x = torch.where(x > 0, x, x * next(own)[:, None, :1])
             elif not isinstance(layer, nn.Dropout):
@@ -199,13 +192,13 @@ class Stack:
 
         `final` is told which of the parameters, and all after it, are done.
         """
-        doubled = self._doubled(g)
+        doubled = _doubled(g)
         g = F.pad(g, (0, 1)) if self.width == 1 else g
         i, n = len(parameters), len(self.linear)
         for layer, (x, slope) in zip(reversed(self.layers), reversed(tape), strict=True):
             if isinstance(layer, nn.Linear):
                 i, n = i - 2, n - 1
-                _weights_gradient(x, g, doubled[n][1], gradients[i])
+                _weights_gradient(x, g, doubled, gradients[i])
                 if layer.in_features == 1:
                     gradients[i][:, 1:] = 0
                 sum_rows(g, out=gradients[i + 1])
@@ -213,7 +206,7 @@ class Stack:
                     final(i)
                 if n == 0:
                     return
-                g = _product(g, parameters[i].mT, doubled[n][2])
+                g = _product(g, parameters[i].mT, doubled)
             elif isinstance(layer, nn.PReLU):
                 i, below = i - 1, x <= 0
                 gradients[i][:, :1] = sum_rows((g * x * below).sum(2))[:, None]
@@ -222,15 +215,10 @@ class Stack:
             elif slope is not None:
                 g = slope(g)
 
-    def _doubled(self, x: Tensor) -> list[tuple[bool, bool, bool]]:
-        """For each dense layer whether its product, and those of its two gradients, must be computed as two."""
-        if len(x) > 1 or x.device.type != "cpu":  # on a GPU a lone product may be split along its sum
-            return [(len(x) == 1,) * 3] * len(self.linear)
-        threads = torch.get_num_threads()
-        return [
-            _differs_alone(x.shape[1], max(layer.in_features, 2), max(layer.out_features, 2), x.dtype, threads)
-            for layer in self.linear
-        ]
+
+def _doubled(x: Tensor) -> bool:
+    """Whether a lone member's products are computed as two: on a GPU one may be split along its sum."""
+    return len(x) == 1 and x.device.type != "cpu"
 
 
 def _weights_gradient(x: Tensor, g: Tensor, doubled: bool, out: Tensor) -> None:
@@ -253,32 +241,6 @@ def _product(a: Tensor, b: Tensor, doubled: bool, bias: Tensor | None = None) ->
     if doubled:
         return _product(a.expand(2, -1, -1), b.expand(2, -1, -1), False, bias)[:1]
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
-
-
-@functools.cache
-def _differs_alone(
-    rows: int,
-    width_in: int,
-    width_out: int,
-    dtype: torch.dtype,
-    threads: int,  # noqa: ARG001  # part of the key: MKL's choice depends on it
-) -> tuple[bool, bool, bool]:
-    """Whether a lone product x.W, x'.g or g.W' is rounded otherwise than one of a batch: tried, on this processor.
-
-    MKL has kernels of its own for a lone product with a side of about 5 to 17.
-    """
-    if rows * width_in * width_out > 2**28:
-        return False, False, False
-    draw = torch.Generator().manual_seed(0)
-    x, w, g = (
-        torch.randn(2, *shape, generator=draw, dtype=dtype)
-        for shape in ((rows, width_in), (width_in, width_out), (rows, width_out))
-    )
-    with torch.autocast("cpu", enabled=False):
-        first, second, third = (
-            not torch.equal(torch.bmm(a[:1], b[:1])[0], torch.bmm(a, b)[0]) for a, b in ((x, w), (x.mT, g), (g, w.mT))
-        )
-    return first, second, third
 
 
 def dead_share(stack: Stack, parameters: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import sqlalchemy
 from mlflow.entities import Metric
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.utils.validation import _validate_metric
 from sqlalchemy.dialects import postgresql, sqlite
 
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -20,12 +21,18 @@ LARGEST = 1.7976931348623157e308  # stands for an infinite value, as MLflow has 
 
 
 def insert(client: mlflow.MlflowClient, run_id: str, metrics: Sequence[Metric]) -> bool:
-    """Write them; False: this store, or this run, is one that MLflow has to be asked to write to."""
+    """Write them; False: this store, or this run, is one that MLflow has to be asked to write to.
+
+    Raises:
+        MlflowException: A name or a value that MLflow refuses, too.
+    """
     store = client._tracking_client.store
     engine = getattr(store, "engine", None)
     if not isinstance(store, SqlAlchemyStore) or engine is None or engine.dialect.name not in INSERTS:
         return False
     begin = INSERTS[engine.dialect.name]
+    for metric in metrics:
+        _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
     rows = [_row(run_id, metric) for metric in metrics]
     with engine.begin() as connection:
         state: Any = sqlalchemy.select(SqlRun.lifecycle_stage).where(SqlRun.run_uuid == run_id)

@@ -57,7 +57,7 @@ class Evaluation:
             for split in splits:
                 sums = self._totals(split, weights)
                 self.ranks.sum(sums)
-                measured = metrics(sums, self.examples.split(split)[1], self.examples.data)
+                measured = metrics(sums.cpu().numpy(), self.examples.split(split)[1], self.examples.data)
                 result |= {f"{name}/{split}": values for name, values in measured.items()}
             return result
         finally:
@@ -127,13 +127,10 @@ def totals(
                 score += sum_rows((outputs.squeeze(-1) - y_part).to(out.dtype).square())
 
 
-def metrics(sums: Tensor, y: Tensor, data: Dataset) -> dict[str, np.ndarray]:
+def metrics(sums: np.ndarray, y: Tensor, data: Dataset) -> dict[str, np.ndarray]:
     """Loss and accuracy, or loss, RMSE and R2, (members,) each, of `totals` over all examples with targets y."""
-    n = y.shape[1]
-    losses, score = sums
-    mean = {"loss": (losses / n).cpu().numpy()}
+    loss, score = sums / y.shape[1]
     if data.task == CLASSIFICATION:
-        return mean | {"accuracy": (score / n).cpu().numpy()}
-    variance = y.to(sums.dtype).var(1, correction=0).clamp(min=1e-300)
-    rmse = (score / n).sqrt() * data.y_std
-    return mean | {"rmse": rmse.cpu().numpy(), "r2": (1 - score / n / variance).cpu().numpy()}
+        return {"loss": loss, "accuracy": score}
+    variance = np.maximum(y.cpu().double().numpy().var(1), 1e-300)  # NumPy's has the same bits for a row alone
+    return {"loss": loss, "rmse": np.sqrt(score) * data.y_std, "r2": 1 - score / variance}

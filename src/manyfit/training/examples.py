@@ -34,7 +34,7 @@ class Examples:
         moved = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in tensors.items()}
         data = dataclasses.replace(first.data, **moved)
         y_train = data.y_train[None]
-        if first.config.data.label_noise:  # each member's own
+        if any(job.config.data.label_noise for job in jobs):  # each member's own
             y_train = torch.stack([job.y_train() for job in jobs]).to(data.y_train)
         rows = _eval_rows(len(data.x_train), first.config.eval_train_size, first.config.data.split_seed)
         return cls(data, y_train, rows.to(device))

@@ -138,7 +138,7 @@ def why_alone(job: Job) -> str | None:
 def _shared(job: Job) -> dict[str, Any]:
     """All of a config but what members may differ in.
 
-    To the native engine that is everything but the data, the epochs, what is measured and how it is computed. To the
+    To the native engine that is everything but the data, the epochs, what is measured and the precision. To the
     batched engine it is lr, weight decay, schedule, seed, and dropout where the model is ours.
     """
     config = job.config
@@ -148,6 +148,7 @@ def _shared(job: Job) -> dict[str, Any]:
     if job.engine == "native":
         for key in ("optimizer", "model", "loss", "batch_size"):
             del values[key]
+        del values["data"]["label_noise"]
         for key in ("gradient_clip", "patience", "cuda_graph"):
             del values["trainer"][key]
         return values

@@ -29,8 +29,9 @@ class History:
     def note(self, epoch: int, measured: Mapping[str, np.ndarray]) -> None:
         """Metrics (members present,) of an epoch."""
         for name, values in measured.items():
-            rows = self.values.setdefault(name, np.full((self.size, self.epochs + 1), np.nan))
-            rows[self.members, epoch] = values
+            if name not in self.values:
+                self.values[name] = np.full((self.size, self.epochs + 1), np.nan)
+            self.values[name][self.members, epoch] = values
 
     def of(self, name: str, epoch: int) -> np.ndarray:
         """A metric of the members present, up to an epoch: (members present, epoch + 1)."""

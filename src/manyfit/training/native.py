@@ -102,7 +102,7 @@ class Native(Engine):
         for split in splits:
             sums = self._sums(split, which, None if best is None else best.weights)
             y = self.examples.split(split)[1]
-            measured = metrics(torch.from_numpy(sums), y if len(y) == 1 else y[which], self.examples.data)
+            measured = metrics(sums, y if len(y) == 1 else y[which], self.examples.data)
             found |= {f"{name}/{split}": values for name, values in measured.items()}
         return found
 

@@ -113,7 +113,12 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
         summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
         buffers, row = {name: b[k] for name, b in trained.buffers.items()}, trained.weights[k]
         d = job.data
-        network = (together.member(job.network, row, buffers) if together else filled(job.network, row)).float()
+        network = job.network
+        if together:
+            network = together.member(network, row, buffers).float()
+        else:
+            row = row[: sum(parameter.numel() for parameter in network.parameters())]  # its own
+            network = filled(network.to(row.dtype), row).float()
         predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
         found.append(
             Result(
