@@ -21,6 +21,8 @@ LOG2E32, LOG2E64 = np.float32(math.log2(math.e)), math.log2(math.e)
 HIGH32, LOW32 = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 HIGH64, LOW64 = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
 TAYLOR32 = tuple(np.float32(1 / math.factorial(i)) for i in range(8))
+ARTANH32 = tuple(np.float32(2 / (2 * i + 1)) for i in range(9))  # in powers of x^2, times 2
+ARTANH64 = tuple(2 / (2 * i + 1) for i in range(18))
 TAYLOR64 = tuple(1 / math.factorial(i) for i in range(14))
 
 
@@ -96,6 +98,30 @@ def tanh(x: Real) -> Real:
 def sigmoid(x: Real) -> Real:
     """`1 / (1 + e^-x)`, within 3 units in the last place."""
     return real(1, x) / (real(1, x) + exp(-x))
+
+
+def log1p(x: Real) -> Real:
+    """log(1 + x) for x from 0 to 1, within 2 units in the last place: `2 artanh(x / (2 + x))` by its series."""
+    return math.log1p(x)
+
+
+@overload(log1p, jit_options=OPTIONS)
+def _log1p_of(x: Any) -> Any:
+    def single(x: Any) -> Any:
+        s = x / (np.float32(2) + x)
+        square, p = s * s, ARTANH32[8]
+        for i in (7, 6, 5, 4, 3, 2, 1, 0):
+            p = p * square + ARTANH32[i]
+        return s * p
+
+    def double(x: Any) -> Any:
+        s = x / (2 + x)
+        square, p = s * s, ARTANH64[17]
+        for i in (16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0):
+            p = p * square + ARTANH64[i]
+        return s * p
+
+    return single if x == types.float32 else double
 
 
 def erf(x: Real) -> Real:

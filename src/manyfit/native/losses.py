@@ -4,7 +4,7 @@ import math
 
 from manyfit import losses
 from manyfit.native.compiled import Real, Reals, compiled, part, real
-from manyfit.native.elementwise import exp, sigmoid
+from manyfit.native.elementwise import exp, log1p, sigmoid
 
 CROSS_ENTROPY, BCE, SQUARED_PROBABILITY, MSE, HUBER = range(5)
 CODES: dict[type[losses.Loss], int] = {
@@ -24,7 +24,7 @@ def loss_and_gradient(code: int, option: float, z: Reals, y: Reals) -> tuple[flo
         code: Of `CODES`.
         option: Huber's delta.
         z: Outputs (rows, width); becomes the gradient of the summed loss by them.
-        y: Targets (rows,): class numbers, or values.
+        y: Targets (rows,): class numbers, or values; may be overwritten.
     """
     if code == CROSS_ENTROPY:
         return _cross_entropy(z, y)
@@ -68,12 +68,17 @@ def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
 @compiled
 def _bce(z: Reals, y: Reals) -> tuple[float, float]:
     """`max(z, 0) - z y + log(1 + e^-|z|)`; by the logit `sigmoid(z) - y`."""
+    zero, one = real(0, z), real(1, z)
     total = right = 0.0
     for r in range(len(z)):
-        above = z[r] if z[r] > real(0, z) else real(0, z)
-        total += above - z[r] * y[r] + math.log1p(exp(-abs(z[r])))
-        right += (z[r] > real(0, z)) == (y[r] > real(0, z))
-        z[r] = sigmoid(z[r]) - y[r]
+        right += (z[r] > zero) == (y[r] > zero)
+    for r in range(len(z)):
+        small = exp(-abs(z[r]))
+        loss = (z[r] if z[r] > zero else zero) - z[r] * y[r] + log1p(small)
+        z[r] = (one if z[r] > zero else small) / (one + small) - y[r]
+        y[r] = loss
+    for r in range(len(z)):
+        total += y[r]
     return total, right
 
 
