@@ -126,6 +126,15 @@ def test_members_that_share_nothing_but_data(composed: Compose, data: str, preci
         torch.set_num_threads(threads)
 
 
+def test_an_epoch_in_parts(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often training pauses for an interrupt, which its company decides, changes no bit."""
+    configs = [composed("data=wine", "epochs=3", "batch_size=5", f"schedule={name}") for name in SCHEDULES]
+    whole = fit(configs)
+    monkeypatch.setattr(native, "SHORT", 1e-5)
+    for a, b in zip(whole, fit(configs), strict=True):
+        assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "gelu", "silu", "prelu", "tanh", "leaky_relu"])
 def test_activations(composed: Compose, activation: str) -> None:
     """Odd widths and rows, where the last elements of a tensor fall anywhere."""

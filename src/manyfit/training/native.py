@@ -74,7 +74,9 @@ class Native(Engine):
         return table if len(self.present) == len(table) else table[torch.from_numpy(self.present)]
 
     def begin(self, epoch: int) -> None:
-        """Draw the orders."""
+        """Draw the orders, and ask for the rates: of the whole epoch, whatever the parts it is trained in."""
+        k = self.present
+        self.epoch_rates = self.rates.of(self.steps.integers[k, INTEGERS.done], self.per_epoch[k])
         unique = list(dict.fromkeys(self.seeds))
         rows = {seed: row for row, seed in enumerate(unique)}
         self.steps.visit(orders(unique, epoch, self.examples_per_epoch))
@@ -84,9 +86,9 @@ class Native(Engine):
         """See Engine: each member does its share of its steps."""
         integers, k = self.steps.integers, self.present
         first, last = (at * self.per_epoch[k] // self.parts for at in (part, part + 1))
-        rates = self.rates.of(integers[k, INTEGERS.done], last - first)
         integers[k, INTEGERS.first], integers[k, INTEGERS.steps] = first, last - first
-        self.steps.run(k, rates=np.concatenate(rates))
+        spans = zip(self.epoch_rates, first, last, strict=True)
+        self.steps.run(k, rates=np.concatenate([rates[a:b] for rates, a, b in spans]))
         integers[k, INTEGERS.done] += last - first
 
     def running(self) -> np.ndarray:
