@@ -73,9 +73,10 @@ def fit(
         raise ConfigError(f"configs must be one, but got {len(jobs)} that can share no population: {reason}.")
     recorder = recorder or Recorder(NoTracker(), jobs)
     screen = screen or Screen("")  # which says nothing until it is entered
-    if jobs[0].engine == "native":
-        with screen.stage("compiling"):  # here, also for the processes that train
-            machine.load(machine.kind_of(dtype_of(configs[0])))
+    if jobs[0].engine == "native":  # here, also for the processes that train
+        kind = machine.kind_of(dtype_of(configs[0]))
+        with screen.stage("compiling") if machine.compilation(kind) else contextlib.nullcontext():
+            machine.load(kind)
     with screen.population(len(jobs), configs[0].epochs) as show:
 
         def report(epoch: int, members: np.ndarray, measured: Mapping[str, np.ndarray]) -> None:
