@@ -93,11 +93,11 @@ class TestOnAGpu:
         seen: set[str] = set()
         honest = Training.training_step
 
-        def step(self: Training, block: tuple, batch_idx: int) -> None:
-            there = self.examples
-            tensors = (there.x_train, there.y_train, self.population.weights, there.data.x_val, block[0])
+        def step(self: Training, part: int, batch_idx: int) -> None:
+            there = self.engine.examples
+            tensors = (there.x_train, there.y_train, self.engine.weights, there.data.x_val, self.engine.index)
             seen.update(tensor.device.type for tensor in tensors)
-            honest(self, block, batch_idx)
+            honest(self, part, batch_idx)
 
         monkeypatch.setattr(Training, "training_step", step)
         fit([composed(*COMMON)])
