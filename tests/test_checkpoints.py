@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import Compose, assert_same_bits
+from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
@@ -113,6 +114,16 @@ def test_a_state_of_before_there_were_engines(
     (resumed,) = fit([auto], resume=tmp_path / "old")
     assert resumed.engine == "batched"
     assert_same_bits(whole, resumed)
+
+
+def test_an_engine_goes_on_with_its_own(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other one cannot read is refused, before anything is trained."""
+    native, batched = (composed(*COMMON, f"trainer.engine={engine}") for engine in ("native", "batched"))
+    for began, other in ((native, batched), (batched, native)):
+        folder = tmp_path / began.trainer.engine
+        killed([began], folder, monkeypatch, 2)
+        with pytest.raises(ConfigError, match=r"trainer\S* must be .* which the run began with"):
+            fit([other], resume=folder)
 
 
 def test_more_epochs_are_those_of_a_longer_training(composed: Compose, tmp_path: Path) -> None:

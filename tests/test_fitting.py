@@ -308,18 +308,22 @@ class NoFloat64(TorchDispatchMode):
 @pytest.mark.parametrize("data", ["iris", "diabetes"])
 def test_sums_without_float64(composed: Compose, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
     """Where `wide` says float32, as on mps, evaluations compute no float64, and give nearly the same."""
-    overrides = [f"data={data}", "epochs=2", "probes=[gradient_noise,update_angle]", "model.dropout=0.1"]
+    probed = "probes=[gradient_noise,update_angle]"
+    overrides = [f"data={data}", "epochs=2", "trainer.engine=batched", probed, "model.dropout=0.1"]
+    seen: list[bool] = []
     (usual,) = fit([composed(*overrides)])
     for module in (evaluation, probes):
         monkeypatch.setattr(module, "wide", lambda _: torch.float32)
     measure = Evaluation.measure
 
     def watched(self: Evaluation, *arguments: Any) -> Any:
+        seen.append(True)
         with NoFloat64():
             return measure(self, *arguments)
 
     monkeypatch.setattr(Evaluation, "measure", watched)
     (narrow,) = fit([composed(*overrides)])
+    assert seen
     for name in set(usual.metrics) - {"time/seconds", "examples_per_second"}:
         np.testing.assert_allclose(narrow.metrics[name], usual.metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
 

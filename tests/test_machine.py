@@ -12,7 +12,9 @@ from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.native import machine
 from manyfit.training.prepared import prepare
 
-LOAD = "from manyfit.native import machine; machine.load('float32'); import sys; print('numba' in sys.modules)"
+LOAD = (
+    "import sys; from manyfit.training import fitting; fitting.machine.load('float32'); print('numba' in sys.modules)"
+)
 
 
 def loaded(cache: Path) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from manyfit.population.unit_rate import LINEAR_OPTIMIZERS
 from manyfit.training import native, process
 from manyfit.training.fitting import fit
 from manyfit.training.prepared import prepare
+from manyfit.training.probes import PROBES
 
 SCHEDULES = options("schedule")
 LINEAR = {f"torch.optim.{name}" for name in LINEAR_OPTIMIZERS}  # may share a population
@@ -105,6 +106,7 @@ def anything(composed: Compose, data: str, *common: str) -> list[Config]:
             f"trainer.patience={('null', 2)[k % 2]}",
             *([f"optimizer.lr={(0.3, 0.03)[k % 2]}"] if k % 3 == 0 else []),
             f"seed={k // 3}",
+            f"probes=[{','.join(name for name in PROBES if name != 'dead_units')}]",  # one has no hidden units
             *common,
         )
         for k, optimizer in enumerate([*SHARING, *SHARING])

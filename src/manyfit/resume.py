@@ -77,7 +77,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     run_id, own_id = _stored(cfg.tracking.uri, prefix)
     folder = folder_of(own_id)
     from manyfit.training import checkpoints  # torch: seconds
-    from manyfit.training.prepared import prepare
+    from manyfit.training.prepared import engine_of, prepare
 
     try:
         state = checkpoints.load(folder)
@@ -92,6 +92,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     try:
         job = prepare(config)
         _require_same_data(job, state)
+        engine_of(job, state)  # which may refuse
         changes = _changes(_changed(stored, cfg, []), job, state)
     except ValueError as error:  # what the config names is not as it was
         raise ConfigError(str(error)) from error

@@ -2,20 +2,9 @@
 
 import math
 
-from torch import nn
-
 from manyfit.native.compiled import Reals, compiled, real
 from manyfit.native.elementwise import erf, exp, sigmoid, tanh
-
-RELU, LEAKY_RELU, TANH, SIGMOID, SILU, GELU = range(6)
-CODES: dict[type[nn.Module], int] = {
-    nn.ReLU: RELU,
-    nn.LeakyReLU: LEAKY_RELU,
-    nn.Tanh: TANH,
-    nn.Sigmoid: SIGMOID,
-    nn.SiLU: SILU,
-    nn.GELU: GELU,
-}
+from manyfit.native.tables import GELU, LEAKY_RELU, RELU, SIGMOID, SILU, TANH
 
 
 @compiled
@@ -23,7 +12,7 @@ def activate(code: int, option: float, z: Reals, slope: Reals) -> None:
     """Apply one to z (n,) in place, and write its derivative there to slope (n,).
 
     Args:
-        code: Of `CODES`.
+        code: Of `tables`.
         option: The slope below 0, of a leaky ReLU.
         z: Preactivations.
         slope: Written.

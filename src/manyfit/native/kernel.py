@@ -287,7 +287,7 @@ def entry(kind: Any) -> Any:
                 )
                 if table[CALL.updates] != 0:
                     _angle(w, before, part(updates, k * most, count), floats)
-                if loss != loss:  # and so are the weights now, for ever
+                if loss != loss and w[count - 1] != w[count - 1]:  # and so is all that comes, for ever
                     break
         flushing(before_call)
 

@@ -2,18 +2,9 @@
 
 import math
 
-from manyfit import losses
 from manyfit.native.compiled import Real, Reals, compiled, part, real
 from manyfit.native.elementwise import exp, log1p, sigmoid
-
-CROSS_ENTROPY, BCE, SQUARED_PROBABILITY, MSE, HUBER = range(5)
-CODES: dict[type[losses.Loss], int] = {
-    losses.CrossEntropy: CROSS_ENTROPY,
-    losses.BCE: BCE,
-    losses.SquaredProbability: SQUARED_PROBABILITY,
-    losses.MSE: MSE,
-    losses.Huber: HUBER,
-}
+from manyfit.native.tables import BCE, CROSS_ENTROPY, MSE, SQUARED_PROBABILITY
 
 
 @compiled
@@ -21,7 +12,7 @@ def loss_and_gradient(code: int, option: float, z: Reals, y: Reals) -> tuple[flo
     """Sums over examples: of the loss; and of those classified right, or of squared errors.
 
     Args:
-        code: Of `CODES`.
+        code: Of `tables`.
         option: Huber's delta.
         z: Outputs (rows, width); becomes the gradient of the summed loss by them.
         y: Targets (rows,): class numbers, or values; may be overwritten.

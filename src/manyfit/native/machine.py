@@ -44,10 +44,11 @@ class Compilation:
         self.path = path
         self.folder = tempfile.TemporaryDirectory(prefix="manyfit-")
         self.file = Path(self.folder.name) / path.name
-        command = [sys.executable, "-m", "manyfit.native.compile", kind, str(self.file)]
+        command = [sys.executable, "-P", "-m", "manyfit.native.compile", kind, str(self.file)]
         found = os.pathsep.join([str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        given = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
         self.process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": found}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command, env={**given, "PYTHONPATH": found}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
 
     def result(self) -> bytes:
@@ -56,7 +57,7 @@ class Compilation:
         Raises:
             TrainingError: It could not be compiled; says why, and what to do.
         """
-        with self.folder:
+        with self.folder, self.process:
             _, said = self.process.communicate()
             if self.process.returncode or not self.file.exists():
                 raise TrainingError(
@@ -66,9 +67,9 @@ class Compilation:
             code = self.file.read_bytes()
         with contextlib.suppress(OSError):  # a read-only home costs later commands a compilation
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.path.with_suffix(f".{os.getpid()}")
-            beside.write_bytes(_hash(code) + code)
-            beside.replace(self.path)
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as temporary:
+                (part := Path(temporary) / self.path.name).write_bytes(_hash(code) + code)
+                part.replace(self.path)  # all or nothing
         return code
 
 
@@ -107,11 +108,19 @@ def _hash(code: bytes) -> bytes:
     return hashlib.blake2b(code, digest_size=HASH).digest()
 
 
+def missing(kind: Kind) -> bool:
+    """Whether `load` takes seconds."""
+    return _kept(path_of(kind)) is None
+
+
 @functools.cache
 def load(kind: Kind) -> Kernel:
     """The kernel, ready to be called with a table of `tables.Call`; the interpreter's lock is free meanwhile."""
-    begun = compilation(kind)
-    code = begun.result() if begun else _kept(path := path_of(kind)) or Compilation(kind, path).result()
+    code = _kept(path_of(kind))
+    if code is None:
+        begun = compilation(kind) or Compilation(kind, path_of(kind))
+        compilation.cache_clear()  # whatever comes of it, the next is another
+        code = begun.result()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine())
     engine.add_object_file(binding.object_file.ObjectFileRef.from_data(code))
     engine.finalize_object()

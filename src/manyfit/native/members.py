@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyfit.losses import Huber, Loss
-from manyfit.native import activations, losses, optimizers, tables
+from manyfit.native import known, tables
 from manyfit.native.machine import Kernel, kind_of, load
 from manyfit.native.tables import CALL, FLOATS, INTEGERS
 from manyfit.population import dense
 from manyfit.population.dropout import Dropout
 
 SPEED = 1e10  # floating-point operations a second of a thread, to estimate with
-STEP = 2e4  # of them, what a step costs besides its products
+STEP = 2e4  # of them, what a step costs besides its products,
+ACTIVATION, UPDATE = 50, 30  # what the activation of a unit costs, and the update of a weight
 SHORT = 0.15  # seconds of a call: an interrupt is heard after it
 LEAST = 5e-4  # seconds of work that are worth a thread
 
@@ -31,11 +32,11 @@ def why_not(network: nn.Module, loss: Loss, optimizer: type[torch.optim.Optimize
         return "the model is no stack of dense layers with activations that it knows"
     if isinstance(network, nn.Sequential) and not _few_prelus(network):
         return "the model has two PReLUs between two dense layers"
-    if type(loss) not in losses.CODES:
+    if type(loss) not in known.LOSSES:
         return f"it does not know the loss {type(loss).__name__}"
-    if optimizer not in optimizers.CODES:
+    if optimizer not in known.OPTIMIZERS:
         return f"it does not know the optimizer {optimizer.__name__}"
-    if optimizers.options_of(optimizer, options) is None:
+    if known.options_of(optimizer, options) is None:
         return f"it does not know all options of {optimizer.__name__}"
     return ""
 
@@ -75,7 +76,7 @@ def program_of(network: nn.Sequential) -> tuple[NDArray[np.int64], NDArray[np.fl
         elif isinstance(layer, nn.Identity):
             continue
         else:
-            row = (tables.ACTIVATION + activations.CODES[type(layer)], width, width, 0)
+            row = (tables.ACTIVATION + known.ACTIVATIONS[type(layer)], width, width, 0)
             option = getattr(layer, "negative_slope", 0.0)
         place += sum(parameter.numel() for parameter in layer.parameters())
         rows.append(row)
@@ -156,15 +157,13 @@ class Members:
     def _describe(self, k: int, member: Member, program: NDArray[np.int64], weights: int) -> int:
         """Fill in the numbers of a member; returns how many moments its optimizer keeps."""
         dense_layers = program[program[:, 0] == tables.LAYER]
-        code = optimizers.CODES[member.optimizer]
-        options = optimizers.options_of(member.optimizer, member.options)
+        code = known.OPTIMIZERS[member.optimizer]
+        options = known.options_of(member.optimizer, member.options)
         assert options is not None
         integers, floats = self.integers[k], self.floats[k]
-        integers[INTEGERS.loss] = losses.CODES[type(member.loss)]
+        integers[INTEGERS.loss] = known.LOSSES[type(member.loss)]
         integers[INTEGERS.optimizer] = code
-        integers[INTEGERS.decoupled] = member.optimizer is torch.optim.AdamW or bool(
-            member.options.get("decoupled_weight_decay")
-        )
+        integers[INTEGERS.decoupled] = known.decoupled(member.optimizer, member.options)
         integers[INTEGERS.length] = len(program)
         integers[INTEGERS.blocks] = len(dense_layers) + 1
         integers[INTEGERS.widest] = dense_layers[:, 1:3].max()
@@ -175,7 +174,7 @@ class Members:
         floats[FLOATS.clip] = member.gradient_clip or 0.0
         floats[FLOATS.options : FLOATS.options + len(options)] = options
         floats[FLOATS.momenta] = 1.0
-        return optimizers.moments(code, options)
+        return known.moments(code, options)
 
     def __len__(self) -> int:
         """Members."""
@@ -212,8 +211,10 @@ class Task:
         i[:, INTEGERS.targets] = np.arange(len(i)) if y.ndim > 1 and len(y) > 1 else 0
         i[:, INTEGERS.batch] = batch
         i[:, INTEGERS.steps] = -(-visited // i[:, INTEGERS.batch])
+        rows, weights = i[:, INTEGERS.batch], i[:, INTEGERS.weights]
+        units = i[:, INTEGERS.blocks] * i[:, INTEGERS.widest]
         passes = 2 if mode == tables.EVALUATE else 6
-        work = passes * i[:, INTEGERS.batch] * i[:, INTEGERS.weights] + STEP
+        work = passes * rows * weights + ACTIVATION * rows * units + UPDATE * weights + STEP
         self.seconds = i[:, INTEGERS.steps] * work / SPEED
         sizes = i[:, INTEGERS.batch] * i[:, INTEGERS.widest]
         self.spaces = (3 * i[:, INTEGERS.blocks] + 3) * sizes + i[:, INTEGERS.batch]
@@ -284,13 +285,15 @@ class Task:
             for share in left:  # a list's iterator hands out each once, whichever threads ask
                 self._call(share)
 
-        waiting = [self.members.pool.submit(work) for _ in range(min(self.members.threads, len(shares)))]
+        self.held = rates, weights, gradients  # as long as anybody may write to them
+        waiting: list[Future[None]] = []
         try:
+            waiting += (self.members.pool.submit(work) for _ in range(min(self.members.threads, len(shares))))
             for one in waiting:
                 one.result()
         except BaseException:
             left.__setstate__(len(shares))  # type: ignore[attr-defined]  # of a list's iterator: nothing is left
-            wait(waiting)  # nobody may write to tables that are gone
+            wait(waiting)
             raise
 
     def _call(self, which: NDArray[np.int64]) -> None:

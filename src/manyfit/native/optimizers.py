@@ -1,67 +1,16 @@
 """The update of a member's weights, as torch.optim's classes make it: each a loop over the weights.
 
 Every function has the weights w (n,), their gradient g (n,), which it may overwrite, moments m (moments, n), the number
-t of this step from 1, the rate, and the options in the order of `OPTIONS`. Scalars are worked out in float64, as
+t of this step from 1, the rate, and the options in the order of `known.OPTIONS`. Scalars are worked out in float64, as
 torch works them out.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import torch
 
 from manyfit.native.compiled import Reals, compiled, real
-
-SGD, ADAM, NADAM, RADAM, ADAMAX, ADAGRAD, ADADELTA, RMSPROP = range(8)
-CODES: dict[type[torch.optim.Optimizer], int] = {
-    torch.optim.SGD: SGD,
-    torch.optim.Adam: ADAM,
-    torch.optim.AdamW: ADAM,
-    torch.optim.NAdam: NADAM,
-    torch.optim.RAdam: RADAM,
-    torch.optim.Adamax: ADAMAX,
-    torch.optim.Adagrad: ADAGRAD,
-    torch.optim.Adadelta: ADADELTA,
-    torch.optim.RMSprop: RMSPROP,
-}
-OPTIONS: tuple[tuple[str, ...], ...] = (
-    ("momentum", "dampening", "nesterov"),
-    ("beta1", "beta2", "eps", "amsgrad"),
-    ("beta1", "beta2", "eps", "momentum_decay"),
-    ("beta1", "beta2", "eps"),
-    ("beta1", "beta2", "eps"),
-    ("lr_decay", "eps", "initial_accumulator_value"),
-    ("rho", "eps"),
-    ("alpha", "eps", "momentum", "centered"),
-)
-"""By code: what an optimizer is told besides its rate and its decay."""
-MOST_OPTIONS = 4
-HOW = {"foreach", "fused", "capturable", "differentiable", "maximize", "decoupled_weight_decay"}
-"""Arguments of torch's classes that are no numbers of theirs: the last is asked for by `decoupled`."""
-
-
-def options_of(cls: type[torch.optim.Optimizer], given: Mapping[str, Any]) -> list[float] | None:
-    """What these arguments say, in the order of `OPTIONS`; None: one of them is not among them."""
-    instance = cls([torch.zeros(1)], **{"lr": 1.0, **given})
-    known = dict(instance.defaults)
-    for name, value in zip(("beta1", "beta2"), known.pop("betas", ()), strict=False):
-        known[name] = value
-    names = OPTIONS[CODES[cls]]
-    if {*given} - {*names, *HOW, "betas"} or any(known.get(name) for name in HOW - {"decoupled_weight_decay"}):
-        return None
-    return [float(known[name]) for name in names]
-
-
-def moments(code: int, options: list[float]) -> int:
-    """How many numbers it keeps of every weight."""
-    named = dict(zip(OPTIONS[code], options, strict=True))
-    if code == SGD:
-        return int(named["momentum"] != 0)
-    if code == RMSPROP:
-        return 1 + int(named["centered"]) + int(named["momentum"] > 0)
-    return {ADAM: 2 + int(named.get("amsgrad", 0)), ADAGRAD: 1}.get(code, 2)
+from manyfit.native.tables import ADADELTA, ADAGRAD, ADAM, ADAMAX, NADAM, RADAM, RMSPROP, SGD
 
 
 @compiled
@@ -80,7 +29,7 @@ def update(
     """One step.
 
     Args:
-        code: Of `CODES`.
+        code: Of `tables`.
         options: Of this code.
         w: Weights (n,), changed in place.
         g: Gradient (n,).

@@ -77,3 +77,6 @@ INTEGERS = Integers(*range(len(Integers._fields)))
 FLOATS = Floats(*range(len(Floats._fields)))
 TRAIN, GRADIENT, EVALUATE = range(3)
 LAYER, PRELU, DROPOUT, ACTIVATION = range(4)  # what a row of a program begins with; ACTIVATION + its code
+RELU, LEAKY_RELU, TANH, SIGMOID, SILU, GELU = range(6)
+CROSS_ENTROPY, BCE, SQUARED_PROBABILITY, MSE, HUBER = range(5)
+SGD, ADAM, NADAM, RADAM, ADAMAX, ADAGRAD, ADADELTA, RMSPROP = range(8)

@@ -11,7 +11,11 @@ from manyfit.config.errors import ConfigError
 from manyfit.sweeps.settings import Settings
 from manyfit.training.prepared import Job
 
-EARLIER: dict[str, Any] = {"sweep.seeds": 1, "data.drop": []}  # of studies that are older than the key
+EARLIER: dict[str, Any] = {
+    "sweep.seeds": 1,
+    "data.drop": [],
+    "trainer.engine": "auto",
+}  # of studies that are older than the key
 WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints
 DATA = "data, by their digest,"  # which older studies do not know
 

@@ -184,11 +184,11 @@ class Rounds:
             self.sweep.run(self.compose(given, first))
         finally:
             with self.sweep.screen.stage("telling Optuna"):
-                self.search.note_run_ids(self.sweep.children.values())  # those that are known by now
                 done = [t for t in claimed if all(job in self.sweep.children for job in self.jobs[t.number])]
                 for trial in done:
                     children = [self.sweep.children[job] for job in self.jobs[trial.number]]
                     self._tell(trial, outcome(children, self.search.settings))
+                self.search.note_run_ids(self.sweep.children.values())  # those that are known by now
         for trial in claimed:
             if trial not in done:
                 reasons = [self.sweep.refused[job] for job in self.jobs[trial.number] if job in self.sweep.refused]

@@ -262,12 +262,13 @@ def _advisory(url: str, name: str) -> Iterator[None]:
 
 
 def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optuna.Study]:
-    if url.startswith("sqlite:///"):
-        file = Path(url.removeprefix("sqlite:///")).absolute()
-        file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if url.startswith("sqlite:///") and ":memory:" not in url:
-            write_ahead(file)
+        address = sqlalchemy.make_url(url)
+        if address.get_backend_name() == "sqlite" and address.database and address.database[0] != ":":
+            path = Path(address.database.removeprefix("file:")).resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if "uri" not in address.query:  # which may say anything
+                write_ahead(path)
         storage = RDBStorage(url)
         return storage, optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
     except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds

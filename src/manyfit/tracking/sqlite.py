@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path, PurePath
 
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p"}  # file systems
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "afs"}  # file systems
 
 
 def write_ahead(path: Path) -> None:
@@ -11,7 +11,7 @@ def write_ahead(path: Path) -> None:
 
     Not on a network file system, where it does not work.
     """
-    if path.exists() or _file_system(path) in NETWORK:
+    if path.exists() or _file_system(path.resolve()) in NETWORK:
         return
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode=WAL")

@@ -49,6 +49,11 @@ class Batched(Engine):
         return np.full(len(self.population), self.steps.batch_size)
 
     @property
+    def parameters(self) -> np.ndarray:  # type: ignore[override]
+        """(members,)."""
+        return np.full(len(self.population), self.weights.shape[1])
+
+    @property
     def weights(self) -> Tensor:
         """See Engine."""
         return self.population.weights

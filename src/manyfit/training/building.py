@@ -16,13 +16,13 @@ from manyfit.population.unit_rate import Plain, Scaling, UnitRate, is_linear
 from manyfit.training import probes
 from manyfit.training.batched import Batched
 from manyfit.training.captured import Captured, captures
-from manyfit.training.engine import Engine, EngineName
+from manyfit.training.engine import Engine
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.examples import Examples
 from manyfit.training.history import History
 from manyfit.training.loop import Observers, Training
 from manyfit.training.native import Native
-from manyfit.training.prepared import Job, dtype_of
+from manyfit.training.prepared import EngineName, Job, dtype_of
 from manyfit.training.rates import rates_of
 from manyfit.training.steps import Steps
 

@@ -2,16 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from manyfit.parallel.ranks import Ranks
 from manyfit.training.best import Best
+from manyfit.training.prepared import EngineName
 from manyfit.training.rates import Rates
-
-EngineName = Literal["native", "batched"]
 
 
 class Engine(ABC):
@@ -25,6 +24,7 @@ class Engine(ABC):
         parts: In how many an epoch is trained, each a batch to Lightning: an interrupt is heard between two.
         examples_per_epoch: To train on.
         batch_sizes: (members,).
+        parameters: How many each has, (members,).
     """
 
     name: EngineName
@@ -34,6 +34,7 @@ class Engine(ABC):
     parts: int
     examples_per_epoch: int
     batch_sizes: np.ndarray
+    parameters: np.ndarray
 
     @property
     @abstractmethod
@@ -85,7 +86,10 @@ class Engine(ABC):
 
     @abstractmethod
     def gradients(self, index: Tensor, members: np.ndarray) -> Tensor:
-        """Gradient (members, parameters) of some members' mean loss on examples (members, rows), without dropout."""
+        """Gradient (members, parameters) of some members' mean loss on examples (members, rows), without dropout.
+
+        There are as many parameters as the largest of these members has.
+        """
 
     @abstractmethod
     def ends(self, gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,5 +132,5 @@ def metrics(sums: np.ndarray, y: Tensor, data: Dataset) -> dict[str, np.ndarray]
     loss, score = sums / y.shape[1]
     if data.task == CLASSIFICATION:
         return {"loss": loss, "accuracy": score}
-    variance = np.maximum(y.cpu().double().numpy().var(1), 1e-300)  # NumPy's has the same bits for a row alone
+    variance = np.maximum(y.cpu().numpy().astype(np.float64).var(1), 1e-300)  # NumPy's bits are a row's own
     return {"loss": loss, "rmse": np.sqrt(score) * data.y_std, "r2": 1 - score / variance}

@@ -23,7 +23,7 @@ from manyfit.training import checkpoints, process
 from manyfit.training.building import make_trainer, make_training
 from manyfit.training.grouping import require_same_signature, why_alone
 from manyfit.training.loop import Observers, Parts, Stops, Training
-from manyfit.training.prepared import Job, Preparation, dtype_of, prepared
+from manyfit.training.prepared import Job, Preparation, dtype_of, engine_of, prepared
 from manyfit.training.recording import Recorder
 from manyfit.training.trained import Result, Trained, results_of
 
@@ -75,7 +75,7 @@ def fit(
     screen = screen or Screen("")  # which says nothing until it is entered
     if jobs[0].engine == "native":  # here, also for the processes that train
         kind = machine.kind_of(dtype_of(configs[0]))
-        with screen.stage("compiling") if machine.compilation(kind) else contextlib.nullcontext():
+        with screen.stage("compiling") if machine.missing(kind) else contextlib.nullcontext():
             machine.load(kind)
     with screen.population(len(jobs), configs[0].epochs) as show:
 
@@ -129,7 +129,7 @@ def train(
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
     with process.set_up(config), contextlib.ExitStack() as closing:
         trainer = make_trainer(config, device, state["epoch"] if state else 0)
-        name = jobs[0].engine if state is None else state.get("engine", "batched")  # the only one there once was
+        name = engine_of(jobs[0], state)
         module = make_training(jobs, trainer, name, ranks, Observers(report, stops))
         engine = module.engine
         if save_to and first:
@@ -138,7 +138,8 @@ def train(
             module.observers = Observers(report, stops, functools.partial(_save, writer, jobs))
         if state:
             module.load_state(state)
-        closing.enter_context(process.threads(engine.weights.numel() * jobs[0].batch_size // ranks.world))
+        products = 0 if name == "native" else engine.weights.numel() * jobs[0].batch_size // ranks.world
+        closing.enter_context(process.threads(products))  # the native engine has threads of its own
         with process.exits(trainer):
             _run(trainer, module)
             test = engine.measure(["test"], module.best)

@@ -1,6 +1,7 @@
 """Which jobs are trained together, and how many at once."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from manyfit.config.schema import flattened
 from manyfit.parallel.devices import on_gpu
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import is_linear
-from manyfit.training.prepared import Job
+from manyfit.training.prepared import Job, dtype_of
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
 SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
+UNLIKE = 8  # times as many weights make another population of the native engine
 NATIVE = 2**30  # bytes that members of the native engine may keep
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
@@ -62,16 +64,17 @@ def grouped(
         workers: Processes to be kept busy.
         together: So many jobs, one after the other, are not to be separated where a population may be so large.
     """
-    alike: dict[str, list[int]] = defaultdict(list)
+    alike: dict[tuple[str, int], list[int]] = defaultdict(list)
     for number, job in jobs.items():
-        alike[signature(job)].append(number)
+        size = int(math.log(job.weights, UNLIKE)) if job.engine == "native" else 0  # rows are as long as the longest
+        alike[signature(job), size].append(number)
     groups: list[Group] = []
     for numbers in alike.values():
         first = jobs[numbers[0]]
         if reason := len(numbers) > 1 and why_alone(first):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
-        most = max_members or members(first)
+        most = max_members or members(max((jobs[number] for number in numbers), key=lambda job: job.weights))
         size = -(-len(numbers) // max(-(-len(numbers) // most), min(workers, len(numbers))))
         if together <= most:
             size = max(together, size - size % together)
@@ -85,10 +88,9 @@ def members(job: Job) -> int:
     Of the native engine one that memory holds. Of the batched one on a CPU one whose step stays in cache, at least one
     member a core; on a GPU one that fills it, and half its memory at most.
     """
-    network = job.network
-    weights = sum(p.numel() for p in network.parameters())
+    network, weights = job.network, job.weights
     if job.engine == "native":
-        return int(min(max(NATIVE // (4 * COPIES * weights), 1), MOST))
+        return int(min(max(NATIVE // (dtype_of(job.config).itemsize * COPIES * weights), 1), MOST))
     if on_gpu(job.config.trainer) and torch.cuda.is_available():
         touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
         return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))

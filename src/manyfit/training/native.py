@@ -56,6 +56,11 @@ class Native(Engine):
         return np.asarray(self.all_batch_sizes[self.present])
 
     @property
+    def parameters(self) -> np.ndarray:  # type: ignore[override]
+        """(members,)."""
+        return np.asarray(self.members.integers[self.present, INTEGERS.weights])
+
+    @property
     def weights(self) -> Tensor:
         """(members, parameters), each row with zeros behind its own."""
         return self._present(self.members.weights)
@@ -158,7 +163,8 @@ class Native(Engine):
         task.integers[k, INTEGERS.order] = np.arange(len(k))
         found = torch.zeros_like(self.members.weights)
         task.run(k, gradients=found)
-        return found[torch.from_numpy(k)]
+        own = int(self.members.integers[k, INTEGERS.weights].max())  # not the zeros that others' rows are longer by
+        return found[torch.from_numpy(k), :own].contiguous()
 
     def ends(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine."""

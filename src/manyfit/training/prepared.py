@@ -25,6 +25,7 @@ from manyfit.schedules import Schedule, torch_schedule
 from manyfit.training.captured import captures
 
 T = TypeVar("T")
+EngineName = Literal["native", "batched"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Job:
     options: Mapping[str, Any]
     schedule: Schedule
     batch_size: int
-    engine: Literal["native", "batched"]
+    engine: EngineName
+    weights: int
 
     @property
     def network(self) -> nn.Module:
@@ -166,7 +168,27 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
     captures(config, optimizer)
     schedule = _schedule(config, -(-n // batch_size))
     engine = _engine(config, network, loss, optimizer, options, batch_size)
-    return Job(config, dataset, loss, optimizer, options, schedule, batch_size, engine)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return Job(config, dataset, loss, optimizer, options, schedule, batch_size, engine, weights)
+
+
+def engine_of(job: Job, state: Mapping[str, Any] | None) -> EngineName:
+    """What trains a job, or goes on from the state of a training: the engine that it began with.
+
+    Raises:
+        ConfigError: That engine cannot train what the job has become.
+    """
+    if state is None:
+        return job.engine
+    name: EngineName = state.get("engine", "batched")  # there was no other
+    if name == "native" and job.engine != name:
+        raise ConfigError(
+            "trainer must be one for the native engine, which the run began with: a CPU, one device, 32-true, 64-true. "
+            "Use trainer=cpu; a run that is to go on elsewhere begins with trainer.engine=batched."
+        )
+    if name == "batched" and job.config.trainer.engine == "native":
+        raise ConfigError("trainer.engine must be auto or batched, which the run began with, but got 'native'.")
+    return name
 
 
 def dtype_of(config: Config) -> torch.dtype:
@@ -181,7 +203,7 @@ def _engine(
     optimizer: type[torch.optim.Optimizer],
     options: Mapping[str, Any],
     batch_size: int,
-) -> Literal["native", "batched"]:
+) -> EngineName:
     """Which engine trains a config: a function of it and of the width of its data, never of its company."""
     if config.trainer.engine == "batched":
         return "batched"

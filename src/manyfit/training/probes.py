@@ -81,16 +81,18 @@ class GradientNoise(Probe):
         """See Probe. No unit, > 0; above 1 a step is more noise than gradient."""
         engine = module.engine
         n, found = engine.examples_per_epoch, torch.full((len(engine.seeds),), torch.nan, dtype=torch.float64)
-        for batch in np.unique(engine.batch_sizes):
-            members, batches = np.flatnonzero(engine.batch_sizes == batch), min(NOISE_BATCHES, n // int(batch))
+        kinds = np.stack([engine.batch_sizes, engine.parameters], 1)
+        for kind in np.unique(kinds, axis=0):  # a sum's bits depend on how long the rows are
+            members, batch = np.flatnonzero((kinds == kind).all(1)), int(kind[0])
+            batches = min(NOISE_BATCHES, n // batch)
             if batches < 2:
                 continue
             index = orders([engine.seeds[k] for k in members], epoch, n)[:, : batches * batch]
             trace, square = noise(
                 (engine.gradients(rows, members) for rows in index.view(-1, batches, batch).unbind(1)),
-                batches * int(batch) / n,
+                batches * batch / n,
             )
-            found[torch.from_numpy(members)] = torch.where(square > 0, trace / square, torch.nan).double().cpu()
+            found[torch.from_numpy(members)] = torch.where(square > 0, trace / square, torch.nan).cpu().double()
         return {"gradient_noise": found}
 
 

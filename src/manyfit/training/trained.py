@@ -14,7 +14,7 @@ from manyfit.data.table import Input, name_of
 from manyfit.models import Predictor
 from manyfit.native.members import filled
 from manyfit.population.members import Population
-from manyfit.training.engine import EngineName
+from manyfit.training.prepared import EngineName
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Job
