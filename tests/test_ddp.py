@@ -96,7 +96,8 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(
 ) -> None:
     """Every metric of every epoch on one and on several ranks, and the best weights."""
     monkeypatch.setattr(api, "LaunchConfig", partial(api.LaunchConfig, start_method="forkserver"))  # imports are slow
-    tasks = populations(composed, f"trainer.precision={precision}", "trainer.accelerator=cpu")
+    common = (f"trainer.precision={precision}", "trainer.accelerator=cpu", "trainer.engine=batched")
+    tasks = populations(composed, *common)
     for case, a, b in zip(CASES, on(1, tasks), on(ranks, tasks), strict=True):
         assert a.ended == b.ended, case
         for name in set(a.history) - {"time/seconds"}:
