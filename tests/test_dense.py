@@ -72,7 +72,7 @@ def test_backpropagation_is_autograd(activation: str, shape: tuple[int, list[int
 
 
 def test_which_modules_are_dense() -> None:
-    """Only stacks whose layers keep the bits take the batched products."""
+    """Only stacks of known layers are differentiated by hand, or trained by the kernel."""
     assert is_dense(MLP(2, 1))
     assert is_dense(nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Linear(3, 1)))
     others = (nn.Linear(2, 1), nn.Sequential(nn.Linear(2, 3), nn.ELU()), nn.Sequential(nn.Linear(2, 3, bias=False)))

@@ -516,3 +516,10 @@ def test_what_backpropagation_keeps_of_an_example() -> None:
     before = torch.get_rng_state()
     assert 64 + 32 + 32 <= kept(network, torch.zeros(2, 64)) <= 2 * 64 + 4 * 32
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unlike_sizes_are_apart(composed: Compose) -> None:
+    """A population's rows are as long as the longest: networks of over eight times the weights make another."""
+    hidden = ("[4]", "[1024,1024]", "[8]", "[512]", "[600]")
+    jobs = {k: prepare(composed("data=iris", f"model.hidden={widths}")) for k, widths in enumerate(hidden)}
+    assert [group.numbers for group in grouped(jobs)] == [[1], [3, 4], [0, 2]]

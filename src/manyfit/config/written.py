@@ -8,7 +8,7 @@ import yaml
 BOOLEANS = {"y", "n", "yes", "no", "on", "off", "true", "false"}  # of YAML 1.1
 
 
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # yaml has no types
     """Puts quotes around a text that OmegaConf would read as a number or a truth value, such as 1e-6 or n."""
 
 

@@ -125,7 +125,7 @@ def _log1p_of(x: Any) -> Any:
 
 
 def erf(x: Real) -> Real:
-    """The error function: float64's by libm; float32's within 2e-7. Source: Abramowitz & Stegun 1964, eq. 7.1.26."""
+    """The error function: float64's by libm; float32's within 5e-7. Source: Abramowitz & Stegun 1964, eq. 7.1.26."""
     return math.erf(x)
 
 

@@ -90,7 +90,7 @@ ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Slope]]
     nn.SiLU: _silu,
     nn.GELU: _gelu,
 }
-"""z -> (g(z), what maps the loss's gradient by g(z) to that by z). NOTES.md lists functions that did not qualify."""
+"""z -> (g(z), what maps the loss's gradient by g(z) to that by z)."""
 
 
 def is_dense(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ def insert(client: mlflow.MlflowClient, run_id: str, metrics: Sequence[Metric]) 
         return False
     begin = INSERTS[engine.dialect.name]
     for metric in metrics:
-        _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)  # type: ignore[no-untyped-call]
+        _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)  # type: ignore[no-untyped-call]  # MLflow's
     rows = [_row(run_id, metric) for metric in metrics]
     with engine.begin() as connection:
         state: Any = sqlalchemy.select(SqlRun.lifecycle_stage).where(SqlRun.run_uuid == run_id)

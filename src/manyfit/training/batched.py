@@ -44,12 +44,12 @@ class Batched(Engine):
             steps.after.append(lambda: self.angles.note(self.population.weights))  # type: ignore[union-attr]
 
     @property
-    def batch_sizes(self) -> np.ndarray:  # type: ignore[override]
+    def batch_sizes(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.full(len(self.population), self.steps.batch_size)
 
     @property
-    def parameters(self) -> np.ndarray:  # type: ignore[override]
+    def parameters(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.full(len(self.population), self.weights.shape[1])
 

@@ -47,7 +47,7 @@ def fit(
     """Train configs that may share a population, each as if it were alone, and track each as a run.
 
     Args:
-        given: One or more that differ at most in lr, weight decay, seed, dropout rates and schedule.
+        given: One or more that may share a population, see `grouping`.
         recorder: Of their runs, in order; None: nothing is recorded.
         artifacts: Whether every run stores its picture and model.
         stops: Asked after every epoch which members are to stop.

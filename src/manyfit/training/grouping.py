@@ -20,7 +20,7 @@ from manyfit.training.prepared import Job, dtype_of
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
 SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
-UNLIKE = 8  # times as many weights make another population of the native engine
+UNLIKE = 8  # times as many weights as another are too many for the same population
 NATIVE = 2**30  # bytes that members of the native engine may keep
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
@@ -64,12 +64,11 @@ def grouped(
         workers: Processes to be kept busy.
         together: So many jobs, one after the other, are not to be separated where a population may be so large.
     """
-    alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+    alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
-        size = int(math.log(job.weights, UNLIKE)) if job.engine == "native" else 0  # rows are as long as the longest
-        alike[signature(job), size].append(number)
+        alike[signature(job)].append(number)
     groups: list[Group] = []
-    for numbers in alike.values():
+    for numbers in (band for those in alike.values() for band in _bands(those, jobs)):
         first = jobs[numbers[0]]
         if reason := len(numbers) > 1 and why_alone(first):
             groups += [Group([number], str(reason)) for number in numbers]
@@ -80,6 +79,18 @@ def grouped(
             size = max(together, size - size % together)
         groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return groups
+
+
+def _bands(numbers: Sequence[int], jobs: Mapping[int, Job]) -> list[list[int]]:
+    """Job numbers, in order, whose weights are alike: the rows of a population are as long as the longest."""
+    bands: list[list[int]] = []
+    top = math.inf
+    for number in sorted(numbers, key=lambda number: -jobs[number].weights):
+        if jobs[number].weights * UNLIKE < top:
+            bands.append([])
+            top = jobs[number].weights
+        bands[-1].append(number)
+    return [sorted(band) for band in bands]
 
 
 def members(job: Job) -> int:

@@ -51,12 +51,12 @@ class Native(Engine):
         self.evaluations: dict[str, Task] = {}
 
     @property
-    def batch_sizes(self) -> np.ndarray:  # type: ignore[override]
+    def batch_sizes(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.asarray(self.all_batch_sizes[self.present])
 
     @property
-    def parameters(self) -> np.ndarray:  # type: ignore[override]
+    def parameters(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.asarray(self.members.integers[self.present, INTEGERS.weights])
 
