@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from manyfit import losses as all_losses
 from manyfit.losses import Loss
 from manyfit.native import known, tables
-from manyfit.native.members import Member, Members, Task, filled, parts_of, row_of
+from manyfit.native.members import Member, Members, filled, parts_of, row_of
 from manyfit.native.tables import FLOATS, INTEGERS
+from manyfit.native.task import Task
 from manyfit.population.dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -46,7 +46,8 @@ def _bitcast(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> 
 
 def _parts(x: Real) -> Real:
     """`(2^n, e^r - 1)` where `x = n ln 2 + r` and |r| <= ln(2) / 2. x is held to where 2^n is a normal number."""
-    raise NotImplementedError
+    n = round(x * LOG2E64)
+    return 2.0**n, math.expm1(x - n * math.log(2))
 
 
 @overload(_parts, jit_options=OPTIONS)

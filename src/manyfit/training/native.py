@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from manyfit.data.draws import orders
 from manyfit.native import tables
-from manyfit.native.members import SHORT, Member, Members, Task, parts_of
+from manyfit.native.members import Member, Members, parts_of
 from manyfit.native.tables import FLOATS, INTEGERS
+from manyfit.native.task import SHORT, Task
 from manyfit.parallel.ranks import Ranks
 from manyfit.population import dense
 from manyfit.training.best import Best
