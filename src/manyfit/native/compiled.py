@@ -84,6 +84,19 @@ def grid(typingctx: Any, array: Any, start: Any, rows: Any, columns: Any) -> Any
 
 
 @intrinsic
+def copy(typingctx: Any, out: Any, place: Any, source: Any, start: Any, n: Any) -> Any:
+    """out[place : place + n] = source[start : start + n] of arrays seen as flat, that do not overlap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        to, of = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        cgutils.raw_memcpy(builder, builder.gep(to, [args[1]]), builder.gep(of, [args[3]]), args[4], size)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, source, types.intp, types.intp), generate
+
+
+@intrinsic
 def flushing(typingctx: Any, mode: Any) -> Any:
     """Set how this thread treats numbers too small to be normal, which cost x86 a hundred cycles each.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from manyfit.native.activations import activate
-from manyfit.native.compiled import Ints, Real, Reals, at, compiled, flushing, grid, part, real
+from manyfit.native.compiled import Ints, Real, Reals, at, compiled, copy, flushing, grid, part, real
 from manyfit.native.losses import loss_and_gradient
 from manyfit.native.optimizers import update
 from manyfit.native.products import multiply, norm, transpose
@@ -64,6 +64,7 @@ def forward(
     streams: Ints,
     dropout: Reals,
     step: int,
+    slopes: bool,
 ) -> int:
     """From inputs a[0] to the outputs, in a of the last block, which is returned.
 
@@ -79,40 +80,52 @@ def forward(
         streams: (drops,).
         dropout: (drops, 2).
         step: Whose masks; 0: none.
+        slopes: Whether d and p are wanted.
     """
-    block, size, has = 0, rows * program[0, 1], False
+    block, size, has, straight = 0, rows * program[0, 1], False, False
     for o in range(len(program)):
         kind, inputs, outputs, place = program[o, 0], program[o, 1], program[o, 2], program[o, 3]
         if kind == LAYER:
-            block, size, has = block + 1, rows * outputs, False
+            if slopes and straight:
+                _ones(part(d, block * d.shape[1], size))
+            block, size, has, straight = block + 1, rows * outputs, False, True
             z, bias = grid(a, block * a.shape[1], rows, outputs), part(w, place + inputs * outputs, outputs)
             for r in range(rows):
                 for j in range(outputs):
                     z[r, j] = bias[j]
             before, weights = part(a, (block - 1) * a.shape[1], rows * inputs), part(w, place, inputs * outputs)
             multiply(before, inputs, 1, weights, part(z, 0, size), rows, inputs, outputs, False)
-            ones = part(d, block * d.shape[1], size)
-            for e in range(size):
-                ones[e] = real(1, w)
+            continue
+        if kind == DROPOUT and (step == 0 or dropout[place, 1] == 1):
             continue
         out, derivative = part(a, block * a.shape[1], size), part(d, block * d.shape[1], size)
-        of_slope = part(p, block * p.shape[1], size)
+        own, of_slope = derivative if straight else part(slope, 0, size), part(p, block * p.shape[1], size)
         if kind == PRELU:
-            _prelu(w[place], out, slope, of_slope)
+            _prelu(w[place], out, own, of_slope)
         elif kind == DROPOUT:
-            if step == 0 or dropout[place, 1] == 1:
-                continue
-            drop(key_of(streams[place], step), dropout[place, 0], dropout[place, 1], slope, size)
+            drop(key_of(streams[place], step), dropout[place, 0], dropout[place, 1], own, size)
             for e in range(size):
-                out[e] *= slope[e]
+                out[e] *= own[e]
         else:
-            activate(kind - ACTIVATION, values[o], out, slope)
+            activate(kind - ACTIVATION, values[o], out, own)
+        if not slopes:
+            continue
         for e in range(size if has else 0):
-            of_slope[e] *= slope[e]
+            of_slope[e] *= own[e]
         has = has or kind == PRELU
-        for e in range(size):
-            derivative[e] *= slope[e]
+        for e in range(0 if straight else size):
+            derivative[e] *= own[e]
+        straight = False
+    if slopes and straight:
+        _ones(part(d, block * d.shape[1], size))
     return block
+
+
+@compiled
+def _ones(v: Reals) -> None:
+    one = real(1, v)
+    for e in range(len(v)):
+        v[e] = one
 
 
 @compiled
@@ -244,11 +257,10 @@ def entry(kind: Any) -> Any:
                 for r in range(rows):
                     example = order[own_order + start + r]
                     targets[r] = y[own_y + example]
-                    for j in range(width):
-                        a[0, r * width + j] = x[example * width + j]
+                    copy(a, r * width, x, example * width, width)
                 t = integers[INTEGERS.done] + s + 1
                 step = t if mode == TRAIN else 0
-                last = forward(program, values, w, a, d, p, slope, rows, streams, dropout, step)
+                last = forward(program, values, w, a, d, p, slope, rows, streams, dropout, step, mode != EVALUATE)
                 z = grid(a, last * size, rows, width_out)
                 loss, score = loss_and_gradient(
                     integers[INTEGERS.loss], floats[FLOATS.loss_option], z, part(targets, 0, rows)

@@ -33,11 +33,10 @@ def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
     rows, width = z.shape
     total = right = 0.0
     for r in range(rows):
-        guess = 0
+        guess, top, target = 0, z[r, 0], int(y[r])
         for j in range(1, width):
-            if z[r, j] > z[r, guess] or z[r, j] != z[r, j]:
-                guess = j
-        top, target = z[r, guess], int(y[r])
+            larger = z[r, j] > top or z[r, j] != z[r, j]
+            guess, top = (j, z[r, j]) if larger else (guess, top)
         right += guess == target
         total += top - z[r, target]
         for j in range(width):

@@ -119,7 +119,9 @@ def _tile(rows: int, vectors: int, masked: bool) -> Any:
     return tile
 
 
-wide, narrow, narrow_rest, line = _tile(4, 2, False), _tile(8, 1, False), _tile(8, 1, True), _tile(1, 1, True)
+TALL = 8 if BYTES == 64 else 4  # rows of a tile, whose sums stay in registers: AVX-512 has twice as many of these
+tall, wide, line = _tile(TALL, 2, False), _tile(4, 2, False), _tile(1, 1, True)
+narrow, narrow_rest = _tile(8, 1, False), _tile(8, 1, True)
 
 
 @compiled
@@ -143,7 +145,10 @@ def multiply(
     for j in range(0, columns, 2 * lanes):
         left = columns - j
         if left >= 2 * lanes:
-            for i in range(0, rows - 3, 4):
+            whole = rows - rows % TALL
+            for i in range(0, whole, TALL):
+                tall(a, row, term, b, columns, out, i, j, left, terms, fresh)
+            for i in range(whole, rows - 3, 4):
                 wide(a, row, term, b, columns, out, i, j, left, terms, fresh)
             for i in range(rows - rows % 4, rows):
                 line(a, row, term, b, columns, out, i, j, lanes, terms, fresh)
@@ -200,11 +205,8 @@ def transpose(w: Reals, rows: int, columns: int, out: Reals) -> None:
     for i in range(0, whole_rows, lanes):
         for j in range(0, whole_columns, lanes):
             turn(w, i * columns + j, columns, out, j * rows + i, rows)
-        for j in range(whole_columns, columns):
-            for r in range(i, i + lanes):
-                out[j * rows + r] = w[r * columns + j]
-    for r in range(whole_rows, rows):
-        for j in range(columns):
+    for j in range(columns):
+        for r in range(0 if j >= whole_columns else whole_rows, rows):
             out[j * rows + r] = w[r * columns + j]
 
 
