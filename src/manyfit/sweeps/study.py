@@ -267,7 +267,7 @@ def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optun
         if address.get_backend_name() == "sqlite" and address.database and address.database[0] != ":":
             path = Path(address.database.removeprefix("file:")).resolve()
             path.parent.mkdir(parents=True, exist_ok=True)
-            if "uri" not in address.query:  # which may say anything
+            if "uri" not in address.query and not path.exists():  # a URI may say anything
                 write_ahead(path)
         storage = RDBStorage(url)
         return storage, optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)

@@ -83,7 +83,10 @@ class Session:
         if abandoned and not self.closed:
             self._kill()
         for run, parcel in list(self._parcels.items()):
-            self._deliver(run, parcel)
+            self._open_run(run, parcel)
+        self._log_all()
+        for run, parcel in list(self._parcels.items()):
+            self._close_run(run, parcel)
             del self._parcels[run]
         if self._offset > self._acknowledged:
             self._acknowledged = self._offset
@@ -122,19 +125,23 @@ class Session:
             self._parcels.setdefault(run, Parcel()).end = end
         self._open.clear()
 
-    def _deliver(self, run: str, parcel: Parcel) -> None:
-        """One run, step by step; an outage leaves in the parcel what has not arrived."""
+    def _open_run(self, run: str, parcel: Parcel) -> None:
+        """Its start and its data; an outage leaves in the parcel what has not arrived."""
         if start := parcel.start:
             self._attempt(run, start, lambda: self._begin(run, start, parcel))
             parcel.start = None
         run_id = self._ids.get(run)
         if run_id is None:  # the store refused to create it
             self._reject(run, "its run was refused", asdict(parcel))
+            del self._parcels[run]
             return
         if dataset := parcel.dataset:
             self._attempt(run, dataset, lambda: self.store.dataset(run_id, dataset))
             parcel.dataset = None
-        self._values(run, run_id, parcel)
+
+    def _close_run(self, run: str, parcel: Parcel) -> None:
+        """Its files, its model and its end, likewise."""
+        run_id = self._ids[run]
         while parcel.files:
             self._attempt(run, parcel.files[0], lambda: self._file(run_id, parcel.files[0]))
             del parcel.files[0]
@@ -188,16 +195,23 @@ class Session:
     def _tags(self) -> dict[str, str]:
         return {SESSION: self.folder.name, HOME: f"{os.uname().nodename}:{self.folder}"}
 
-    def _values(self, run: str, run_id: str, parcel: Parcel) -> None:
-        """Metrics, params and tags, usually in one call."""
+    def _log_all(self) -> None:
+        """Metrics, params and tags of all runs; of one that the store does not take among them, by itself."""
+        values = {run: self._values(run, parcel) for run, parcel in self._parcels.items()}
+        written = self.store.log_all({self._ids[run]: its for run, its in values.items()})
+        for run, its in values.items():
+            for chunk in its.chunks() if self._ids[run] not in written else ():
+                self._log(run, self._ids[run], chunk)
+            parcel = self._parcels[run]
+            parcel.points, parcel.params, parcel.tags = [], {}, {}
+
+    def _values(self, run: str, parcel: Parcel) -> Values:
         if run in self._resumed and parcel.points:
             # Resumed from a checkpoint it repeats epochs. Step 0 is left out: what is measured once may be renewed.
             if run not in self._present:
-                self._present[run] = self.store.present(run_id)
+                self._present[run] = self.store.present(self._ids[run])
             parcel.points = [p for p in parcel.points if p[3] == 0 or (p[0], p[3]) not in self._present[run]]
-        for chunk in Values(parcel.points, list(parcel.params.items()), list(parcel.tags.items())).chunks():
-            self._log(run, run_id, chunk)
-        parcel.points, parcel.params, parcel.tags = [], {}, {}
+        return Values(parcel.points, list(parcel.params.items()), list(parcel.tags.items()))
 
     def _log(self, run: str, run_id: str, values: Values) -> None:
         """One refused value refuses its whole call: halve, until it is alone."""

@@ -1,21 +1,57 @@
 """SQLite as a store of many writers."""
 
+import contextlib
+import os
+import shutil
 import sqlite3
+import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "afs"}  # file systems
 
 
 def write_ahead(path: Path) -> None:
-    """Begin a database in SQLite's write-ahead mode: a commit flushes once, and readers do not block writers.
+    """Put a database, a new one too, in SQLite's write-ahead mode: a commit flushes once, readers block no writers.
 
     Not on a network file system, where it does not work.
     """
-    if path.exists() or _file_system(path.resolve()) in NETWORK:
-        return
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
+    mode = "DELETE" if _file_system(path.resolve()) in NETWORK else "WAL"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+
+
+def begin(path: Path, kept: Path, make: Callable[[Path], None]) -> None:
+    """Make a database that is there whole or not at all.
+
+    Args:
+        path: Where; nothing is there.
+        kept: Where a copy is kept for the next one, if it can be; a damaged one is made anew.
+        make: Fills one, which takes seconds.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        made = Path(folder) / path.name
+        if not _copied(kept, made):
+            make(made)
+            with contextlib.suppress(OSError):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                beside = Path(shutil.copyfile(made, f"{kept}.{os.getpid()}"))
+                beside.replace(kept)
+        write_ahead(made)
+        made.replace(path)
+
+
+def _copied(source: Path, target: Path) -> bool:
+    try:
+        shutil.copyfile(source, target)
+        with contextlib.closing(sqlite3.connect(target)) as connection:
+            sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+            if sound and connection.execute("SELECT name FROM sqlite_master").fetchone():
+                return True
+    except (OSError, sqlite3.DatabaseError):
+        pass
+    target.unlink(missing_ok=True)
+    return False
 
 
 def _file_system(path: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ os.environ |= DEFAULTS | dict(os.environ)  # MLflow reads some of them when it i
 # ruff: noqa: E402
 import mlflow
 import numpy as np
+import sqlalchemy
 from filelock import FileLock
 from mlflow.entities import (
     Dataset,
@@ -34,13 +35,14 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.tracking.dbmodels.models import SqlExperiment
 from mlflow.types import Schema, TensorSpec
 
+from manyfit.config import place
 from manyfit.config.secrets import mask
-from manyfit.tracking import journal, points
+from manyfit.tracking import bulk, journal, sqlite
 from manyfit.tracking.journal import Record
 from manyfit.tracking.packaging import assemble
-from manyfit.tracking.sqlite import write_ahead
 
 # MLflow's limits (mlflow/utils/validation.py)
 MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
@@ -86,6 +88,12 @@ class Values:
         first = Values(self.points[:h], self.params[:h], self.tags[:h])
         return [first, Values(self.points[h:], self.params[h:], self.tags[h:])] if h else []
 
+    def batch(self) -> bulk.Batch:
+        """As MLflow has them; texts are cut."""
+        metrics = [Metric(_cut(key, MAX_KEY), value, when, step) for key, value, when, step in self.points]
+        params = [Param(_cut(key, MAX_KEY), _cut(value, MAX_PARAM)) for key, value in self.params]
+        return metrics, params, [RunTag(_cut(key, MAX_KEY), _cut(value, MAX_TAG)) for key, value in self.tags]
+
     @property
     def size(self) -> int:
         """How many values."""
@@ -111,8 +119,9 @@ class Store:
         # Two processes that open a new database at once both create its tables, and both fail.
         with FileLock(journal.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
-            if uri == journal.default_uri(root):
-                write_ahead(journal.mlruns(root) / "mlflow.db")
+            path = journal.mlruns(root) / "mlflow.db"
+            if uri == journal.default_uri(root) and not path.exists():
+                sqlite.begin(path, place.cache() / f"mlflow-{mlflow.__version__}.db", _fill)
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
 
@@ -191,14 +200,12 @@ class Store:
 
     def log(self, run_id: str, values: Values) -> None:
         """One log_batch; values must be within the limits of number (see `chunks`), texts are cut."""
-        metrics = [Metric(_cut(key, MAX_KEY), value, when, step) for key, value, when, step in values.points]
-        params = [Param(_cut(key, MAX_KEY), _cut(value, MAX_PARAM)) for key, value in values.params]
-        tags = [RunTag(_cut(key, MAX_KEY), _cut(value, MAX_TAG)) for key, value in values.tags]
         with _answers():
-            if metrics and points.insert(self.client, run_id, metrics):
-                metrics = []
-            if metrics or params or tags:
-                self.client.log_batch(run_id, metrics, params, tags)
+            self.client.log_batch(run_id, *values.batch())
+
+    def log_all(self, values: Mapping[str, Values]) -> set[str]:
+        """Of many runs, in one transaction where the store is a database; the runs that it was done of."""
+        return bulk.insert(self.client, {run_id: its.batch() for run_id, its in values.items() if its.size})
 
     def dataset(self, run_id: str, record: Record) -> None:
         """Name the data that a run was trained on; `record` holds DatasetRecord's fields."""
@@ -266,6 +273,14 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def _fill(path: Path) -> None:
+    """Make MLflow's tables, but no experiment: its first one names a folder."""
+    store = mlflow.MlflowClient(f"sqlite:///{path}")._tracking_client.store
+    with store.engine.begin() as connection:
+        connection.execute(sqlalchemy.delete(SqlExperiment))
+    store.engine.dispose()
 
 
 def explain(error: Exception) -> str:
