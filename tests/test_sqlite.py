@@ -74,4 +74,4 @@ def test_a_store_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert first.name == "Default"
         store.client.create_run(store.experiment("e"))
         assert [run.info.artifact_uri.startswith(str(tmp_path / name)) for run in store.all("")] == [True]
-    assert [path.name for path in (tmp_path / "cache" / "manyfit").iterdir()][0].startswith("mlflow-")
+    assert next(path.name for path in (tmp_path / "cache" / "manyfit").iterdir()).startswith("mlflow-")
