@@ -26,6 +26,7 @@ from forked import started as started
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
 from manyfit.config.schema import Config
+from manyfit.data.encoding import Encoding
 from manyfit.experiments import claims
 from manyfit.tracking.tracker import Tracker
 from manyfit.training.trained import Result
@@ -68,8 +69,21 @@ def made(config: Config, end: float) -> Result:
     reason = "finished" if math.isfinite(end) else "diverged"
     test = {"accuracy/test": 1 - end / 2}
     example = np.zeros((1, 2), np.float32)
+    encoding = Encoding((), {}, None, {})
     return Result(
-        config, metrics, summary, test, reason, nn.Identity(), torch.zeros(1), example, (), (), ("CPU",), "native"
+        config,
+        metrics,
+        summary,
+        test,
+        0.1,
+        reason,
+        nn.Identity(),
+        torch.zeros(1),
+        example,
+        encoding,
+        (),
+        ("CPU",),
+        "native",
     )
 
 

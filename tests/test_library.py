@@ -158,13 +158,19 @@ def test_ones_own_data_and_model() -> None:
     for broken, message in (
         (rows.drop(columns="town"), "x must have the columns age, town, but has no town"),
         (rows[["age", "age", "town"]], "x must name each column once, but got 'age'"),
-        (rows.assign(town=["Ulm", None, "Kiel"]), "x must have a value in every cell, .* row 2, column 'town'"),
-        (rows.assign(age="old"), "x must have a finite number .* but got 'old' in the frame, row 1, column 'age'"),
+        (
+            rows.assign(age="old"),
+            "x must have a finite number .* but got 'old' in the frame, row 1, column 'age' and 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             words.predict(broken)
-    unknown = words.predict(rows.assign(town="Rom"))[0]
-    np.testing.assert_array_equal(unknown, words.predict([[0, 0, 0, 0]])[0])
+    for unknown in ("Rom", None):
+        found = words.predict(rows.assign(town=unknown))[0]
+        np.testing.assert_array_equal(found, words.predict([[0, 0, 0, 0]])[0])
+    median = words.result.encoding.transformer.named_transformers_["numbers"].statistics_[0]
+    found = words.predict(rows.assign(age=[None, 1, 2], town="Rom"))[0]
+    np.testing.assert_array_equal(found, words.predict([[median, 0, 0, 0]])[0])
     values = mf.fit(data=load_diabetes(as_frame=True, scaled=False).frame, target="target", epochs=2, tracking="off")
     assert values.predict(np.zeros((2, 10))).shape == (2, 1)
 

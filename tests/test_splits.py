@@ -251,7 +251,7 @@ def test_numbers_beyond_float32_are_refused(standardise):
     [
         ({"task": "ranking"}, r"task must be one of classification, regression, but got ranking in table 'iris'"),
         ({"features": ("a",)}, r"numeric must be \(150, features\), but got \(150, 4\)"),
-        ({"numeric": np.full((150, 4), np.nan)}, r"numeric must be finite, but got nan or inf"),
+        ({"numeric": np.full((150, 4), np.inf)}, r"numeric must be finite, or NaN, but got inf"),
         ({"target": np.zeros(150, np.int64)}, r"target must use each code 0..2, but got \[0\]"),
         ({"target": np.zeros(150)}, r"target must be int64 for a classification, but got float64"),
         ({"classes": ("one",)}, r"classes must be >= 2"),

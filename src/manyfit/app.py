@@ -1,6 +1,6 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from manyfit.tracking.run import TrackedRun
 from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
 
 if TYPE_CHECKING:
-    from manyfit.data.table import Input
     from manyfit.training.prepared import Preparation
     from manyfit.training.trained import Result
 
@@ -67,7 +66,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
     if job.data.note:
         screen.note(job.data.note)
     if config.choices.get("data") == "csv":  # a column that gives the target away is best seen here
-        screen.say(line("inputs", f"of {config.data.arguments['target']}: {_listed(job.data.inputs)}"))
+        screen.say(line("data", job.data.summary))
+        screen.say(line("inputs", f"of {config.data.arguments['target']}: {_listed(job.data.encoding.columns)}"))
     with tracker:
         with screen.stage("importing Lightning"):
             from manyfit.training import fitting, recording, words
@@ -99,9 +99,9 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
     return result, recorder.runs[0]
 
 
-def _listed(inputs: "Sequence[Input]", most: int = 12) -> str:
+def _listed(names: "Iterable[str]", most: int = 12) -> str:
     """The columns that a target is predicted from, as far as they fit into a line or two."""
-    columns = list(dict.fromkeys(column for column, _ in inputs))
+    columns = list(names)
     more = f" and {len(columns) - most} more" if len(columns) > most else ""
     return ", ".join(columns[:most]) + more
 

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   manyfit init mine                                  a folder to start from: a network of your own, and its test
   manyfit ui                                         http://127.0.0.1:5000 shows the runs of this folder
   MLFLOW_TRACKING_URI=sqlite:///other.db manyfit ui  those of another store
+  manyfit predict 3f2a rows.csv > answers.csv        what a run says of new rows
   manyfit sync                                       after an outage: deliver what was held back
   manyfit doctor                                     is all well? a kill may have left runs RUNNING"""
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
     ui.set_defaults(command=_ui)
+    predict = commands.add_parser("predict", help="what a run of your own table says of new rows, as CSV")
+    predict.add_argument("run", metavar="RUN", help="the beginning of its id; of a sweep any run")
+    predict.add_argument("file", metavar="FILE", type=Path, help="rows: .csv, .csv.gz or .parquet")
+    predict.add_argument("--trusted", metavar="MODULE", default="", help="of the run's model, if it is to be imported")
+    predict.set_defaults(command=_predict)
     sync = commands.add_parser("sync", help="deliver what an outage or a kill held back")
     sync.set_defaults(command=_sync)
     doctor = commands.add_parser("doctor", help="look after the store: what is wrong, and what could be repaired")
@@ -72,6 +81,15 @@ def _init(options: argparse.Namespace) -> int:
     from manyfit import project
 
     print(project.create(Path(options.name)))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from manyfit.predicting import predict
+
+    _root()
+    sys.path.insert(0, str(Path.cwd()))  # a network of one's own
+    predict(options.run, options.file, options.trusted).to_csv(sys.stdout, index=False)
     return 0
 
 

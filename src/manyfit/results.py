@@ -77,7 +77,7 @@ class Run:
 
         Args:
             x: (rows, features), raw, in the order of `result.features`; or a frame with the columns that were trained
-                on, in any order. A text that no training row had is none of those that had.
+                on, in any order and with gaps. A word that no training row had is none of those that had.
 
         Returns:
             (rows, classes) probabilities, in the order of `classes`; of a regression (rows, 1) values.
@@ -97,9 +97,7 @@ class Run:
         if self.result.predictor is None:
             raise ValueError("run must be one whose network was kept: of a sweep, those are the best. Train it by fit.")
         if isinstance(x, pd.DataFrame):
-            from manyfit.data.table import encoded
-
-            x = encoded(x, self.result.inputs)
+            x = self.result.encoding.of_frame(x)
         try:
             rows = np.asarray(x, np.float32)
         except ValueError as error:

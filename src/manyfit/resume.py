@@ -74,7 +74,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
                 f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint, "
                 "trainer and trusted may change."
             )
-    run_id, own_id = _stored(cfg.tracking.uri, prefix)
+    run_id, own_id = one_run(cfg.tracking.uri, prefix, "resume")
     folder = folder_of(own_id)
     from manyfit.training import checkpoints  # torch: seconds
     from manyfit.training.prepared import engine_of, prepare
@@ -128,10 +128,10 @@ def _require_same_data(job: "Job", state: Mapping[str, Any]) -> None:
         )
 
 
-def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
-    """MLflow's id and ours of the one run that is meant; what was held back is delivered first."""
+def one_run(uri: str | None, prefix: str, key: str) -> tuple[str, str]:
+    """MLflow's id and ours of the one run that `key` means; what was held back is delivered first."""
     if not re.fullmatch("[0-9a-f]+", prefix):
-        raise ConfigError(f"resume must be a run's id, or its beginning, but got {prefix!r}. The run's page shows it.")
+        raise ConfigError(f"{key} must be a run's id, or its beginning, but got {prefix!r}. The run's page shows it.")
     from manyfit.tracking import reading, upkeep  # MLflow: seconds
 
     try:
@@ -142,10 +142,10 @@ def _stored(uri: str | None, prefix: str) -> tuple[str, str]:
     if len(found) != 1:
         there = f"{len(found)} runs begin so" if found else "there is none"
         held = f" ({report.held[0]})" if report.held else ""
-        raise ConfigError(f"resume must name one run of the store, but got {prefix!r}: {there}{held}.")
+        raise ConfigError(f"{key} must name one run of the store, but got {prefix!r}: {there}{held}.")
     run = found[0]
     if run.status == "RUNNING":
-        raise ConfigError(f"resume must name a run that has ended, but {run.run_id} is still being trained.")
+        raise ConfigError(f"{key} must name a run that has ended, but {run.run_id} is still being trained.")
     return run.run_id, run.own_id
 
 

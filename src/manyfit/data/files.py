@@ -32,6 +32,10 @@ class Frame:
         what = "it" if len(columns) == 1 else "them"
         return f"; data.drop=[{','.join(columns)}] leaves {what} out" if self.key == "data.path" else ""
 
+    def keeping(self, columns: Sequence[str]) -> str:
+        """How columns that were left out are kept, where that is an option."""
+        return f"; data.keep=[{','.join(columns)}] keeps them" if self.key == "data.path" else ""
+
     def without(self, columns: Sequence[str]) -> "Frame":
         """The same without these columns."""
         if not columns:

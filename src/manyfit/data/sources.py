@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from manyfit.config import place
 from manyfit.data.files import Frame, read_text
-from manyfit.data.table import Table, to_table
+from manyfit.data.table import CATEGORIES, Table, to_table
 
 # ---------------------------------------------------------------------------------------------- real data, no network
 
@@ -163,6 +163,8 @@ def csv(
     header: bool = True,
     separator: str = ",",
     drop: Sequence[str | int] = (),
+    keep: Sequence[str | int] = (),
+    categories: int = CATEGORIES,
 ) -> Table:
     """The user's own table: delimited UTF-8 text (.csv, or gzipped .csv.gz) or .parquet.
 
@@ -174,6 +176,8 @@ def csv(
         header: whether the first line names the columns; else they are called 0, 1, 2, ... (text files only).
         separator: the character between cells, or `tab` (text files only).
         drop: names of columns to leave out.
+        keep: names of columns that are inputs although they seem to say nothing of a new row.
+        categories: inputs that a column of words becomes at most: the rarest share one.
 
     Raises:
         ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
@@ -199,7 +203,8 @@ def csv(
         raise ValueError(
             f"data.path must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
         ) from error
-    return to_table(frame.without([*map(str, drop)]), Path(file.name.removesuffix(".gz")).stem, str(target), task)
+    name, kept = Path(file.name.removesuffix(".gz")).stem, [*map(str, keep)]
+    return to_table(frame.without([*map(str, drop)]), name, str(target), task, kept, categories)
 
 
 def openml(name_or_id: str | int, target: str | None = None, task: str = "auto") -> Table:

@@ -1,9 +1,10 @@
-"""A table becomes tensors: train/val/test splits, standardisation, categories as inputs.
+"""A table becomes tensors: train/val/test splits, standardisation.
 
-What is learnt from data here (means, deviations, categories) is learnt from the training rows alone.
+What is learnt from data (means, deviations, medians, categories) is learnt from the training rows alone.
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfit.data.draws import TRAIN_SIZE
-from manyfit.data.table import Input, Table, name_of
+from manyfit.data.encoding import RARE, Encoding, fitted
+from manyfit.data.table import MISSING, Input, Table, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +25,8 @@ class Dataset:
     name: str
     task: str
     classes: tuple[str, ...]
-    inputs: tuple[Input, ...]
-    """The d encoded columns: the numeric ones, then one for each category."""
+    encoding: Encoding
+    """How columns became the d inputs."""
     x_train: Tensor
     """(n, d) float32, as are x_val and x_test."""
     x_val: Tensor
@@ -34,9 +36,9 @@ class Dataset:
     y_val: Tensor
     y_test: Tensor
     x_mean: Tensor
-    """(d,) float32: x = (raw - x_mean) / x_std. 0 for one-hot columns, and when not standardised."""
+    """(d,) float32: x = (raw - x_mean) / x_std. 0 for flags and categories, and when not standardised."""
     x_std: Tensor
-    """(d,) float32. 1 for constant and one-hot columns, and when not standardised."""
+    """(d,) float32. 1 for constant columns, flags and categories, and when not standardised."""
     y_mean: float
     y_std: float
     digest: str
@@ -45,9 +47,23 @@ class Dataset:
     """The table's."""
 
     @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The d inputs: numbers, flags, categories."""
+        return self.encoding.inputs
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Names of the inputs."""
         return tuple(map(name_of, self.inputs))
+
+    @property
+    def summary(self) -> str:
+        """How many rows and columns there are, and what they became, in words."""
+        count = Counter(self.encoding.columns.values())
+        said = [f"{n} column{'s' * (n > 1)} of {kind if kind == 'words' else kind + 's'}" for kind, n in count.items()]
+        rows = [len(y) for y in (self.y_train, self.y_val, self.y_test)]
+        parts = "/".join(map(str, rows))
+        return f"{sum(rows)} rows, {' and '.join(said)}: {len(self.inputs)} inputs; {parts} to train, validate, test"
 
 
 def split(
@@ -61,8 +77,8 @@ def split(
 ) -> Dataset:
     """Split a table and turn it into tensors.
 
-    Classification splits are stratified. Numeric columns and a regression target are standardised when asked, text
-    columns encoded one-hot, both from the final training rows: a category not seen there is all zeros.
+    Classification splits are stratified. Numeric columns and a regression target are standardised when asked, gaps
+    filled, words encoded one-hot, all from the final training rows: a category not seen there is all zeros.
 
     Args:
         table: n examples.
@@ -80,9 +96,10 @@ def split(
     rows, val, test = _split(table, split_seed, val_fraction, test_fraction)
     train = _subset(table, rows, train_size, split_seed)
 
-    x, inputs = _encode(table, train)
+    encoding = fitted(table, train)
+    x = encoding.of(table.numeric, table.categorical)
     x_mean, x_std = _moments(x[train], standardise)
-    x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # one-hot columns stay 0 and 1
+    x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # flags and categories stay 0 and 1
     scaled = _float32(table, x, x_mean, x_std)
 
     if table.task == "classification":
@@ -96,7 +113,7 @@ def split(
         name=table.name,
         task=table.task,
         classes=table.classes,
-        inputs=inputs,
+        encoding=encoding,
         x_train=scaled[train],
         x_val=scaled[val],
         x_test=scaled[test],
@@ -107,7 +124,7 @@ def split(
         x_std=torch.from_numpy(x_std.astype(np.float32)),
         y_mean=y_mean,
         y_std=y_std,
-        digest=_digest(table, (split_seed, val_fraction, test_fraction, train_size, standardise)),
+        digest=_digest(table, encoding, (split_seed, val_fraction, test_fraction, train_size, standardise)),
         note=table.note,
     )
 
@@ -202,20 +219,6 @@ def _subset(table: Table, rows: NDArray[np.int64], size: int | None, seed: int) 
     return kept
 
 
-def _encode(table: Table, train: NDArray[np.int64]) -> tuple[NDArray[np.float64], tuple[Input, ...]]:
-    """Numeric columns, then one column per category among the training rows: (n, d), and what each of the d is."""
-    numbers = tuple((column, None) for column in table.features)
-    if not table.categorical:
-        return table.numeric, numbers
-    from sklearn.preprocessing import OneHotEncoder
-
-    text = np.column_stack([column.astype(object) for column in table.categorical.values()])
-    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(text[train])
-    columns = zip(table.categorical, encoder.categories_, strict=True)
-    categories = tuple((column, str(category)) for column, found in columns for category in found)
-    return np.hstack([table.numeric, encoder.transform(text)]), numbers + categories
-
-
 def _moments(x: NDArray[np.float64], standardise: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and deviation of each column of x (n, d); 0 and 1 unless asked for, deviation 1 where x is constant."""
     if not standardise:
@@ -237,7 +240,7 @@ def _float32(table: Table, values: NDArray[np.float64], mean: Any, std: Any) -> 
     return torch.from_numpy(scaled)
 
 
-def _digest(table: Table, options: tuple[object, ...]) -> str:
+def _digest(table: Table, encoding: Encoding, options: tuple[object, ...]) -> str:
     """A hash of what the data set holds and how it was split; the table's name is no part of it."""
     h = hashlib.blake2b(digest_size=16)
     header = (table.task, table.classes, table.features, tuple(table.categorical), table.numeric.shape, options)
@@ -246,4 +249,6 @@ def _digest(table: Table, options: tuple[object, ...]) -> str:
     h.update(np.ascontiguousarray(table.target).tobytes())
     for column in table.categorical.values():
         h.update(repr(column.tolist()).encode())
+    if any(category in (MISSING, RARE) for _, category in encoding.inputs):
+        h.update(repr(encoding.inputs).encode())
     return h.hexdigest()

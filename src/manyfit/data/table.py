@@ -1,9 +1,10 @@
 """What a table is, and how a DataFrame or a text file becomes one: every cell checked, none skipped in silence."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
 TASKS = ("classification", "regression")
 Input = tuple[str, str | None]
-"""Of a network: a column, and the category that it is 1 for; None: its number."""
+"""Of a network: a column, and the category that it is 1 for (of numbers: `MISSING`); None: its number."""
+Kind = Literal["number", "date", "words"]
+"""Of a column: a date becomes three numbers, words become categories."""
 
+MISSING = "?"  # the word where there is none, and the flag of a number that is not there
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
-MAX_CATEGORIES = 1000  # a text column becomes one input per category; beyond this it is an identifier, not a category
+CATEGORIES = 50  # inputs that a column of words becomes at most
+NUMBERED = re.compile(r"(?i:(.*[_ .-])?(id|index|idx|key|nr|no|row|row.?number)|unnamed: \d+)|.*[a-z]I[Dd]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +33,7 @@ class Table:
     name: str
     """What people call it: the source's name, or the file's stem."""
     numeric: NDArray[np.float64]
-    """(n, d), finite."""
+    """(n, d), finite, or NaN where there is no number."""
     target: NDArray[Any]
     """(n,): int64 class codes 0..C-1, or float64."""
     task: str
@@ -38,7 +43,15 @@ class Table:
     features: tuple[str, ...] = ()
     """Names of the numeric columns, all d of them."""
     categorical: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-    """Column name -> (n,) text; encoded one-hot by `split`."""
+    """Column name -> (n,) words, `MISSING` where there is none."""
+    categories: int = CATEGORIES
+    """Inputs that a column of words becomes at most: the rarest share one."""
+    target_name: str = ""
+    """The column of the file that is predicted; "" where there is no file."""
+    columns: Mapping[str, Kind] = field(default_factory=dict)
+    """The kind of each column of the file that is an input; none where there is no file, but the columns above."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the source that are none, and why."""
     note: str = ""
     """What was taken for granted and need not be right, in words."""
 
@@ -63,18 +76,26 @@ class Table:
         kind = np.dtype(np.int64 if whole else np.float64)
         yield self.target.dtype == kind, f"target must be {kind} for a {self.task}", self.target.dtype
         yield classes >= 2 if whole else classes == 0, "classes must be >= 2, or 0 for regression", classes
-        yield bool(np.isfinite(self.numeric).all()), "numeric must be finite", "nan or inf"
+        yield not np.isinf(self.numeric).any(), "numeric must be finite, or NaN", "inf"
         yield bool(np.isfinite(self.target).all()), "target must be finite", "nan or inf"
         codes = np.unique(self.target) if whole else np.arange(0)
         yield np.array_equal(codes, np.arange(classes)), f"target must use each code 0..{classes - 1}", codes[:20]
 
 
-def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
+def to_table(
+    frame: Frame,
+    name: str,
+    target: str,
+    task: str = "auto",
+    keep: Sequence[str] = (),
+    categories: int = CATEGORIES,
+) -> Table:
     """Turn a DataFrame into a table.
 
-    A column of numbers is numeric, a column of text, true/false or pandas categories is categorical. A column in
-    which more than half of the cells are numbers is meant to be numeric: text in it is an error. An empty cell, NaN
-    or inf is an error.
+    A column of numbers is numeric; one of dates becomes the days since 1970, the month and the day of the week; one of
+    text, true/false or pandas categories is of words. What more than half of the cells are, all are meant to be:
+    others are errors, as is inf. A cell may be empty, but for the target's. Columns that say nothing of a new row are
+    left out: constants, and those that only name the rows.
 
     Args:
         frame: the rows; one column is the target, the others are inputs.
@@ -82,9 +103,11 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
         target: the name of the target column.
         task: "classification", "regression" or "auto": a target of text, of true/false, or of 2 to 20 distinct
             whole numbers is a classification, any other is a regression.
+        keep: columns that are not left out.
+        categories: inputs that a column of words becomes at most.
 
     Raises:
-        ValueError: names the file, the row and the column.
+        ValueError: names the file, and of each column that cannot be used the first row.
     """
     if task not in (*TASKS, "auto"):
         raise ValueError(f"data.task must be one of auto, {', '.join(TASKS)}, but got {task!r}. Choose one of these.")
@@ -105,20 +128,55 @@ def to_table(frame: Frame, name: str, target: str, task: str = "auto") -> Table:
     if frame.data.empty:
         raise ValueError(f"{frame.key} must have rows of data, but got none in {frame.label}. Check the file.")
 
-    inputs = {c: _column(frame, i, c) for i, c in enumerate(columns) if c != target}
-    numeric = {c: values for c, values in inputs.items() if values.dtype == np.float64}
-    distinct = {c: len(np.unique(values)) for c, values in inputs.items() if c not in numeric}
-    _require_categories(frame, distinct)
-    codes, classes, note = _target(frame, columns.index(target), target, task)
+    if unknown := [column for column in keep if column not in columns]:
+        raise ValueError(f"data.keep must name columns of {frame.label}, but got {', '.join(unknown)}.")
+    if not categories >= 2:
+        raise ValueError(f"data.categories must be >= 2, but got {categories}. A usual number is {CATEGORIES}.")
+
+    kinds: dict[str, Kind] = {}
+    read: dict[str, NDArray[Any]] = {}
+    problems, left_out = [], dict[str, str]()
+    for i, column in enumerate(columns):
+        if column == target:
+            continue
+        try:
+            kind = _kind(frame, i)
+            values = _column(frame, i, column, kind)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        why = None if column in keep else _says_nothing(column, values)
+        if why:
+            left_out[column] = why
+        else:
+            kinds[column], read[column] = kind, values
+    try:
+        codes, classes, note = _target(frame, columns.index(target), target, task)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    told = [f"{column} ({why})" for column, why in left_out.items()]
+    if not kinds:
+        raise ValueError(
+            f"{frame.key} must have columns to predict {target!r} from, but none of {frame.label} says anything of a "
+            f"new row: {', '.join(told)}. data.keep=[...] keeps one nevertheless."
+        )
+    features, numeric, categorical = _arranged(kinds, read)
+    notes = [note, f"left out: {', '.join(told)}{frame.keeping(list(left_out))}" if told else ""]
     return Table(
         name=name,
-        numeric=np.column_stack([*numeric.values()]) if numeric else np.empty((len(codes), 0)),
+        numeric=numeric,
         target=codes,
         task="classification" if classes else "regression",
         classes=classes,
-        features=tuple(numeric),
-        categorical={c: inputs[c] for c in distinct},
-        note="; ".join(filter(None, [note, _identifiers(frame, distinct)])),
+        features=features,
+        categorical=categorical,
+        categories=categories,
+        target_name=target,
+        columns=kinds,
+        left_out={column: f"left out: {why}" for column, why in left_out.items()},
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -128,97 +186,153 @@ def name_of(one: Input) -> str:
     return column if category is None else f"{column}={category}"
 
 
-def encoded(frame: "pd.DataFrame", inputs: Sequence[Input]) -> NDArray[np.float64]:
-    """Rows of a frame as a network's inputs (n, d): a number, or whether a text is the category.
-
-    A category that has a column of its own, named `column=category`, is taken from there.
+def columns_of(
+    frame: "pd.DataFrame", kinds: Mapping[str, Kind]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.str_]]]:
+    """Numbers (rows, numbers) and words (rows,) by column, of a frame that has columns of these kinds.
 
     Raises:
-        ValueError: A column is missing or there twice, or a cell has no value, or no number where one is needed.
+        ValueError: A column is missing or there twice, or a cell is not of its kind.
     """
-    names = [str(column) for column in frame.columns]
-    given, texts, found = Frame(frame, "the frame", "x"), dict[str, NDArray[Any]](), []
+    names, given = [str(column) for column in frame.columns], Frame(frame, "the frame", "x")
     check_names(names, given.label, given.key)
-    for column, category in inputs:
-        feature = name_of((column, category))
-        if feature in names:
-            values = frame.iloc[:, names.index(feature)]
-            whole = values.astype(np.float64) if values.dtype == bool else values
-            found.append(_column(replace(given, data=whole.to_frame()), 0, feature, "numbers"))
-        elif column in names:
-            if column not in texts:
-                texts[column] = _column(given, names.index(column), column, "words")
-            found.append((texts[column] == category).astype(np.float64))
-        else:
-            needed = ", ".join(dict.fromkeys(name for name, _ in inputs))
-            raise ValueError(f"x must have the columns {needed}, but has no {column}.")
-    return np.column_stack(found)
+    if absent := [column for column in kinds if column not in names]:
+        raise ValueError(f"x must have the columns {', '.join(kinds)}, but has no {', '.join(absent)}.")
+    read = {column: _column(given, names.index(column), column, kind) for column, kind in kinds.items()}
+    return _arranged(kinds, read)[1:]
 
 
-def _identifiers(frame: Frame, distinct: Mapping[str, int]) -> str:
-    """Of columns of text that differ in most rows: each text becomes an input of its own, which no other row has."""
-    found = [column for column, count in distinct.items() if count > len(frame.data) / 2]
-    alone = f"most texts in {' and '.join(found)} are there once, and each becomes an input of its own"
-    return alone + frame.dropping(found) if found else ""
+def _arranged(
+    kinds: Mapping[str, Kind], read: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[str, ...], NDArray[np.float64], dict[str, NDArray[np.str_]]]:
+    """Names of the numbers, they (n, d), and words (n,) by column."""
+    features: list[str] = []
+    numbers: list[NDArray[np.float64]] = []
+    for column, kind in kinds.items():
+        if kind == "number":
+            features.append(column)
+            numbers.append(read[column][:, None])
+        elif kind == "date":
+            features += [column, f"{column}.month", f"{column}.weekday"]
+            numbers.append(read[column])
+    words = {column: read[column] for column, kind in kinds.items() if kind == "words"}
+    n = len(next(iter(read.values())))
+    return tuple(features), np.hstack(numbers) if numbers else np.empty((n, 0)), words
 
 
-def _column(frame: Frame, position: int, name: str, want: str = "auto") -> NDArray[Any]:
-    """One column as float64 (finite) or as text.
+def _says_nothing(name: str, values: NDArray[Any]) -> str | None:
+    """Why a column says nothing of a new row, if it does not."""
+    first = values[:, 0] if values.ndim > 1 else values
+    distinct = len(np.unique(first))  # NaN once
+    if distinct == 1:
+        return "it is the same in all rows"
+    if first.dtype.kind == "U":
+        return "its words differ in most rows" if distinct > len(first) / 2 else None
+    whole = not np.isnan(first).any() and bool((first == np.round(first)).all())
+    return "it numbers the rows" if NUMBERED.fullmatch(name) and whole and distinct == len(first) else None
+
+
+def _kind(frame: Frame, position: int) -> Kind:
+    """What more than half of the cells that hold something are."""
+    import pandas as pd
+
+    values = frame.data.iloc[:, position]
+    if pd.api.types.is_bool_dtype(values) or isinstance(values.dtype, pd.CategoricalDtype):
+        return "words"
+    if pd.api.types.is_numeric_dtype(values):
+        return "number"
+    text = _text(values)
+    text = text[text != ""]
+    if len(text) == 0 or np.isfinite(_numbers(text)).mean() > 0.5:
+        return "number"
+    return "date" if np.mean(~np.isnat(_dates(text))) > 0.5 else "words"
+
+
+def _column(frame: Frame, position: int, name: str, kind: Kind) -> NDArray[Any]:
+    """One column as its kind: float64 (n,), NaN where there is none; of dates (n, 3); words (n,), `MISSING` likewise.
 
     Args:
         frame: where it stands.
         position: its place in the frame.
         name: its name, for messages.
-        want: "numbers" refuses text, "words" takes all cells as text, "text" does so unless all are numbers, "auto"
-            goes by the majority.
+        kind: see there.
     """
     import pandas as pd
 
     values = frame.data.iloc[:, position]
-    number_type = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    label_type = pd.api.types.is_bool_dtype(values) or isinstance(values.dtype, pd.CategoricalDtype)
-    missing = values.isna().to_numpy() | (False if number_type else _text(values) == "")
-    if missing.any():
-        raise ValueError(
-            f"{frame.key} must have a value in every cell, but got an empty cell or NaN "
-            f"{frame.cell(int(missing.argmax()), name)}. Fill it in, or drop the row or the "
-            f"column{frame.dropping([name])}."
-        )
-    if want == "words" or (want != "numbers" and label_type):
-        return _text(values)
-    if number_type:
-        numbers = values.to_numpy(np.float64)
-    else:
-        numbers = pd.to_numeric(_text(values), errors="coerce").astype(np.float64)
-    unread = np.isnan(numbers)
-    if (want == "text" and unread.any()) or (want == "auto" and unread.mean() >= 0.5):
-        return _text(values)
-    finite = np.isfinite(numbers)
-    if not finite.all():
-        row = int(finite.argmin())
-        raise ValueError(
-            f"{frame.key} must have a finite number in every cell of a numeric column, but got "
-            f"{str(values.iloc[row])!r} {frame.cell(row, name)}. Correct the cell, or drop the row or the column."
-        )
-    return numbers
+    text = _text(values)
+    empty = text == ""
+    if kind == "words":
+        return np.where(empty, MISSING, text)
+    if kind == "date":
+        dates = _dates(text)
+        _require(frame, name, empty | ~np.isnat(dates), values, "a date, such as 2024-05-31,", "of dates")
+        return _of_dates(dates)
+    numbers = values.to_numpy(np.float64, na_value=np.nan) if pd.api.types.is_numeric_dtype(values) else _numbers(text)
+    _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
+    return np.where(empty, np.nan, numbers)
+
+
+def _require(
+    frame: Frame, name: str, holds: NDArray[np.bool_], values: "pd.Series[Any]", what: str, column: str
+) -> None:
+    if holds.all():
+        return
+    row, more = int(holds.argmin()), int((~holds).sum()) - 1
+    others = f" and {more} more" if more else ""
+    raise ValueError(
+        f"{frame.key} must have {what} or nothing in every cell of a column {column}, but got "
+        f"{str(values.iloc[row])!r} {frame.cell(row, name)}{others}. Correct the cells, or drop the rows or the "
+        f"column{frame.dropping([name])}."
+    )
 
 
 def _text(values: "pd.Series[Any]") -> NDArray[np.str_]:
-    return values.astype(str).str.strip().to_numpy(dtype=np.str_)
+    """Cells as text, "" where there is nothing, or `MISSING`."""
+    text = values.astype(str).str.strip()
+    return text.mask(values.isna() | (text == MISSING), "").to_numpy(dtype=np.str_)
 
 
-def _require_categories(frame: Frame, distinct: Mapping[str, int]) -> None:
-    for name, count in distinct.items():
-        if count > MAX_CATEGORIES:
-            raise ValueError(
-                f"{frame.key} must have at most {MAX_CATEGORIES} different texts in a column, but got {count} "
-                f"in {frame.label}, column {name!r}. Turn it into numbers, or drop it{frame.dropping([name])}."
-            )
+def _numbers(text: NDArray[np.str_]) -> NDArray[np.float64]:
+    """NaN where it is none."""
+    import pandas as pd
+
+    return np.asarray(pd.to_numeric(text, errors="coerce"), np.float64)
+
+
+def _dates(text: NDArray[np.str_]) -> NDArray[np.datetime64]:
+    """Of ISO 8601, in UTC; not a time where it is none."""
+    import pandas as pd
+
+    read = pd.to_datetime(pd.Series(text), format="ISO8601", errors="coerce", utc=True)
+    return read.dt.tz_localize(None).to_numpy("datetime64[us]")
+
+
+def _of_dates(dates: NDArray[np.datetime64]) -> NDArray[np.float64]:
+    """Days since 1970, month 1 to 12, day of the week 0 to 6 from Monday on: (n, 3), NaN where there is none."""
+    import pandas as pd
+
+    days = (dates - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    index = pd.DatetimeIndex(dates)
+    made = np.column_stack([days, index.month.to_numpy(np.float64), index.day_of_week.to_numpy(np.float64)])
+    made[np.isnat(dates)] = np.nan
+    return made
 
 
 def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...], str]:
     """Class codes and class names, or real targets and (), by the rule in `to_table`; and what it took for granted."""
-    values = _column(frame, position, name, "text" if task == "classification" else "auto")
+    text = _text(frame.data.iloc[:, position])
+    empty = text == ""
+    if empty.any():
+        count = f"{int(empty.sum())} have none, the first " if empty.sum() > 1 else "there is none "
+        raise ValueError(
+            f"data.target must name a column with a value in every row, but {count}"
+            f"{frame.cell(int(empty.argmax()), name)}. Drop these rows: there is nothing to learn from them."
+        )
+    kind = _kind(frame, position)
+    mixed = kind == "number" and not np.isfinite(_numbers(text)).all()
+    words = kind == "date" or (task == "classification" and mixed)
+    values = _column(frame, position, name, "words" if words else kind)
     if task == "regression" and values.dtype != np.float64:
         raise ValueError(
             f"data.task must be classification, or auto, where the target is text, but got regression for column "

@@ -12,8 +12,11 @@ from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from manyfit import data
+from manyfit.data import encoding, files, served, table
 from manyfit.tracking.journal import Record
 
+CARRIED = "rows_of_manyfit"
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -27,27 +30,45 @@ def assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     os.link(program, target)
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype(kind), (-1, *shape))]) for kind, shape in (item["inputs"], item["outputs"])
-    )
+    rows = item.get("rows")
     made = Model(
         artifact_path=model.artifact_location,
         run_id=run_id,
         model_uuid=model.model_id,
         model_id=model.model_id,
-        signature=ModelSignature(inputs, outputs),
+        signature=None if rows else _signature(item),  # MLflow's takes no whole numbers for real ones, and no gaps
     )
     made.add_flavor("pytorch", model_data="data", pytorch_version=item["versions"]["torch"], code=None)
+    if rows:
+        (target.parent / served.FILE).write_text(json.dumps(rows))
+        _carry(folder / "code" / CARRIED)
     made.add_flavor(
         "python_function",
-        loader_module="mlflow.pytorch",
+        loader_module=f"{CARRIED}.served" if rows else "mlflow.pytorch",
         python_version=PYTHON,
         data="data",
+        code="code" if rows else None,
         env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
     )
     made.save(str(folder / "MLmodel"))
     _requirements(folder, item["versions"] | {"mlflow": mlflow.__version__})
     return folder
+
+
+def _signature(item: Record) -> ModelSignature:
+    """Rows of the network's inputs, and its outputs."""
+    inputs, outputs = (
+        Schema([TensorSpec(np.dtype(kind), (-1, *shape))]) for kind, shape in (item["inputs"], item["outputs"])
+    )
+    return ModelSignature(inputs, outputs)
+
+
+def _carry(folder: Path) -> None:
+    """Put the modules that encode rows beside a model, as a package of another name: ours need not be installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in (data, files, table, encoding, served):
+        source = Path(str(module.__file__))
+        (folder / source.name).write_text(source.read_text().replace(data.__name__, CARRIED))
 
 
 def _requirements(folder: Path, versions: dict[str, str]) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,6 +85,40 @@ def named(uri: str | None, root: Path, prefix: str) -> list[Named]:
             Named(run.info.run_id, run.data.tags[OURS], run.info.status) for run in runs if OURS in run.data.tags
         )
     )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is stored of one run: its name, params, tags, config as YAML; its model as MLflow loads it, or None."""
+
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    config: str
+    model: Any
+
+
+def kept(uri: str | None, root: Path, run_id: str) -> Kept:
+    """A run by MLflow's id.
+
+    Raises:
+        ValueError: The store does not answer.
+    """
+    with _asked(uri, root) as store:
+        run = store.client.get_run(run_id)
+        config = Path(store.client.download_artifacts(run_id, "config.yaml")).read_text()
+        has = run.outputs and run.outputs.model_outputs
+        model = _model(store, has[-1].model_id) if has else None
+        return Kept(run.info.run_name, run.data.params, run.data.tags, config, model)
+
+
+def _model(store: Store, model_id: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of types in MLflow's own code
+        import mlflow.pyfunc  # seconds
+
+    place = store.client.get_logged_model(model_id).artifact_location
+    return mlflow.pyfunc.load_model(mlflow.artifacts.download_artifacts(place, tracking_uri=store.uri))
 
 
 def table(uri: str | None, root: Path, experiment: str | None, where: str) -> pd.DataFrame:

@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,19 +101,27 @@ class TrackedRun:
             folder = str(Path(name).parent)
             self._append({"op": "file", "run": self.id, "path": path, "folder": None if folder == "." else folder})
 
-    def model(self, module: "torch.nn.Module", example: np.ndarray, outputs: np.ndarray) -> None:
+    def model(
+        self,
+        module: "torch.nn.Module",
+        example: np.ndarray,
+        outputs: np.ndarray,
+        rows: Mapping[str, Any] | None = None,
+    ) -> None:
         """Store the run's model, as a graph for any number of rows (torch.export, not pickled).
 
         Args:
             module: (rows, features) -> outputs, on any device.
             example: One row of inputs (1, features), float32.
             outputs: What the module gives for it (1, ...).
+            rows: How rows of a file become inputs, see `manyfit.data.served`; None: it is served inputs.
         """
         if not self._tracker:
             return
         import torch
 
         with self.storing("model"):
+            needed = ["numpy"] if rows is None else ["numpy", "pandas", "scikit-learn"]
             inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
             with torch.no_grad():
                 program = torch.export.export(
@@ -127,7 +136,8 @@ class TrackedRun:
                     "path": self._tracker._journal.file("model.pt2", packed.getvalue()),
                     "inputs": [str(example.dtype), list(example.shape[1:])],
                     "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
-                    "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+                    "versions": {"torch": str(torch.__version__)} | {name: version(name) for name in needed},
+                    "rows": rows,
                 }
             )
 

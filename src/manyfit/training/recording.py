@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from manyfit.config.schema import Config
+from manyfit.data import served
 from manyfit.plots import overfitting
 from manyfit.plots.style import png
 from manyfit.tracking import provenance
@@ -130,12 +131,13 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
     with run.storing("overfitting.png"):
         run.file("overfitting.png", picture(result))
     run.file("environment.txt", provenance.environment().encode())
-    names = {"features": result.features, "classes": result.classes}
-    run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model's inputs and outputs
+    names = {"features": result.features, "classes": result.classes, "columns": result.encoding.what}
+    run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model
     assert result.predictor is not None
     with run.storing("model"), torch.no_grad():
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
-        run.model(result.predictor, result.example, outputs)
+        rows = served.written(result.encoding, result.classes) if result.encoding.target else None
+        run.model(result.predictor, result.example, outputs, rows)
 
 
 def picture(result: Result) -> bytes:

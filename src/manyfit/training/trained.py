@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from manyfit import curves
 from manyfit.config.schema import Config
-from manyfit.data.table import Input, name_of
+from manyfit.data.encoding import Encoding
+from manyfit.data.table import name_of
 from manyfit.models import Predictor
 from manyfit.native.members import filled
 from manyfit.population.members import Population
@@ -51,21 +52,23 @@ class Result:
     """One run, trained.
 
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
-    epoch; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and `example`
-    (1, features) is a row for it, `inputs` and `classes` say what its columns and outputs are; `weights` (parameters,)
-    are the best epoch's, as the engine has them; `devices` and `engine` are what trained it. Of a sweep's results most
-    have no predictor and no weights any more.
+    epoch; `most_frequent` is the share of test examples that guessing training's most frequent class gets right, None
+    in a regression; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and
+    `example` (1, features) is a row for it, `encoding` and `classes` say what its columns and outputs are; `weights`
+    (parameters,) are the best epoch's, as the engine has them; `devices` and `engine` are what trained it. Of a
+    sweep's results most have no predictor and no weights any more.
     """
 
     config: Config
     metrics: Mapping[str, np.ndarray]
     summary: curves.Summary
     test: Mapping[str, float]
+    most_frequent: float | None
     reason: str
     predictor: nn.Module | None
     weights: Tensor | None
     example: np.ndarray
-    inputs: tuple[Input, ...]
+    encoding: Encoding
     classes: tuple[str, ...]
     devices: tuple[str, ...]
     engine: EngineName
@@ -73,7 +76,7 @@ class Result:
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the inputs."""
-        return tuple(map(name_of, self.inputs))
+        return tuple(map(name_of, self.encoding.inputs))
 
     def without_network(self) -> "Result":
         """What a report needs of a run."""
@@ -84,7 +87,8 @@ class Result:
         """What is measured once: test scores, with the weights of the best epoch; which that is; the speed."""
         s = self.summary
         best = {} if s.best_epoch is None else {"best/epoch": float(s.best_epoch), "best/loss_val": s.best_loss_val}
-        return {**self.test, "examples_per_second": self.speed, **best}
+        guessed = {} if self.most_frequent is None else {"accuracy/most_frequent": self.most_frequent}
+        return {**self.test, **guessed, "examples_per_second": self.speed, **best}
 
     @property
     def status(self) -> str:
@@ -126,10 +130,11 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
                 metrics=metrics,
                 summary=summary,
                 test={name: float(values[k]) for name, values in trained.test.items()},
+                most_frequent=float((d.y_test == d.y_train.mode().values).double().mean()) if d.classes else None,
                 reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
                 predictor=predictor,
                 weights=row.clone(),  # a view would keep those of all
-                inputs=d.inputs,
+                encoding=d.encoding,
                 classes=d.classes,
                 example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
                 devices=trained.devices,

@@ -7,6 +7,8 @@ from manyfit.displays import line
 from manyfit.tracking import provenance
 from manyfit.training.trained import Result
 
+UNLIKE = 1.2  # times as large as the others' mean is a class whose share is told
+
 
 def summary(result: Result) -> str:
     """The end of a run in five lines: its name, test score, best epoch, verdict in words, seconds."""
@@ -41,9 +43,11 @@ def devices(result: Result) -> str:
 
 
 def score(result: Result) -> str:
-    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`."""
-    if "accuracy/test" in result.test:
-        return f"accuracy {result.test['accuracy/test']:.1%}"
+    """The test score in words: `accuracy 97.4%` or `RMSE 53.2 (R2 0.48)`; of unlike classes what guessing gets."""
+    if result.most_frequent is not None:
+        unlike = result.most_frequent * len(result.classes) >= UNLIKE
+        guessed = f" ({result.most_frequent:.1%} by the most frequent class alone)" if unlike else ""
+        return f"accuracy {result.test['accuracy/test']:.1%}{guessed}"
     return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
 
 

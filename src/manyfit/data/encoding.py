@@ -1,0 +1,104 @@
+"""Columns as the inputs, as the training rows have them: gaps filled, words as categories; new rows likewise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfit.data.table import MISSING, Input, Kind, Table, columns_of, name_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = {"number": "a number", "date": "a date: days since 1970, month, day of the week"}
+RARE = "(rare)"  # the category that stands for all that are too rare to have one each
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """What was learnt from the training rows of a table. Made by `fitted`.
+
+    Attributes:
+        inputs: Of the network, (d,): numbers, then flags for those that may be missing, then categories.
+        columns: The kind of every column that is one.
+        transformer: scikit-learn's, of the numbers and words; None: the inputs are the numbers as they are.
+        what: What was done with every column, in words.
+        target: The column of the file that is predicted; "" where there is no file.
+    """
+
+    inputs: tuple[Input, ...]
+    columns: Mapping[str, Kind]
+    transformer: Any
+    what: Mapping[str, str]
+    target: str = ""
+
+    def of(self, numeric: NDArray[np.float64], words: Mapping[str, NDArray[np.str_]]) -> NDArray[np.float64]:
+        """(rows, d) of numbers (rows, numbers), NaN where there is none, and words (rows,) by column."""
+        if self.transformer is None:
+            if np.isnan(numeric).any():
+                raise ValueError("x must have a number in every cell, but got an empty one or NaN. Fill it in.")
+            return numeric
+        made: NDArray[np.float64] = self.transformer.transform(_frame(numeric, words))
+        return made
+
+    def of_frame(self, frame: "pd.DataFrame") -> NDArray[np.float64]:
+        """(rows, d) of raw rows; or of rows that have the inputs themselves, by name, as columns.
+
+        A word that no training row had is none of those that had, or one of the rare ones where there are any.
+
+        Raises:
+            ValueError: A column is missing or there twice, or a cell is not what its column has.
+        """
+        names = [name_of(one) for one in self.inputs]
+        if set(names) <= set(map(str, frame.columns)):
+            return columns_of(frame, dict.fromkeys(names, "number"))[0]
+        return self.of(*columns_of(frame, self.columns))
+
+
+def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
+    """The encoding of a table by these of its rows."""
+    gaps = np.asarray(np.isnan(table.numeric[train]).any(axis=0))
+    numbered: dict[str, Kind] = dict.fromkeys(table.features, "number")
+    columns = table.columns or numbered | dict.fromkeys(table.categorical, "words")
+    what = dict(table.left_out) | {column: KINDS[kind] for column, kind in columns.items() if kind in KINDS}
+    numbers: list[Input] = [(column, None) for column in table.features]
+    if not table.target_name and not table.categorical and not np.isnan(table.numeric).any():
+        return Encoding(tuple(numbers), columns, None, what, table.target_name)
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import OneHotEncoder
+
+    frame = _frame(table.numeric, table.categorical)
+    imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=table.categories, sparse_output=False)
+    d = len(table.features)
+    transformer = ColumnTransformer([("numbers", imputer, frame.columns[:d]), ("words", encoder, frame.columns[d:])])
+    transformer.fit(frame.iloc[train])
+    imputer, encoder = transformer.named_transformers_["numbers"], transformer.named_transformers_["words"]
+    flags: list[Input] = [(table.features[i], MISSING) for i in np.flatnonzero(gaps)]
+    for column, kind in columns.items():
+        if kind != "words":
+            i = table.features.index(column)
+            count = int(np.isnan(table.numeric[:, i]).sum())
+            median = "the median" if kind == "date" else f"{imputer.statistics_[i]:.4g}, the median"
+            filled = f"; {count} missing, taken as {median}" if count else ""
+            what[column] += filled + ("; a flag says so" if gaps[i] else "")
+    words: list[Input] = []
+    for i, column in enumerate(table.categorical):
+        found = [str(category) for category in encoder.categories_[i]]
+        rare = encoder.infrequent_categories_[i]
+        together = set() if rare is None else set(map(str, rare))
+        own = [category for category in found if category not in together] + ([RARE] if together else [])
+        words += [(column, category) for category in own]
+        what[column] = f"{len(found)} categories" + (f", the {len(together)} rarest as one" if together else "")
+    return Encoding(tuple(numbers + flags + words), columns, transformer, what, table.target_name)
+
+
+def _frame(numeric: NDArray[np.float64], words: Mapping[str, NDArray[np.str_]]) -> "pd.DataFrame":
+    """With names of our own: those of columns need not differ from those made of them."""
+    import pandas as pd
+
+    made = pd.DataFrame(numeric, columns=[f"number{i}" for i in range(numeric.shape[1])])
+    return made.assign(**{f"words{i}": column.astype(object) for i, column in enumerate(words.values())})

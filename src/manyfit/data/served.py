@@ -1,0 +1,84 @@
+"""A model of a table as MLflow serves it: rows as they stand in the file in, classes by name and probabilities out.
+
+It travels with the model, beside the modules that it imports (`tracking/packaging.py`), and needs nothing else of ours.
+"""
+
+import base64
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manyfit.data.encoding import Encoding
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Record = dict[str, Any]
+FILE = "rows.json"
+
+
+def written(encoding: Encoding, classes: tuple[str, ...]) -> Record:
+    """What a served model has to know of its table, as JSON."""
+    transformer = (
+        None if encoding.transformer is None else base64.b64encode(pickle.dumps(encoding.transformer)).decode()
+    )
+    return {
+        "target": encoding.target,
+        "classes": classes,
+        "inputs": encoding.inputs,
+        "columns": dict(encoding.columns),
+        "transformer": transformer,
+    }
+
+
+def read(record: Record) -> Encoding:
+    """The encoding of a `written` record."""
+    transformer = record["transformer"] and pickle.loads(base64.b64decode(record["transformer"]))
+    inputs = tuple((column, category) for column, category in record["inputs"])
+    return Encoding(inputs, record["columns"], transformer, {}, record["target"])
+
+
+class Served:
+    """What MLflow asks for predictions.
+
+    Args:
+        encoding: Of rows.
+        classes: Names of the network's outputs; none: it predicts values.
+        network: From inputs (rows, d) to probabilities (rows, classes), or values (rows, 1).
+    """
+
+    def __init__(self, encoding: Encoding, classes: Sequence[str], network: Any) -> None:
+        self.encoding, self.classes, self.network = encoding, classes, network
+
+    def predict(self, rows: "pd.DataFrame | np.ndarray", params: Record | None = None) -> "pd.DataFrame":  # noqa: ARG002  # MLflow's
+        """Of each row the target; of classes a probability each, too.
+
+        Args:
+            rows: A frame with the columns of the file, in any order, others beside them; or the network's inputs.
+            params: None are known.
+        """
+        import pandas as pd
+        import torch
+
+        if isinstance(rows, pd.DataFrame):
+            index, x = rows.index, self.encoding.of_frame(rows)
+        else:
+            index, x = pd.RangeIndex(len(rows)), np.asarray(rows, np.float64)
+        with torch.no_grad():
+            found = self.network(torch.from_numpy(x.astype(np.float32))).numpy()
+        if not self.classes:
+            return pd.DataFrame({self.encoding.target: found[:, 0]}, index=index)
+        named = pd.DataFrame({self.encoding.target: np.array(self.classes)[found.argmax(1)]}, index=index)
+        return named.assign(**{f"p({name})": found[:, i] for i, name in enumerate(self.classes)})
+
+
+def _load_pyfunc(path: str) -> Served:
+    """MLflow's way to ask for a model: of the network and the record in this folder."""
+    import torch
+
+    record = json.loads(Path(path, FILE).read_text())
+    return Served(read(record), record["classes"], torch.export.load(Path(path, "model.pt2")).module())

@@ -1,0 +1,156 @@
+"""Rows as they stand in a file, and what a stored run says of them: `manyfit predict`, and MLflow by itself."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from conftest import command
+from manyfit import cli
+
+OPTIONS = ["data=csv", "data.path=shop.csv", "data.target=bought", "epochs=4", "model.hidden=[8]"]
+
+
+def shop(n: int = 240) -> pd.DataFrame:
+    """Gaps, dates, words, true and false, a name and a number of every row; what is bought depends on them."""
+    rng = np.random.default_rng(0)
+    age, town = rng.integers(18, 80, n).astype(float), rng.choice(["Oslo", "Bergen", "Bodø"], n)
+    joined = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 999, n), "D")
+    bought = np.where(age + 20 * (town == "Oslo") + rng.normal(0, 9, n) > 55, "yes", "no")
+    frame = pd.DataFrame({"id": np.arange(n) + 1, "name": [f"person {i}" for i in range(n)], "age": age, "town": town})
+    frame = frame.assign(joined=joined.strftime("%Y-%m-%d"), member=rng.choice([True, False], n), bought=bought)
+    frame.loc[rng.random(n) < 0.1, "age"] = None
+    frame.loc[rng.random(n) < 0.1, "town"] = None
+    return frame
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """A folder with a run, then a grid of two on the same file, and its rows."""
+    folder, rows = tmp_path_factory.mktemp("shop"), shop()
+    rows.to_csv(folder / "shop.csv", index=False)
+    done = command(folder, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "left out: id (it numbers the rows), name (its words differ in most rows); data.keep=[id," in done.stdout
+    assert "240 rows, 1 column of numbers and 2 columns of words and 1 column of dates: " in done.stdout
+    assert command(folder, "-m", *OPTIONS, "optimizer.lr=1e-5,1e-2").returncode == 0
+    return folder, rows
+
+
+def stored(folder: Path) -> dict[str, str]:
+    """Ids of runs by their rates, of the single run by None."""
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return {run.data.params["optimizer.lr"]: run.info.run_id for run in runs if "optimizer.lr" in run.data.params}
+
+
+def answers(capsys: pytest.CaptureFixture[str], *arguments: str) -> pd.DataFrame:
+    assert cli.main(["predict", *arguments]) == 0
+    return pd.read_csv(io.StringIO(capsys.readouterr().out))
+
+
+def test_new_rows(
+    trained: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns in any order, the target and others beside them or not; classes by name, and their probabilities."""
+    folder, rows = trained
+    monkeypatch.chdir(folder)
+    run = stored(folder)["0.001"][:8]
+    said = answers(capsys, run, "shop.csv")
+    assert list(said) == ["bought", "p(no)", "p(yes)"]
+    np.testing.assert_allclose(said["p(no)"] + said["p(yes)"], 1, rtol=1e-5)
+    assert (said.bought == np.where(said["p(yes)"] > 0.5, "yes", "no")).all()
+    other = rows.drop(columns=["bought", "id", "name"]).iloc[:, ::-1]
+    other.to_parquet("other.parquet")
+    pd.testing.assert_frame_equal(answers(capsys, run, "other.parquet"), said)
+
+
+def test_a_member_of_a_sweep_that_kept_no_network(
+    trained: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained once more; its answers are those of the run by itself."""
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    assert cli.main(["predict", stored(folder)["1e-05"], "shop.csv"]) == 0
+    found = capsys.readouterr()
+    assert "kept no network: it is trained once more" in found.err
+    done = command(folder, *OPTIONS, "optimizer.lr=1e-5", "epochs=4")
+    assert done.returncode == 0, done.stderr
+    again = next(line for line in done.stdout.splitlines() if line.startswith("         id"))
+    assert cli.main(["predict", again.split()[1], "shop.csv"]) == 0
+    alone = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(found.out)), alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("rows.csv", lambda rows: rows.drop(columns="age"), "FILE must have the columns age, .*, but has no age"),
+        ("rows.csv", lambda rows: rows.assign(age="old"), "got 'old' in 'rows.csv', row 1, column 'age' and 239 more"),
+        ("none.csv", None, "FILE must be a readable .csv, .csv.gz or .parquet, but got 'none.csv'"),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    trained: tuple[Path, pd.DataFrame],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    change: object,
+    message: str,
+) -> None:
+    folder, rows = trained
+    monkeypatch.chdir(folder)
+    if callable(change):
+        change(rows).to_csv(file, index=False)
+    assert cli.main(["predict", stored(folder)["0.001"], file]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert re.search(message, err)
+
+
+def test_a_run_of_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(tmp_path, "data=iris", "epochs=1").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", *stored(tmp_path).values(), "shop.csv"]) == 1
+    assert "RUN must be of a file with named columns (data=csv)" in capsys.readouterr().err
+    assert cli.main(["predict", "fff", "shop.csv"]) == 1
+    assert "RUN must name one run of the store, but got 'fff'" in capsys.readouterr().err
+
+
+FRESH = """
+import sys
+import mlflow.pyfunc, numpy as np, pandas as pd
+
+served = mlflow.pyfunc.load_model(sys.argv[1])
+print(served.predict(pd.read_csv("shop.csv")).to_csv(index=False))
+assert not [name for name in sys.modules if name.startswith("manyfit")]
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_takes_the_original_file(
+    trained: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlflow models predict -t csv` and load_model, where nothing of ours is imported: as `manyfit predict` says."""
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    run = stored(folder)["0.001"]
+    expected = answers(capsys, run, "shop.csv")
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db"}
+    served = ["-m", "mlflow", "models", "predict", "-m", f"runs:/{run}/model", "-i", "shop.csv", "-t", "csv"]
+    said = []
+    for line in (["-c", FRESH, f"runs:/{run}/model"], [*served, "--env-manager", "local"]):
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(said[0])), expected, rtol=1e-5)
+    predictions = pd.DataFrame(json.loads(said[1].strip().splitlines()[-1])["predictions"])
+    pd.testing.assert_frame_equal(predictions, expected, rtol=1e-5)
