@@ -17,6 +17,7 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from PIL import Image
 from sklearn.utils import Bunch
 from torch import nn
 
@@ -124,8 +125,8 @@ def _same_random_numbers() -> None:
 
 
 @pytest.fixture
-def mixed_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A table with numbers and words, as `table.csv` in the working directory and as what OpenML answers."""
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In the working directory a table with numbers and words, which OpenML answers, too; arrays; images."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"size": rng.normal(size=120), "colour": rng.choice(["red", "green", "blue"], 120)})
     frame["y"] = np.where(frame["size"] + (frame["colour"] == "red") > 0.3, "yes", "no")
@@ -134,6 +135,12 @@ def mixed_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         frame=frame, data=frame[["size", "colour"]], target=frame["y"], target_names=["y"], details={"name": "fixture"}
     )
     monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *_, **__: bunch)
+    np.savez(tmp_path / "arrays.npz", x=rng.normal(size=(60, 2, 7)), y=np.arange(60) % 3)
+    for name, shade in (("dark", 60), ("light", 180)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, shade, (9, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "table.csv"
 

@@ -10,6 +10,8 @@ from manyfit.training.prepared import prepare
 GROUPS = ["data", "model", "loss", "optimizer", "schedule", "trainer", "tracking", "experiment"]
 EXTRA = {  # what an option needs beside its name
     "data=csv": ["data.path=table.csv", "data.target=y"],
+    "data=arrays": ["data.path=arrays.npz"],
+    "data=images": ["data.path=pictures"],
     "data=openml": ["data.name_or_id=fixture"],
     "loss=bce": ["data=breast_cancer"],
     "loss=mse": ["data=diabetes"],
@@ -17,6 +19,7 @@ EXTRA = {  # what an option needs beside its name
     "optimizer=lbfgs": ["batch_size=full"],
     "tracking=server": ["tracking.uri=http://127.0.0.1:1"],
 }
+OWN = ("data=csv", "data=openml", "data=arrays", "data=images")
 CASES = [f"{group}={option}" for group in GROUPS for option in options(group)]
 
 
@@ -31,8 +34,8 @@ def test_option_trains(composed: Compose, option: str, request: pytest.FixtureRe
         pytest.skip("needs srun, or what it sets: tests/test_ddp.py")
     if option == "trainer=ddp_cpu":
         pytest.skip("starts processes, and is compared with one device in tests/test_ddp.py")
-    if option in ("data=csv", "data=openml"):
-        request.getfixturevalue("mixed_table")
+    if option in OWN:
+        request.getfixturevalue("own_data")
     group = option.split("=")[0]
     data = [] if group in ("data", "experiment") or option in EXTRA else ["data=iris"]
     config = composed(option, *EXTRA.get(option, []), *data, "epochs=2")
@@ -51,7 +54,7 @@ def test_optimizer_learns(composed: Compose, option: str) -> None:
 @pytest.mark.parametrize("data", options("data"))
 def test_data_prepares(composed: Compose, data: str, request: pytest.FixtureRequest) -> None:
     """Every data set splits into three parts that share no size of zero."""
-    if data in ("csv", "openml"):
-        request.getfixturevalue("mixed_table")
+    if f"data={data}" in OWN:
+        request.getfixturevalue("own_data")
     job = prepare(composed(f"data={data}", *EXTRA.get(f"data={data}", [])))
     assert min(len(job.data.x_train), len(job.data.x_val), len(job.data.x_test)) > 0

@@ -32,6 +32,12 @@ def shop(n: int = 240) -> pd.DataFrame:
     return frame
 
 
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command puts its folder first."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """A folder with a run, then a grid of two on the same file, and its rows."""

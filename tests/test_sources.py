@@ -11,6 +11,8 @@ import pytest
 import sklearn.datasets
 import torch
 import yaml
+from PIL import Image
+from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Bunch
 
@@ -67,12 +69,13 @@ def test_a_source_gives_the_same_table_again(name):
     assert np.array_equal(first.target, second.target)
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "csv", "openml"])
+@pytest.mark.parametrize("name", [*SHAPES, "csv", "openml", "arrays", "images"])
 def test_a_source_has_a_config_with_its_own_defaults(name):
     """conf/data/<name>.yaml names the source and all of its options, each at the function's default."""
     config = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").read_text())
     source = getattr(sources, name)
     assert config.pop("_target_") == f"manyfit.data.sources.{name}"
+    assert config.pop("standardise", "channels") == "channels"
     parameters = inspect.signature(source).parameters.values()
     plain = {p.name: [*p.default] if isinstance(p.default, tuple) else p.default for p in parameters}
     assert config == {name: "???" if default is inspect.Parameter.empty else default for name, default in plain.items()}
@@ -206,7 +209,7 @@ def test_openml_tables_keep_their_nominal_columns(monkeypatch, name_or_id, asked
 
 
 def test_openml_errors_point_to_the_option(monkeypatch):
-    """No network, an unknown name, an empty cell and several targets each raise in the form of the house."""
+    """No network, an unknown name, a cell that is no number and several targets raise in the form of the house."""
 
     def unreachable(**_):
         raise urllib.error.URLError("no network")
@@ -214,11 +217,135 @@ def test_openml_errors_point_to_the_option(monkeypatch):
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", unreachable)
     with pytest.raises(ValueError, match=r"data.name_or_id must name a data set that OpenML can deliver, but got 'x'"):
         sources.openml("x")
-    hole = openml_bunch().frame
-    hole.loc[6, "age"] = np.nan
-    monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda **_: openml_bunch(frame=hole))
-    with pytest.raises(ValueError, match=r"data.name_or_id must have a value .* in OpenML's 'x', row 7, column 'age'"):
+    endless = openml_bunch().frame
+    endless.loc[6, "age"] = np.inf
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda **_: openml_bunch(frame=endless))
+    with pytest.raises(ValueError, match=r"name_or_id must have a finite .* in OpenML's 'x', row 7, column 'age'"):
         sources.openml("x")
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda **_: openml_bunch(target_names=["a", "b"]))
     with pytest.raises(ValueError, match=r"data.target must name one column, but got \['a', 'b'\]"):
         sources.openml("x")
+
+
+X, Y = np.arange(60 * 2 * 3, dtype=np.float32).reshape(60, 2, 3), np.arange(60) % 3
+
+
+def saved(folder: Path, kind: str, x: np.ndarray = X, y: np.ndarray = Y) -> dict[str, str]:
+    """Arrays as a file of a kind: the options that name it."""
+    path = folder / f"mine.{kind}"
+    if kind == "npz":
+        np.savez(path, x=x, y=y)
+    elif kind == "npy":
+        np.save(path, x)
+        np.save(folder / "y.npy", y)
+        return {"path": str(path), "targets": str(folder / "y.npy")}
+    elif kind == "pt":
+        torch.save({"x": torch.from_numpy(x), "y": torch.from_numpy(y), "about": "mine"}, path)
+    else:
+        save_file({"x": x, "y": y}, path)
+    return {"path": str(path)}
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "pt", "safetensors"])
+def test_arrays_of_any_shape(tmp_path, kind):
+    """Each kind of file gives the same table, which knows the shape of an example."""
+    table = sources.arrays(**saved(tmp_path, kind))
+    assert (table.name, table.task, table.classes, table.shape) == ("mine", "classification", ("0", "1", "2"), (2, 3))
+    assert np.array_equal(table.numeric, X.reshape(60, 6))
+    assert table.numeric.dtype == np.float32
+    dataset = split(table, split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise="channels")
+    assert dataset.shape == (2, 3)
+    assert dataset.x_mean.unique().numel() == 1
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "classes"),
+    [
+        (np.array(["cat", "dog"] * 30), "classification", ("cat", "dog")),
+        (np.array([False, True] * 30), "classification", ("0", "1")),
+        (np.arange(60) / 7, "regression", ()),
+        ((np.arange(60) % 2)[:, None], "classification", ("0", "1")),
+    ],
+)
+def test_targets_of_arrays(tmp_path, y, task, classes):
+    """Words, whole numbers and true/false are classes; real numbers are predicted as such."""
+    table = sources.arrays(**saved(tmp_path, "npz", y=y))
+    assert (table.task, table.classes) == (task, classes)
+
+
+def test_channels_are_standardised_each(tmp_path):
+    """Of three axes the first is that of channels, each with a mean and a deviation of its own."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 3, 4, 5)) * np.array([1.0, 10, 100])[:, None, None] + 7
+    table = sources.arrays(**saved(tmp_path, "npz", x=x, y=np.arange(90) % 2))
+    dataset = split(table, split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise="channels")
+    scaled = dataset.x_train.unflatten(1, (3, 4, 5))
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+    assert dataset.x_std.unique().numel() == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"y": Y[:-1]}, {}, r"data.y must be \(60,\), a target for each example, but got \(59,\)"),
+        ({"y": np.eye(3)[Y]}, {}, r"data.y must be \(60,\), a target for each example, but got \(60, 3\)"),
+        ({"y": Y * 2}, {}, r"data.y must have an example of every class 0..4, but there is none of 1, 3\."),
+        ({"y": Y - 1}, {}, r"data.y must be class numbers >= 0, but got -1"),
+        ({"y": Y / 2}, {"task": "classification"}, "data.y must be whole numbers in a classification"),
+        ({"y": np.full(60, np.nan)}, {}, "data.y must be finite numbers in a regression"),
+        ({}, {"classes": ["a"] * 4}, "data.y must have an example of every class 0..3, but there is none of 3"),
+        ({}, {"classes": ["a"]}, "data.classes must name 3 classes, but got 1"),
+        ({}, {"x": "images"}, "data.x must name an array of .*, one of x, y, but got 'images'"),
+        ({}, {"task": "ranking"}, "data.task must be one of auto, classification, regression, but got 'ranking'"),
+        ({"x": X[:, 0, 0]}, {}, r"data.x must be numbers \(n, \*shape\), but got float32 \(60,\)"),
+        ({"x": np.where(X == 13, np.nan, X)}, {}, "data.x must be finite, but example 2 has NaN or inf"),
+    ],
+)
+def test_arrays_that_cannot_be_used(tmp_path, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        sources.arrays(**saved(tmp_path, "npz", **changes), **options)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "pt", "safetensors", "txt"])
+def test_files_that_hold_no_arrays(tmp_path, kind):
+    (tmp_path / f"mine.{kind}").write_bytes(b"no arrays")
+    with pytest.raises(ValueError, match=rf"data.path must name a .*, but got '.*mine.{kind}'"):
+        sources.arrays(str(tmp_path / f"mine.{kind}"), targets="y.npy")
+
+
+def pictures(folder: Path, **sizes: tuple[int, int]) -> str:
+    """Images of one brightness for each class."""
+    for shade, (name, (height, width)) in enumerate(sizes.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.zeros((height, width, 3), np.uint8)
+            pixels[..., i % 3] = 50 * (shade + 1)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_images_of_a_folder_each(tmp_path):
+    """Classes are called as the folders; channels come first; 0 to 1."""
+    path = pictures(tmp_path / "pets", cat=(4, 5), dog=(4, 5))
+    table = sources.images(path)
+    assert (table.name, table.classes, table.shape) == ("pets", ("cat", "dog"), (3, 4, 5))
+    assert table.target.tolist() == [0] * 6 + [1] * 6
+    example = table.numeric[7].reshape(3, 4, 5)
+    assert (example[1] == np.float32(100 / 255)).all()
+    assert not example[[0, 2]].any()
+    assert sources.images(path, colours=False).shape == (4, 5)
+    assert sources.images(path, size=(2, 3)).shape == (3, 2, 3)
+
+
+def test_images_that_cannot_be_used(tmp_path):
+    """A folder, a size, a file is named."""
+    for path in (tmp_path / "none", Path(pictures(tmp_path / "one", cat=(2, 2)))):
+        with pytest.raises(ValueError, match="data.path must be a folder with a folder of images for each class"):
+            sources.images(str(path))
+    mixed = pictures(tmp_path / "mixed", cat=(4, 5), dog=(3, 5))
+    with pytest.raises(ValueError, match=r"data.size must be given .* 4 x 5 pixels, .*dog/0.png' has 3 x 5"):
+        sources.images(mixed)
+    (Path(mixed) / "dog" / "torn.png").write_bytes((Path(mixed) / "dog" / "0.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match="got '.*dog/torn.png', which cannot be decoded"):
+        sources.images(mixed, size=(4, 4))

@@ -99,8 +99,8 @@ class Predictor(nn.Module):
         self.register_buffer("x_std", x_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, features) -> (rows, classes) probabilities, or (rows, 1) values."""
-        z: Tensor = self.network((x - self.x_mean) / self.x_std)
+        """(rows, features), or in the shape of an example, -> (rows, classes) probabilities, or (rows, 1) values."""
+        z: Tensor = self.network((x.flatten(1) - self.x_mean) / self.x_std)
         if self.classes == 0:
             return z * self.y_std + self.y_mean
         if z.shape[-1] == 1:

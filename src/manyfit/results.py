@@ -76,8 +76,9 @@ class Run:
         """What the weights of the best epoch say.
 
         Args:
-            x: (rows, features), raw, in the order of `result.features`; or a frame with the columns that were trained
-                on, in any order and with gaps. A word that no training row had is none of those that had.
+            x: (rows, features), or in the shape of the examples, raw, in the order of `result.features`; or a frame
+                with the columns that were trained on, in any order and with gaps. A word that no training row had is
+                none of those that had.
 
         Returns:
             (rows, classes) probabilities, in the order of `classes`; of a regression (rows, 1) values.
@@ -102,6 +103,7 @@ class Run:
             rows = np.asarray(x, np.float32)
         except ValueError as error:
             raise ValueError(f"x must be numbers, or a frame if there are words in it, but {error}.") from None
+        rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
         if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
             wide = len(self.result.features)
             raise ValueError(

@@ -65,11 +65,11 @@ class DataConfig(Component):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     train_size: Count | None = None
     label_noise: Share = 0.0
-    standardise: bool = True
+    standardise: bool | Literal["channels"] = True
 
 
 class ModelConfig(Component):
-    """A torch module; in_features and out_features come from the data."""
+    """A torch module; in_features or in_shape, and out_features come from the data."""
 
 
 class OptimizerConfig(Component):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfit.data.table import MISSING, Input, Kind, Table, columns_of, name_of
+from manyfit.data.table import MISSING, Input, Kind, Reals, Table, columns_of, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ class Encoding:
     what: Mapping[str, str]
     target: str = ""
 
-    def of(self, numeric: NDArray[np.float64], words: Mapping[str, NDArray[np.str_]]) -> NDArray[np.float64]:
+    def of(self, numeric: Reals, words: Mapping[str, NDArray[np.str_]]) -> Reals:
         """(rows, d) of numbers (rows, numbers), NaN where there is none, and words (rows,) by column."""
         if self.transformer is None:
             if np.isnan(numeric).any():
@@ -43,7 +43,7 @@ class Encoding:
         made: NDArray[np.float64] = self.transformer.transform(_frame(numeric, words))
         return made
 
-    def of_frame(self, frame: "pd.DataFrame") -> NDArray[np.float64]:
+    def of_frame(self, frame: "pd.DataFrame") -> Reals:
         """(rows, d) of raw rows; or of rows that have the inputs themselves, by name, as columns.
 
         A word that no training row had is none of those that had, or one of the rare ones where there are any.
@@ -96,7 +96,7 @@ def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
     return Encoding(tuple(numbers + flags + words), columns, transformer, what, table.target_name)
 
 
-def _frame(numeric: NDArray[np.float64], words: Mapping[str, NDArray[np.str_]]) -> "pd.DataFrame":
+def _frame(numeric: Reals, words: Mapping[str, NDArray[np.str_]]) -> "pd.DataFrame":
     """With names of our own: those of columns need not differ from those made of them."""
     import pandas as pd
 

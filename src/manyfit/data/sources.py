@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from manyfit.config import place
 from manyfit.data.files import Frame, read_text
-from manyfit.data.table import CATEGORIES, Table, to_table
+from manyfit.data.table import CATEGORIES, Table, to_arrays, to_table
 
 # ---------------------------------------------------------------------------------------------- real data, no network
 
@@ -67,11 +67,14 @@ def mnist() -> Table:
     return Table("mnist", pixels.astype(np.float64), labels.astype(np.int64), "classification", _digits(), names)
 
 
-def mnist1d() -> Table:
+def mnist1d(shuffled: bool = False) -> Table:
     """MNIST-1D: 5000 signals of 40 samples, 10 classes, small enough to overfit in seconds.
 
     Source: Greydanus and Kobak, "Scaling down deep learning with MNIST-1D" (2020); made by the authors' generator
     with its default arguments. Its 4000 training and 1000 test signals, alike by construction, are one table here.
+
+    Args:
+        shuffled: whether the samples of all signals are in another order, the same for all: neighbours mean nothing.
     """
 
     def make() -> dict[str, NDArray[Any]]:
@@ -84,6 +87,9 @@ def mnist1d() -> Table:
     kept = _cached(f"mnist1d-{version('mnist1d')}", make)
     signals, labels = kept["x"], kept["y"]
     names = tuple(f"x{i}" for i in range(signals.shape[1]))
+    if shuffled:
+        order = np.random.default_rng(0).permutation(len(names))
+        signals, names = signals[:, order], tuple(names[i] for i in order)
     return Table("mnist1d", signals, labels.astype(np.int64), "classification", _digits(), names)
 
 
@@ -207,6 +213,86 @@ def csv(
     return to_table(frame.without([*map(str, drop)]), name, str(target), task, kept, categories)
 
 
+def arrays(
+    path: str,
+    x: str = "x",
+    y: str = "y",
+    targets: str | None = None,
+    task: str = "auto",
+    classes: Sequence[str] = (),
+) -> Table:
+    """The user's own arrays, of examples of any shape: .npz, .pt and .safetensors hold both, of .npy there are two.
+
+    Args:
+        path: the file; a relative path is relative to the working directory.
+        x: name, within the file, of the examples (n, *shape), numbers.
+        y: name of the targets (n,): class numbers 0, 1, ..., true/false, words, or real numbers.
+        targets: another file with the targets, as path is .npy.
+        task: "classification", "regression" or "auto": whole numbers, words and true/false are classes.
+        classes: names of the class numbers; none: the numbers.
+
+    Raises:
+        ValueError: a file cannot be read, or does not hold such arrays.
+    """
+    file = Path(path).expanduser()
+    if file.suffix == ".npy":
+        _require(targets is not None, "data.targets must name the file of the targets where data.path is .npy", targets)
+        found = {x: _array(file, "data.path")[""], y: _array(Path(str(targets)).expanduser(), "data.targets")[""]}
+    else:
+        found = _array(file, "data.path")
+    for key, name in (("x", x), ("y", y)):
+        if name not in found:
+            raise ValueError(
+                f"data.{key} must name an array of '{path}', one of {', '.join(found) or 'none'}, but got {name!r}."
+            )
+    return to_arrays(found[x], found[y], file.stem, task, tuple(classes))
+
+
+def images(path: str, size: Sequence[int] | None = None, colours: bool = True) -> Table:
+    """The user's own images: a folder with a folder of images for each class, which is called so.
+
+    Args:
+        path: the folder; a relative path is relative to the working directory.
+        size: [height, width] that images are scaled to; None: all have the same.
+        colours: whether each has three channels, red, green and blue; else its brightness alone.
+
+    Raises:
+        ValueError: there are no images, one cannot be decoded, or they differ in size.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    folder = Path(path).expanduser()
+    homes = sorted(home for home in folder.glob("*/") if not home.name.startswith(".")) if folder.is_dir() else []
+    files = [(code, file) for code, home in enumerate(homes) for file in sorted(home.rglob("*")) if file.is_file()]
+    files = [(code, file) for code, file in files if not file.name.startswith(".")]
+    if len(homes) < 2 or len({code for code, _ in files}) < len(homes):
+        raise ValueError(
+            f"data.path must be a folder with a folder of images for each class, at least two, but got '{path}' with "
+            f"{', '.join(home.name for home in homes) or 'no folder'}{' and images in not all of them' * bool(homes)}."
+        )
+    decoded = []
+    for _, file in files:
+        try:
+            with Image.open(file) as image:
+                made = image.convert("RGB" if colours else "L")
+                made = made.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else made
+                decoded.append(np.asarray(made, np.uint8))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"data.path must hold images, but got '{file}', which cannot be decoded ({error})."
+            ) from None
+        if decoded[-1].shape != decoded[0].shape:
+            (h, w), (other_h, other_w) = decoded[0].shape[:2], decoded[-1].shape[:2]
+            raise ValueError(
+                f"data.size must be given where images differ in size, but got null: '{files[0][1]}' has {h} x {w} "
+                f"pixels, '{file}' has {other_h} x {other_w}. Say data.size=[{h},{w}]."
+            )
+    pixels = np.stack(decoded).astype(np.float32) / 255
+    pixels = np.moveaxis(pixels, -1, 1) if colours else pixels
+    codes = np.array([code for code, _ in files], np.int64)
+    return to_arrays(pixels, codes, folder.resolve().name, "classification", tuple(home.name for home in homes))
+
+
 def openml(name_or_id: str | int, target: str | None = None, task: str = "auto") -> Table:
     """A data set of openml.org, by name or number; fetched once, then read from scikit-learn's cache.
 
@@ -251,6 +337,28 @@ def _bundled(name: str, **options: Any) -> Table:
     if not classes:
         return Table(name, kept["x"].astype(np.float64), kept["y"].astype(np.float64), "regression", (), features)
     return Table(name, kept["x"], kept["y"].astype(np.int64), "classification", classes, features)
+
+
+def _array(file: Path, key: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name; that of .npy has none."""
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as found:
+                return dict(found)
+        if file.suffix == ".npy":
+            return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
+        if file.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(file)
+        if file.suffix == ".pt":
+            import torch
+
+            found = torch.load(file, map_location="cpu", weights_only=True)
+            return {name: value.numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
+    except Exception as error:  # of four libraries, each with its own
+        raise ValueError(f"{key} must name a readable file, but got '{file}' ({str(error).splitlines()[0]}).") from None
+    raise ValueError(f"{key} must name a .npz, .npy, .pt or .safetensors file, but got '{file}'.")
 
 
 def _plane(name: str, points: NDArray[np.float64], classes: NDArray[Any]) -> Table:

@@ -6,7 +6,7 @@ What is learnt from data (means, deviations, medians, categories) is learnt from
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manyfit.data.draws import TRAIN_SIZE
 from manyfit.data.encoding import RARE, Encoding, fitted
-from manyfit.data.table import MISSING, Input, Table, name_of
+from manyfit.data.table import MISSING, Input, Reals, Table, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class Dataset:
     """(d,) float32. 1 for constant columns, flags and categories, and when not standardised."""
     y_mean: float
     y_std: float
+    shape: tuple[int, ...]
+    """Of an example: its d numbers are a row, (d,), or stand for more."""
     digest: str
     """32 hex digits over the table's content and the options of `split`."""
     note: str = ""
@@ -73,7 +75,7 @@ def split(
     val_fraction: float,
     test_fraction: float,
     train_size: int | None,
-    standardise: bool,
+    standardise: bool | Literal["channels"],
 ) -> Dataset:
     """Split a table and turn it into tensors.
 
@@ -87,7 +89,8 @@ def split(
         test_fraction: share of rows for testing, in (0, 1).
         train_size: keep this many training rows; None keeps all. A smaller set is contained in every larger one, and
             the validation and test rows stay the same.
-        standardise: whether x (and a regression target) get mean 0 and deviation 1 over the training rows.
+        standardise: whether x (and a regression target) get mean 0 and deviation 1 over the training rows; "channels":
+            all numbers of a channel (the first of three axes) alike, of fewer axes all numbers.
 
     Raises:
         ValueError: an option is out of range or leaves a split empty or without one of the classes.
@@ -98,14 +101,14 @@ def split(
 
     encoding = fitted(table, train)
     x = encoding.of(table.numeric, table.categorical)
-    x_mean, x_std = _moments(x[train], standardise)
+    x_mean, x_std = _moments(x[train], standardise, table.shape)
     x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # flags and categories stay 0 and 1
     scaled = _float32(table, x, x_mean, x_std)
 
     if table.task == "classification":
         y_mean, y_std, target = 0.0, 1.0, torch.from_numpy(table.target)
     else:
-        moments = _moments(table.target[train, None], standardise)
+        moments = _moments(table.target[train, None], bool(standardise), ())
         y_mean, y_std = float(moments[0][0]), float(moments[1][0])
         target = _float32(table, table.target, y_mean, y_std)
 
@@ -124,6 +127,7 @@ def split(
         x_std=torch.from_numpy(x_std.astype(np.float32)),
         y_mean=y_mean,
         y_std=y_std,
+        shape=table.shape or (len(encoding.inputs),),
         digest=_digest(table, encoding, (split_seed, val_fraction, test_fraction, train_size, standardise)),
         note=table.note,
     )
@@ -219,16 +223,24 @@ def _subset(table: Table, rows: NDArray[np.int64], size: int | None, seed: int) 
     return kept
 
 
-def _moments(x: NDArray[np.float64], standardise: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(
+    x: Reals, standardise: bool | str, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and deviation of each column of x (n, d); 0 and 1 unless asked for, deviation 1 where x is constant."""
     if not standardise:
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
+    if standardise == "channels":
+        channels = shape[0] if len(shape) > 2 else 1
+        parts = x.reshape(len(x), channels, -1).swapaxes(1, 2).reshape(-1, channels)
+        mean, std = _moments(parts, True, ())
+        return mean.repeat(x.shape[1] // channels), std.repeat(x.shape[1] // channels)
     constant = x.min(axis=0) == x.max(axis=0)  # exact, where a computed deviation is only nearly 0
     with np.errstate(over="ignore", invalid="ignore"):
-        return x.mean(axis=0), np.where(constant, 1.0, x.std(axis=0))
+        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        return mean, np.where(constant, 1.0, std)
 
 
-def _float32(table: Table, values: NDArray[np.float64], mean: Any, std: Any) -> Tensor:
+def _float32(table: Table, values: Reals, mean: Any, std: Any) -> Tensor:
     """(values - mean) / std as a float32 tensor, refused where that is beyond float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = ((values - mean) / std).astype(np.float32)
@@ -245,7 +257,9 @@ def _digest(table: Table, encoding: Encoding, options: tuple[object, ...]) -> st
     h = hashlib.blake2b(digest_size=16)
     header = (table.task, table.classes, table.features, tuple(table.categorical), table.numeric.shape, options)
     h.update(repr(header).encode())
-    h.update(np.ascontiguousarray(table.numeric).tobytes())
+    h.update(np.ascontiguousarray(table.numeric).data)
+    if table.shape:
+        h.update(repr(table.shape).encode())
     h.update(np.ascontiguousarray(table.target).tobytes())
     for column in table.categorical.values():
         h.update(repr(column.tolist()).encode())

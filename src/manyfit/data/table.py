@@ -1,6 +1,7 @@
 """What a table is, and how a DataFrame or a text file becomes one: every cell checked, none skipped in silence."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd  # 1 s to import: at run time only inside the functions that need it
 
 TASKS = ("classification", "regression")
+Reals = NDArray[np.floating[Any]]
 Input = tuple[str, str | None]
 """Of a network: a column, and the category that it is 1 for (of numbers: `MISSING`); None: its number."""
 Kind = Literal["number", "date", "words"]
@@ -32,8 +34,8 @@ class Table:
 
     name: str
     """What people call it: the source's name, or the file's stem."""
-    numeric: NDArray[np.float64]
-    """(n, d), finite, or NaN where there is no number."""
+    numeric: Reals
+    """(n, d), float64 or float32, finite, or NaN where there is no number."""
     target: NDArray[Any]
     """(n,): int64 class codes 0..C-1, or float64."""
     task: str
@@ -42,6 +44,8 @@ class Table:
     """Names of the classes by code; () for regression."""
     features: tuple[str, ...] = ()
     """Names of the numeric columns, all d of them."""
+    shape: tuple[int, ...] = ()
+    """Of an example that is more than a row: (height, width), (channels, height, width), ..., d numbers in all."""
     categorical: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """Column name -> (n,) words, `MISSING` where there is none."""
     categories: int = CATEGORIES
@@ -68,7 +72,10 @@ class Table:
             yield isinstance(found, np.ndarray), f"{name} must be a NumPy array", f"a {type(found).__name__}"
         n, classes = len(self.target), len(self.classes)
         yield self.numeric.shape == (n, len(self.features)), f"numeric must be ({n}, features)", self.numeric.shape
-        yield self.numeric.dtype == np.float64, "numeric must be float64", self.numeric.dtype
+        yield self.numeric.dtype in (np.float64, np.float32), "numeric must be float64 or float32", self.numeric.dtype
+        numbers = math.prod(self.shape) if self.shape else len(self.features)
+        yield numbers == len(self.features), "shape must be of as many numbers as there are features", self.shape
+        yield not (self.shape and self.categorical), "shape must be () where there are words", self.shape
         yield all(c.shape == (n,) for c in self.categorical.values()), f"categorical must be ({n},)", "other lengths"
         yield n > 0 and len(self.features) + len(self.categorical) > 0, "a table must have rows and columns", "none"
         yield self.target.shape == (n,), "target must have one dimension", self.target.shape
@@ -178,6 +185,61 @@ def to_table(
         left_out={column: f"left out: {why}" for column, why in left_out.items()},
         note="; ".join(filter(None, notes)),
     )
+
+
+def to_arrays(x: NDArray[Any], y: NDArray[Any], name: str, task: str, classes: tuple[str, ...]) -> Table:
+    """Turn examples of any shape (n, *shape) and targets (n,) into a table.
+
+    Raises:
+        ValueError: They are no such arrays.
+    """
+    if task not in (*TASKS, "auto"):
+        raise ValueError(f"data.task must be one of auto, {', '.join(TASKS)}, but got {task!r}. Choose one of these.")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if x.ndim < 2 or x.dtype.kind not in "biuf":
+        raise ValueError(f"data.x must be numbers (n, *shape), but got {x.dtype} {x.shape}.")
+    if y.ndim != 1 or len(y) != len(x):
+        raise ValueError(f"data.y must be ({len(x)},), a target for each example, but got {y.shape}.")
+    numbers: Reals = x.reshape(len(x), -1).astype(np.float64 if x.dtype.itemsize > 4 else np.float32)
+    finite = np.isfinite(numbers).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"data.x must be finite, but example {int(finite.argmin())} has NaN or inf.")
+    whole = y.dtype.kind in "biuUSO"
+    if task == "auto":
+        task = "classification" if whole else "regression"
+    if task == "regression":
+        if y.dtype.kind not in "biuf" or not np.isfinite(y.astype(np.float64)).all():
+            raise ValueError(f"data.y must be finite numbers in a regression, but got {y.dtype} with others.")
+        target: NDArray[Any] = y.astype(np.float64)
+        classes = ()
+    elif y.dtype.kind in "USO":
+        distinct, codes = np.unique(y.astype(np.str_), return_inverse=True)
+        target, classes = _numbered(distinct, codes)
+    else:
+        target, classes = _numbers_of_classes(y, classes)
+    features = tuple(f"x{i}" for i in range(numbers.shape[1]))
+    shape = x.shape[1:] if x.ndim > 2 else ()
+    return Table(name, numbers, target, task, classes, features, shape)
+
+
+def _numbers_of_classes(y: NDArray[Any], classes: tuple[str, ...]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class numbers that are used from 0 on, and the names of the classes."""
+    codes = y.astype(np.int64)
+    if (codes != y).any():
+        raise ValueError("data.y must be whole numbers in a classification, but got others. Use data.task=regression.")
+    found = np.unique(codes)
+    count = max(len(classes), int(found[-1]) + 1, 2)
+    if absent := sorted(set(range(count)) - set(found.tolist())):
+        raise ValueError(
+            f"data.y must have an example of every class 0..{count - 1}, but there is none of "
+            f"{', '.join(map(str, absent[:10]))}. Number the classes from 0 on, without holes."
+        )
+    if found[0] < 0:
+        raise ValueError(f"data.y must be class numbers >= 0, but got {found[0]}.")
+    if classes and len(classes) != count:
+        raise ValueError(f"data.classes must name {count} classes, but got {len(classes)}.")
+    return codes, classes or tuple(map(str, range(count)))
 
 
 def name_of(one: Input) -> str:

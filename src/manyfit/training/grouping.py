@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import flattened
 from manyfit.parallel.devices import on_gpu
+from manyfit.population import dense
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import is_linear
 from manyfit.training.prepared import Job, dtype_of
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
 SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
+APART = (
+    2**20
+)  # bytes of activations that a step of one model under vmap keeps on a CPU, from where on company costs time
 UNLIKE = 8  # times as many weights as another are too many for the same population
 NATIVE = 2**30  # bytes that members of the native engine may keep
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
@@ -105,8 +109,11 @@ def members(job: Job) -> int:
     if on_gpu(job.config.trainer) and torch.cuda.is_available():
         touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
         return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))
-    widths = sum(p.shape[0] for p in network.parameters() if p.ndim > 1)
-    touched = 4 * (COPIES * weights + 3 * job.batch_size * (widths + job.data.x_train.shape[1]))
+    if dense.is_dense(network):
+        numbers = 3 * (sum(p.shape[0] for p in network.parameters() if p.ndim > 1) + job.data.x_train.shape[1])
+    else:
+        numbers = kept(network, job.data.x_train[:2].clone())
+    touched = 4 * (COPIES * weights + job.batch_size * numbers)
     return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
 
 
@@ -145,6 +152,8 @@ def why_alone(job: Job) -> str | None:
         )
     except RuntimeError as error:
         return f"torch.vmap refuses the model: {str(error).splitlines()[0]}"
+    if not on_gpu(job.config.trainer) and 4 * job.batch_size * kept(job.network, rows.clone()) > APART:
+        return "a step of such a model is as fast by itself, on a CPU"
     return None
 
 

@@ -225,8 +225,12 @@ def _engine(
 
 
 def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
-    shape = {"in_features": dataset.x_train.shape[1], "out_features": loss.width(len(dataset.classes))}
-    return initialised(lambda: build(config.model, "model", nn.Module, **shape), config.seed)
+    """In the seed's weights. Rows of numbers are given to a module that asks for `in_features`, else their shape."""
+    known = {"in_features": dataset.x_train.shape[1], "in_shape": dataset.shape}
+    known["out_features"] = loss.width(len(dataset.classes))
+    rows = "in_features" in inspect.signature(target_of(config.model, "model", nn.Module)).parameters
+    made = initialised(lambda: build(config.model, "model", nn.Module, **known), config.seed)
+    return made if rows or len(dataset.shape) == 1 else nn.Sequential(nn.Unflatten(1, dataset.shape), made)
 
 
 def _try_probes(names: Sequence[str], network: nn.Module) -> None:
@@ -245,7 +249,7 @@ def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: 
             "model must be a plain torch.nn.Module, but got a LightningModule: its training_step would never be "
             "called. Give its network alone, as an nn.Module with a forward."
         )
-    features = dataset.x_train.shape[1]
+    shape = ", ".join(["rows", *map(str, dataset.shape)])
     if not all(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("model must leave all parameters trainable, but some have requires_grad=False.")
     try:
@@ -254,11 +258,10 @@ def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: 
             copy.deepcopy(network).train()(dataset.x_train[:last])
     except Exception as error:
         raise ConfigError(
-            f"model must map rows of {features} features, also the {last} of an epoch's last batch, but says: {error}"
-            f"{place_of(error)}."
+            f"model must map ({shape}), also {last} rows, an epoch's last batch, but says: {error}{place_of(error)}."
         ) from error
     if got != (len(dataset.x_train[:2]), width):
-        raise ConfigError(f"model must map (rows, features) to (rows, {width}), but 2 rows gave a shape of {got}.")
+        raise ConfigError(f"model must map ({shape}) to (rows, {width}), but 2 rows gave a shape of {got}.")
 
 
 def _is_lightnings(cls: type[nn.Module]) -> bool:

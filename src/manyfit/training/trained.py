@@ -54,7 +54,7 @@ class Result:
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `most_frequent` is the share of test examples that guessing training's most frequent class gets right, None
     in a regression; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and
-    `example` (1, features) is a row for it, `encoding` and `classes` say what its columns and outputs are; `weights`
+    `example` (1, *shape) is a row for it, `encoding` and `classes` say what its columns and outputs are; `weights`
     (parameters,) are the best epoch's, as the engine has them; `devices` and `engine` are what trained it. Of a
     sweep's results most have no predictor and no weights any more.
     """
@@ -136,7 +136,7 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
                 weights=row.clone(),  # a view would keep those of all
                 encoding=d.encoding,
                 classes=d.classes,
-                example=(d.x_test[:1] * d.x_std + d.x_mean).numpy(),
+                example=(d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
                 devices=trained.devices,
                 engine=trained.engine,
             )
