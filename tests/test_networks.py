@@ -50,11 +50,15 @@ def test_gru_is_torchs(bidirectional: bool) -> None:
     ours = GRU((9, 5), 3, hidden=4, bidirectional=bidirectional).double()
     theirs = nn.GRU(5, 4, batch_first=True, bidirectional=bidirectional).double()
     with torch.no_grad():
-        for cell, end in zip(ours.cells, ("", "_reverse"), strict=False):
-            for name, layer in (("ih", cell.of_input), ("hh", cell.of_state)):  # type: ignore[union-attr]
-                getattr(theirs, f"weight_{name}_l0{end}").copy_(layer.weight)  # type: ignore[union-attr]
-                getattr(theirs, f"bias_{name}_l0{end}").copy_(layer.bias)  # type: ignore[union-attr]
+        for way, end in zip(range(1 + bidirectional), ("", "_reverse"), strict=False):
+            for name, weight, bias in (
+                ("ih", ours.of_input, ours.of_input_bias),
+                ("hh", ours.of_state, ours.of_state_bias),
+            ):
+                getattr(theirs, f"weight_{name}_l0{end}").copy_(weight[way].T)
+                getattr(theirs, f"bias_{name}_l0{end}").copy_(bias[way, 0])
     x = torch.randn(6, 9, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours.states(x), theirs(x)[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours(x), ours.head(theirs(x)[0].flatten(1)), rtol=1e-12, atol=1e-12)
 
 

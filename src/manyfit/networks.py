@@ -78,47 +78,42 @@ class GRU(nn.Module):
         _require(hidden > 0, "hidden must be > 0", hidden)
         _require(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
         channels, *sides = _with_channels(in_shape)
-        width = channels * math.prod(sides[1:])
-        self.images = len(sides) > 1
-        self.cells = nn.ModuleList(_Cell(width, hidden) for _ in range(1 + bidirectional))
+        self.images, ways, width = len(sides) > 1, 1 + bidirectional, channels * math.prod(sides[1:])
+        bound = hidden**-0.5
+        sizes = [(ways, width, 3 * hidden), (ways, 1, 3 * hidden), (ways, hidden, 3 * hidden), (ways, 1, 3 * hidden)]
+        self.of_input, self.of_input_bias, self.of_state, self.of_state_bias = (
+            nn.Parameter(torch.empty(size).uniform_(-bound, bound)) for size in sizes
+        )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear((1 + bidirectional) * hidden * sides[0], out_features)
+        self.head = nn.Linear(ways * hidden * sides[0], out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, *in_shape) -> (rows, out_features)."""
+        steps = x.unsqueeze(-1)
         if self.images:
-            x = x.unsqueeze(1) if x.ndim == 3 else x
-            steps = x.transpose(1, 2).flatten(2)
-        else:
-            steps = x.unsqueeze(-1)
-        states = [self.cells[0](steps)]
-        if len(self.cells) > 1:
-            states.append(self.cells[1](steps.flip(1)).flip(1))
-        out: Tensor = self.head(self.dropout(torch.cat(states, -1)).flatten(1))
+            steps = (x.unsqueeze(1) if x.ndim == 3 else x).transpose(1, 2).flatten(2)
+        states = self.states(steps)
+        out: Tensor = self.head(self.dropout(states.flatten(1)))
         return out
 
+    def states(self, steps: Tensor) -> Tensor:
+        """`r, z = s(W x + U h)`, `n = tanh(W x + r U h)`, `h <- (1 - z) n + z h`, both ways at once.
 
-class _Cell(nn.Module):
-    """The unit: `r, z = s(W x + U h)`, `n = tanh(W x + r U h)`, `h <- (1 - z) n + z h`."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.of_input, self.of_state = nn.Linear(width, 3 * hidden), nn.Linear(hidden, 3 * hidden)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
-
-    def forward(self, steps: Tensor) -> Tensor:
-        """(rows, steps, width) -> (rows, steps, hidden)."""
-        from_inputs = self.of_input(steps)
-        hidden = from_inputs.shape[-1] // 3
-        state, states = torch.zeros_like(from_inputs[:, 0, :hidden]), []
-        for t in range(steps.shape[1]):
-            given, kept = from_inputs[:, t], self.of_state(state)
-            reset, update = torch.sigmoid(given[:, : 2 * hidden] + kept[:, : 2 * hidden]).chunk(2, -1)
-            new = torch.tanh(given[:, 2 * hidden :] + reset * kept[:, 2 * hidden :])
-            state = new + update * (state - new)
-            states.append(state)
-        return torch.stack(states, 1)
+        (rows, steps, width) -> (rows, steps, ways * hidden).
+        """
+        ways, hidden = len(self.of_state), self.of_state.shape[1]
+        both = torch.stack([steps, steps.flip(1)][:ways])
+        given = torch.baddbmm(self.of_input_bias, both.flatten(1, 2), self.of_input)
+        given = given.reshape(*both.shape[:3], -1)
+        state, found = torch.zeros_like(given[:, :, 0, :hidden]), []
+        for now in given.unbind(2):
+            kept = torch.baddbmm(self.of_state_bias, state, self.of_state)
+            reset, update = torch.sigmoid(now[..., : 2 * hidden] + kept[..., : 2 * hidden]).chunk(2, -1)
+            new = torch.tanh(torch.addcmul(now[..., 2 * hidden :], reset, kept[..., 2 * hidden :]))
+            state = torch.lerp(new, state, update)
+            found.append(state)
+        there, *back = torch.stack(found, 2).unbind(0)
+        return torch.cat([there, *(states.flip(1) for states in back)], -1)
 
 
 class Transformer(nn.Module):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,7 @@ from manyfit.training.prepared import Job, dtype_of
 
 CACHE = 48 * 2**20  # bytes that a step of a population may touch; benchmarks/sweep.py shows time per member against it
 SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from there on: benchmarks/gpu.py
-APART = (
-    2**20
-)  # bytes of activations that a step of one model under vmap keeps on a CPU, from where on company costs time
+TRIED = 4  # members whose step under vmap is compared with one by itself, on a CPU
 UNLIKE = 8  # times as many weights as another are too many for the same population
 NATIVE = 2**30  # bytes that members of the native engine may keep
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
@@ -74,7 +73,7 @@ def grouped(
     groups: list[Group] = []
     for numbers in (band for those in alike.values() for band in _bands(those, jobs)):
         first = jobs[numbers[0]]
-        if reason := len(numbers) > 1 and why_alone(first):
+        if reason := len(numbers) > 1 and (why_alone(first) or _why_apart(first)):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
         most = max_members or members(max((jobs[number] for number in numbers), key=lambda job: job.weights))
@@ -152,9 +151,30 @@ def why_alone(job: Job) -> str | None:
         )
     except RuntimeError as error:
         return f"torch.vmap refuses the model: {str(error).splitlines()[0]}"
-    if not on_gpu(job.config.trainer) and 4 * job.batch_size * kept(job.network, rows.clone()) > APART:
-        return "a step of such a model is as fast by itself, on a CPU"
     return None
+
+
+def _why_apart(job: Job) -> str | None:
+    """Why such jobs are trained one by one although they could share a population: on a CPU, where vmap costs time."""
+    if job.engine == "native" or on_gpu(job.config.trainer) or dense.is_dense(job.network):
+        return None
+    one, some = (Population([job.network] * k, [0] * k, torch.device("cpu")) for k in (1, TRIED))
+    alone, together = _seconds(one, job), _seconds(some, job)
+    if alone > together:
+        return None
+    return f"a step of such a model takes {1e3 * alone:.2g} ms by itself, {1e3 * together:.2g} ms in company"
+
+
+def _seconds(population: Population, job: Job) -> float:
+    """What a member's gradient of a mini-batch takes, the fastest of three times."""
+    n, k = job.batch_size, len(population)
+    x, y = job.data.x_train[:n].expand(k, n, -1), job.data.y_train[:n].expand(k, -1)
+    found = []
+    for _ in range(4):  # the first warms up
+        start = time.perf_counter()
+        population.gradient(x, y, torch.full((n,), 1 / n), [], job.loss)
+        found.append(time.perf_counter() - start)
+    return min(found[1:]) / k
 
 
 def _shared(job: Job) -> dict[str, Any]:
