@@ -138,7 +138,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "arrays.npz", x=rng.normal(size=(60, 2, 7)), y=np.arange(60) % 3)
     for name, shade in (("dark", 60), ("light", 180)):
         (tmp_path / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
+        for i in range(40):
             pixels = rng.integers(0, shade, (9, 8, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
     monkeypatch.chdir(tmp_path)

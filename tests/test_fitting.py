@@ -6,6 +6,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningModule
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,7 +29,7 @@ from manyfit.sweeps import confirmation
 from manyfit.training import evaluation, fitting, probes
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.fitting import fit
-from manyfit.training.grouping import grouped, kept, signature
+from manyfit.training.grouping import grouped, kept, signature, why_alone
 from manyfit.training.loop import Training
 from manyfit.training.prepared import prepare
 from manyfit.training.trained import Result
@@ -354,11 +356,12 @@ class Drawing(nn.Module):
 
 
 class Frozen(Drawing):
-    """A user's module that is not all trainable."""
+    """A user's module that is not all trainable, or not at all."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, all_of_it: bool = True) -> None:
         super().__init__(in_features, out_features)
         self.layer.bias.requires_grad_(False)
+        self.layer.weight.requires_grad_(not all_of_it)
 
 
 class Broken(Drawing):
@@ -386,12 +389,40 @@ def test_users_forward_is_what_trains(composed: Compose, name: str) -> None:
     assert (guess == data.y_test).double().mean().item() == pytest.approx(one.test["accuracy/test"])
 
 
+def test_frozen_parameters_stay(composed: Compose) -> None:
+    """The others learn; two members are trained one by one, since each has its own."""
+    jobs = [prepare(users(composed, "test_fitting.Frozen", "+model.all_of_it=false", f"seed={s}")) for s in (0, 1)]
+    for job in jobs:
+        (result,) = fit([job])
+        before, after = job.network.layer, result.predictor.network.layer  # type: ignore[union-attr]
+        assert torch.equal(before.bias, after.bias)
+        assert not torch.equal(before.weight, after.weight)
+        assert result.metrics["loss/train"][-1] < result.metrics["loss/train"][0]
+    assert why_alone(jobs[0]) == "the model has buffers (batch statistics and the like) or frozen parameters"
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_network_begins_with_stored_weights(composed: Compose, tmp_path: Path, model: str) -> None:
+    """All of them and no others, by name."""
+    given = ("data=iris", f"model={model}", "epochs=1")
+    other = prepare(composed(*given, "seed=7")).network
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    stored = f"model.weights={tmp_path}/w.safetensors"
+    for name, value in prepare(composed(*given, stored)).network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    (result,) = fit([composed(*given, stored)])
+    assert result.metrics["loss/val"][0] == fit([composed(*given, "seed=7")])[0].metrics["loss/val"][0]
+    for file in (tmp_path / "w.safetensors", tmp_path / "none.safetensors"):
+        with pytest.raises(ConfigError, match=r"model.weights must be a .safetensors file with all weights of MLP"):
+            prepare(composed("data=wine", "model=mlp", f"model.weights={file}"))
+
+
 def test_models_that_cannot_train_are_refused(composed: Compose) -> None:
-    """Frozen parameters, and batch statistics over a last batch of one row, are found before a run."""
-    with pytest.raises(ConfigError, match="model must leave all parameters trainable"):
+    """Nothing to train, and batch statistics over a last batch of one row, are found before a run."""
+    with pytest.raises(ConfigError, match="model must have parameters to train, but all have requires_grad=False"):
         prepare(users(composed, "test_fitting.Frozen"))
     place = r"\(test_fitting.py:\d+, raise IndexError\("
-    with pytest.raises(ConfigError, match=r"model must map \(rows, 4\), " f".* says: a mistake of the user's {place}"):
+    with pytest.raises(ConfigError, match=rf"model must map \(rows, 4\), .* says: a mistake of the user's {place}"):
         prepare(users(composed, "test_fitting.Broken"))
     with pytest.raises(ConfigError, match="also 1 rows, an epoch's last batch"):
         prepare(users(composed, "conftest.Normed", "batch_size=105"))

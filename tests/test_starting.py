@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 
 from conftest import ROOT
+from hydra_plugins.manyfit.starting import hydra_on, whole_model
+from manyfit.config import place
 
 QUIET = (
     "import sys, runpy\n"
@@ -34,7 +37,7 @@ QUIET = (
         ("optimizer=sgd modle.dropout=0.1", "modle.dropout must be a key .* Did you mean model.dropout?"),
         (
             "data.path=my.csv",
-            "data.path must be a key .*, but there is no such key. data=csv has it. data=digits has .*",
+            "data.path must be a key .*, but there is no such key. data=arrays, data=csv, data=images have it. .*",
         ),
         ("schedule=step schedule.step_size=1", "schedule.step_size must be a key .* no such key. schedule=step has .*"),
         ("model.hidden={a:1}", "model.hidden must be of the kind of its default, \\[64, 64\\], but got {a:1}."),
@@ -120,3 +123,14 @@ def test_a_folder_of_ones_own_comes_first(tmp_path: Path, command: str) -> None:
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "  lr: 0.5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "given", [["model.width=16"], ["model.width=16", "~model.hidden"], ["model=cnn", "model.width=16"]]
+)
+def test_a_model_of_ones_own_in_one_override(also: list[str]) -> None:
+    """Its keys are its own, whatever the option has in whose place it is; what a person leaves out too is no error."""
+    with hydra_on(place.folders()) as app:
+        overrides = whole_model(app.config_loader, ["model._target_=nets.Net", "model.width=16", *also])
+        cfg = app.config_loader.load_configuration("config", overrides, RunMode.RUN)
+    assert dict(cfg.model) == {"_target_": "nets.Net", "width": 16, "weights": None}

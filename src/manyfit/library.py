@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from manyfit.sweeps.parent import Child, Sweep
 
 SHORT = {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay", "n_trials": "sweep.n_trials"}
-GROUPS = ("hidden", "activation", "dropout", "init", "sigma")  # keys of model=mlp, which another model does not have
 
 
 def fit(
@@ -48,7 +47,7 @@ def fit(
     ['accuracy/test', 'loss/test']
     """
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=False)
-    with _hydra(given) as loader:
+    with _hydra(given) as (loader, given):
         cfg = _composed(loader, given, trusted, multirun=False)
     config = parse(cfg, cfg.hydra.runtime.choices)
     from manyfit import app
@@ -75,7 +74,7 @@ def grid(*overrides: str, model: Any = None, data: Any = None, target: str = "y"
     (4, True)
     """
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
-    with _hydra(given) as loader:
+    with _hydra(given) as (loader, given):
         from hydra_plugins.manyfit.grid import GridSweeper  # Hydra loads plugins anew when it first looks for them
 
         sweeper = _set_up(GridSweeper(None), loader, given, trusted)
@@ -100,7 +99,7 @@ def search(*overrides: str, model: Any = None, data: Any = None, target: str = "
     True
     """
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=True)
-    with _hydra(given) as loader:
+    with _hydra(given) as (loader, given):
         from hydra_plugins.manyfit.optuna_study import OptunaStudy  # as above
 
         done = _set_up(OptunaStudy(), loader, given, trusted).search([*given, *trusted], says=False)
@@ -150,7 +149,7 @@ def _overrides(
     if isinstance(model, type):
         if "<locals>" in model.__qualname__:
             raise ConfigError(f"model must be a class at the top of a module, but got {model.__qualname__}.")
-        given += [f"model._target_={model.__module__}.{model.__qualname__}", *(f"~model.{key}" for key in GROUPS)]
+        given.append(f"model._target_={model.__module__}.{model.__qualname__}")
         trusted = [f"trusted=[{model.__module__}]"]
     elif model is not None:
         given.append(f"model={model}")
@@ -202,19 +201,19 @@ def _kept(data: Any, target: str) -> Path:
 
 
 @contextlib.contextmanager
-def _hydra(given: Sequence[str]) -> Iterator["ConfigLoader"]:
-    """Hydra on our conf/, whatever else the caller's process uses it for; it refuses in our words."""
+def _hydra(given: list[str]) -> Iterator[tuple["ConfigLoader", list[str]]]:
+    """Hydra on our conf/, whatever else this process uses it for, and what it is given; it refuses in our words."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    from hydra_plugins.manyfit.starting import hydra_on, in_our_words
+    from hydra_plugins.manyfit.starting import hydra_on, in_our_words, whole_model
 
     refuse_passwords(dict(override.partition("=")[::2] for override in given))
     theirs, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
     try:
         with hydra_on(place.folders()) as hydra, in_our_words(hydra.config_loader, given):
-            yield hydra.config_loader
+            yield hydra.config_loader, whole_model(hydra.config_loader, given)
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
 

@@ -69,6 +69,7 @@ def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path])
     for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
     with hydra_on([*_added(options.config_dir), *folders]) as app, in_our_words(app.config_loader, given):
+        given = options.overrides = whole_model(app.config_loader, given)
         if not flags & {"shell_completion", "hydra_help"}:  # whose words are no overrides
             mode = mode_of(app.config_loader, given, options.multirun)
         if flags - {"run", "multirun"}:
@@ -129,6 +130,17 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
         version.VersionBase.instance().version_base = base
         for name in new:  # what a module of the caller's has registered meanwhile stays: it is imported once
             OmegaConf.clear_resolver(name)
+
+
+def whole_model(loader: ConfigLoader, overrides: list[str]) -> list[str]:
+    """`model._target_=nets.Net model.width=32` is a model with these keys, whatever others the chosen option has."""
+    if not any(override.startswith("model._target_=") for override in overrides):
+        return overrides
+    own = {o.partition("=")[0].lstrip("+~") for o in overrides if o.lstrip("+~").startswith("model.")}
+    others = [o for o in overrides if o.partition("=")[0].lstrip("+~") not in own]
+    usual = loader.load_configuration("config", others, RunMode.MULTIRUN, validate_sweep_overrides=False).model
+    gone = [f"~model.{key}" for key in usual if key not in ("_target_", "weights") and f"model.{key}" not in own]
+    return [*(f"++{o}" if o.startswith("model.") else o for o in overrides), *gone]
 
 
 @contextlib.contextmanager

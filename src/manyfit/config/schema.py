@@ -71,6 +71,8 @@ class DataConfig(Component):
 class ModelConfig(Component):
     """A torch module; in_features or in_shape, and out_features come from the data."""
 
+    weights: str | None = None
+
 
 class OptimizerConfig(Component):
     """A torch optimizer."""

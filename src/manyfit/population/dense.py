@@ -97,7 +97,7 @@ def is_dense(module: nn.Module) -> bool:
     """Whether a module is a stack of dense layers, activations of `ELEMENTWISE` (or PReLU) and dropout, and no more.
 
     A subclass of nn.Sequential with a forward or hooks of its own is none, nor one that uses a layer or a weight twice,
-    has a weight besides those of its layers, or whose first weights are not those of a dense layer.
+    has a weight besides those of its layers or a frozen one, or whose first weights are not those of a dense layer.
     """
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return False
@@ -107,6 +107,7 @@ def is_dense(module: nn.Module) -> bool:
         all(_is_dense_layer(layer) for layer in layers)
         and bool(weighted)
         and isinstance(weighted[0], nn.Linear)
+        and all(parameter.requires_grad for parameter in module.parameters())
         and list(map(id, module.parameters())) == [id(p) for layer in layers for p in layer.parameters()]
         and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     )

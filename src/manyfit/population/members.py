@@ -33,6 +33,11 @@ def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
             np.random.set_state(legacy)
 
 
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Its parameters but the frozen ones, in order."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 class _MaskedDropout(nn.Module):
     """Stands for the n-th nn.Dropout of a user's model: multiplies by the mask it was handed, or notes the shape."""
 
@@ -65,15 +70,15 @@ class Population:
     def __init__(self, modules: Sequence[nn.Module], seeds: Sequence[int], device: torch.device) -> None:
         self.template = copy.deepcopy(modules[0])
         self.stack = dense.Stack(list(self.template)) if dense.is_dense(self.template) else None  # type: ignore[call-overload]  # an nn.Sequential
-        self.names = [name for name, _ in self.template.named_parameters()]
-        self.shapes = [self._stored(p).shape for p in self.template.parameters()]
+        self.names = [name for name, p in self.template.named_parameters() if p.requires_grad]
+        self.shapes = [self._stored(p).shape for p in trainable(self.template)]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.padding = -sum(self.sizes) % dense.LANES
         self.starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        rows = [torch.cat([self._stored(p.detach()).reshape(-1) for p in m.parameters()]) for m in modules]
+        rows = [torch.cat([self._stored(p.detach()).reshape(-1) for p in trainable(m)]) for m in modules]
         self.weights = nn.functional.pad(torch.stack(rows), (0, self.padding)).to(device)
-        names = [name for name, _ in self.template.named_buffers()]
-        self.buffers = {n: torch.stack([m.get_buffer(n).detach() for m in modules]).to(device) for n in names}
+        constants = [{**dict(m.named_buffers()), **_frozen(m)} for m in modules]
+        self.buffers = {n: torch.stack([c[n].detach() for c in constants]).to(device) for n in constants[0]}
         rates = [[layer.p for layer in m.modules() if isinstance(layer, nn.Dropout)] for m in modules]
         self.dropout = Dropout(seeds, rates, device)
         self.program = copy.deepcopy(self.template).to(device)
@@ -216,7 +221,7 @@ class Population:
     def ordinary(self, row: Tensor) -> list[Tensor]:
         """Views of one member's row (1, parameters), each in the shape that its parameter has in an ordinary module."""
         views = []
-        for parameter, kept in zip(self.template.parameters(), self.unpack(row), strict=True):
+        for parameter, kept in zip(trainable(self.template), self.unpack(row), strict=True):
             part = kept[0].T if self.stack is not None and parameter.ndim == 2 else kept[0]
             views.append(part[tuple(slice(size) for size in parameter.shape)])
         return views
@@ -224,7 +229,7 @@ class Population:
     def member(self, module: nn.Module, row: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module that a member came from, in evaluation mode, with weights (parameters,) and buffers put in."""
         with torch.no_grad():
-            for parameter, part in zip(module.parameters(), self.ordinary(row[None].cpu()), strict=True):
+            for parameter, part in zip(trainable(module), self.ordinary(row[None].cpu()), strict=True):
                 parameter.copy_(part)
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
@@ -236,6 +241,10 @@ class Population:
         self.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         self.dropout.keep(rows)
         self._own()
+
+
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters() if not p.requires_grad}
 
 
 def _replace_dropout(module: nn.Module) -> list[_MaskedDropout]:

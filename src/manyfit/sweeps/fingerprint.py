@@ -14,6 +14,10 @@ from manyfit.training.prepared import Job
 EARLIER: dict[str, Any] = {
     "sweep.seeds": 1,
     "data.drop": [],
+    "data.keep": [],
+    "data.categories": 50,
+    "data.shuffled": False,
+    "model.weights": None,
     "trainer.engine": "auto",
 }  # of studies that are older than the key
 WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints

@@ -143,7 +143,7 @@ def why_alone(job: Job) -> str | None:
     if pair.stack is not None:
         return None
     if pair.buffers:
-        return "the model has buffers (batch statistics and the like)"
+        return "the model has buffers (batch statistics and the like) or frozen parameters"
     rows = job.data.x_train[:2]
     try:
         pair.gradient(

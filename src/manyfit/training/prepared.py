@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from manyfit.native.machine import compilation, kind_of
 from manyfit.native.members import why_not
 from manyfit.parallel import devices
 from manyfit.population import dense
-from manyfit.population.members import initialised
+from manyfit.population.members import initialised, trainable
 from manyfit.schedules import Schedule, torch_schedule
 from manyfit.training.captured import captures
 
@@ -168,7 +169,7 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
     captures(config, optimizer)
     schedule = _schedule(config, -(-n // batch_size))
     engine = _engine(config, network, loss, optimizer, options, batch_size)
-    weights = sum(parameter.numel() for parameter in network.parameters())
+    weights = sum(parameter.numel() for parameter in trainable(network))
     return Job(config, dataset, loss, optimizer, options, schedule, batch_size, engine, weights)
 
 
@@ -230,7 +231,23 @@ def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
     known["out_features"] = loss.width(len(dataset.classes))
     rows = "in_features" in inspect.signature(target_of(config.model, "model", nn.Module)).parameters
     made = initialised(lambda: build(config.model, "model", nn.Module, **known), config.seed)
+    if config.model.weights is not None:
+        _load(made, config.model.weights)
     return made if rows or len(dataset.shape) == 1 else nn.Sequential(nn.Unflatten(1, dataset.shape), made)
+
+
+def _load(network: nn.Module, file: str) -> None:
+    """Put stored weights in, each in its place."""
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(Path(file).expanduser()))
+    except Exception as error:  # of the file system, of safetensors, of torch
+        reason = "; ".join(line.strip() for line in str(error).splitlines())
+        raise ConfigError(
+            f"model.weights must be a .safetensors file with all weights of {type(network).__name__} and no others, "
+            f"but got {file!r} ({reason})."
+        ) from None
 
 
 def _try_probes(names: Sequence[str], network: nn.Module) -> None:
@@ -250,8 +267,8 @@ def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: 
             "called. Give its network alone, as an nn.Module with a forward."
         )
     shape = ", ".join(["rows", *map(str, dataset.shape)])
-    if not all(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError("model must leave all parameters trainable, but some have requires_grad=False.")
+    if not trainable(network):
+        raise ConfigError("model must have parameters to train, but all have requires_grad=False, or there are none.")
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             got = tuple(network.eval()(dataset.x_train[:2]).shape)
@@ -278,7 +295,7 @@ def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Opt
         raise ConfigError(f"optimizer.weight_decay must be 0 with {config.optimizer.target}, which has none.")
     if config.optimizer.arguments.get("maximize"):
         raise ConfigError("optimizer.maximize must be false, but got true: a loss is minimised.")
-    params = list(copy.deepcopy(network).parameters())
+    params = trainable(copy.deepcopy(network))
     build(config.optimizer, "optimizer", torch.optim.Optimizer, params=params, lr=config.optimizer.lr)
     return target, config.optimizer.arguments
 
