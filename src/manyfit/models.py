@@ -101,9 +101,14 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, features), or in the shape of an example, -> (rows, classes) probabilities, or (rows, 1) values."""
         z: Tensor = self.network((x.flatten(1) - self.x_mean) / self.x_std)
-        if self.classes == 0:
-            return z * self.y_std + self.y_mean
-        if z.shape[-1] == 1:
-            p = torch.sigmoid(z)
-            return torch.cat([1 - p, p], -1)
-        return torch.softmax(z, -1)
+        return answers(z, self.classes, self.y_mean, self.y_std)
+
+
+def answers(z: Tensor, classes: int, y_mean: float, y_std: float) -> Tensor:
+    """A network's outputs (..., width) as people read them: probabilities (..., classes), or values (..., 1)."""
+    if classes == 0:
+        return z * y_std + y_mean
+    if z.shape[-1] == 1:
+        p = torch.sigmoid(z)
+        return torch.cat([1 - p, p], -1)
+    return torch.softmax(z, -1)

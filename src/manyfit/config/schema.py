@@ -119,6 +119,8 @@ class Config(Node):
     epochs: Count = 50
     eval_train_size: Count = 10000
     probes: tuple[ProbeName, ...] = ()
+    metrics: tuple[str, ...] = ()
+    metrics_at: Literal["epochs", "best"] = "epochs"
     checkpoint: bool = True
     choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)

@@ -18,6 +18,8 @@ EARLIER: dict[str, Any] = {
     "data.categories": 50,
     "data.shuffled": False,
     "model.weights": None,
+    "metrics": [],
+    "metrics_at": "epochs",
     "trainer.engine": "auto",
 }  # of studies that are older than the key
 WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints

@@ -19,6 +19,7 @@ from manyfit.config.schema import Config, with_seed
 from manyfit.config.secrets import mask
 from manyfit.displays import line
 from manyfit.losses import CLASSIFICATION
+from manyfit.measures import better, called
 from manyfit.progress import Screen
 from manyfit.sweeps import parent
 from manyfit.sweeps import space as spaces
@@ -104,15 +105,20 @@ def _check_objective(sought: Settings, job: Job) -> None:
     """Before a study exists: the objective is a curve of a run on these data, to be had best."""
     metric = sought.objective.metric
     scores = ["accuracy"] if job.data.task == CLASSIFICATION else ["rmse", "r2"]
-    names = [f"{name}/{split}" for name in ("loss", *scores) for split in ("train", "val")]
+    asked = job.config.metrics if job.config.metrics_at == "epochs" else ()
+    known = {called(name): better(name) for name in asked}
+    names = [f"{name}/{split}" for name in ("loss", *scores, *known) for split in ("train", "val")]
     names += ["loss/gap", "loss/train_running"]
     if metric not in names:
-        raise ConfigError(f"sweep.objective.metric must be one of {', '.join(names)}, but got {metric!r}.")
-    better = "maximize" if metric.split("/")[0] in ("accuracy", "r2") else "minimize"
-    if sought.direction != better:
         raise ConfigError(
-            f"sweep.direction must be {better} with sweep.objective.metric={metric}, but got {sought.direction}: the "
-            f"worst would win. Add sweep.direction={better}."
+            f"sweep.objective.metric must be one of {', '.join(names)}, or of metrics=[...], but got {metric!r}."
+        )
+    kind = metric.split("/")[0]
+    wanted = known.get(kind, "maximize" if kind in ("accuracy", "r2") else "minimize")
+    if wanted is not None and sought.direction != wanted:
+        raise ConfigError(
+            f"sweep.direction must be {wanted} with sweep.objective.metric={metric}, but got {sought.direction}: the "
+            f"worst would win. Add sweep.direction={wanted}."
         )
 
 

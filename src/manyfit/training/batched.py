@@ -101,6 +101,11 @@ class Batched(Engine):
         its = self.population if best is None else best
         return self.evaluation.measure(its.weights, its.buffers, splits)
 
+    def outputs(self, split: str, best: Best | None = None) -> Tensor:
+        """See Engine."""
+        its = self.population if best is None else best
+        return self.evaluation.outputs(its.weights, its.buffers, split)
+
     def keep(self, stay: np.ndarray) -> None:
         """Compact everything."""
         rows = torch.from_numpy(np.flatnonzero(stay)).to(self.weights.device)

@@ -39,7 +39,7 @@ def make_trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=probes.callbacks(config.probes),
+        callbacks=probes.callbacks(config),
         deterministic=config.trainer.deterministic,
     )
 

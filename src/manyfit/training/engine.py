@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manyfit.parallel.ranks import Ranks
 from manyfit.training.best import Best
+from manyfit.training.examples import Examples
 from manyfit.training.prepared import EngineName
 from manyfit.training.rates import Rates
 
@@ -31,6 +32,7 @@ class Engine(ABC):
     seeds: list[int]
     rates: Rates
     ranks: Ranks
+    examples: Examples
     parts: int
     examples_per_epoch: int
     batch_sizes: np.ndarray
@@ -71,6 +73,10 @@ class Engine(ABC):
             splits: train, val or test.
             best: Of all members, present or not, these weights; None: the present ones of those present.
         """
+
+    @abstractmethod
+    def outputs(self, split: str, best: Best | None = None) -> Tensor:
+        """Outputs (members, n, width) for the examples of train, val or test; best as for `measure`."""
 
     @abstractmethod
     def keep(self, stay: np.ndarray) -> None:

@@ -63,6 +63,20 @@ class Evaluation:
         finally:
             self.population.buffers = present
 
+    @torch.no_grad()
+    def outputs(self, weights: Tensor, buffers: Mapping[str, Tensor], split: str) -> Tensor:
+        """Outputs (members, n, width) of these weights for the examples of a split; every rank has all."""
+        present, self.population.buffers = self.population.buffers, dict(buffers)
+        try:
+            every, found = self.examples.split(split)[0], []
+            for start in range(0, len(every), EVAL_ROWS):
+                x = every[start : start + EVAL_ROWS]
+                with self.precision():
+                    found.append(self.population(weights, x.expand(len(weights), *x.shape)).to(weights.dtype))
+            return torch.cat(found, 1)
+        finally:
+            self.population.buffers = present
+
     def _totals(self, split: str, weights: Tensor) -> Tensor:
         """Sums over this rank's examples of a split; overwritten by the next of this split."""
         sums = self._sums.get(split)

@@ -25,6 +25,7 @@ from manyfit.training.grouping import require_same_signature, why_alone
 from manyfit.training.loop import Observers, Parts, Stops, Training
 from manyfit.training.prepared import Job, Preparation, dtype_of, engine_of, prepared
 from manyfit.training.recording import Recorder
+from manyfit.training.scoring import scores
 from manyfit.training.trained import Result, Trained, results_of
 
 COPIES_KEPT = 4  # of the weights in a state: weights, two moments, best
@@ -143,6 +144,7 @@ def train(
         with process.exits(trainer):
             _run(trainer, module)
             test = engine.measure(["test"], module.best)
+            test |= scores(engine, config.metrics, ["test"], config.trusted, module.best)
     return Trained(
         history=module.history.values,
         ended=module.history.ended,

@@ -114,6 +114,16 @@ class Native(Engine):
             found |= {f"{name}/{split}": values for name, values in measured.items()}
         return found
 
+    def outputs(self, split: str, best: Best | None = None) -> Tensor:
+        """See Engine; by torch's products, which differ from the kernel's in their last bits."""
+        which = self.present if best is None else np.arange(len(self.all_batch_sizes))
+        weights, (x, _) = self.members.weights if best is None else best.weights, self.examples.split(split)
+        found = []
+        for k in which:
+            stack, parts = dense.Stack(list(self.networks[k])), parts_of(self.networks[k], weights[k])
+            found.append(stack.forward([dense.stored(part)[None] for part in parts], x[None])[0])
+        return torch.stack(found)
+
     def _sums(self, split: str, which: np.ndarray, weights: Tensor | None) -> np.ndarray:
         """Of losses, and of those right or squared errors, (2, which)."""
         if split not in self.evaluations:

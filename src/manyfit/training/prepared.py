@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from manyfit import measures
 from manyfit.config.build import build, place_of, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
@@ -17,6 +18,7 @@ from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
+from manyfit.models import answers
 from manyfit.native.machine import compilation, kind_of
 from manyfit.native.members import why_not
 from manyfit.parallel import devices
@@ -112,6 +114,8 @@ class Preparation:
 
 
 WIDE = 10**8  # weights times examples of a step: from here on a lone member is better served by all cores at once
+TRIED = 512  # validation examples that metrics are tried on
+TAKEN = ("loss", "accuracy", "rmse", "r2", "lr", "time", "progress", "best", "test_set")  # by other metrics
 DATASETS, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
 SPLIT = {"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"}  # of a table, not which table
 
@@ -165,6 +169,7 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
         )
     _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
     _try_probes(config.probes, network)
+    _try_metrics(config, network, dataset)
     optimizer, options = _optimizer(config, network)
     captures(config, optimizer)
     schedule = _schedule(config, -(-n // batch_size))
@@ -257,6 +262,22 @@ def _try_probes(names: Sequence[str], network: nn.Module) -> None:
         raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
     if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
         raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
+
+
+def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:
+    """Refuse a metric that cannot be measured on outputs such as these."""
+    if not config.metrics:
+        return
+    names = [measures.called(name) for name in config.metrics]
+    for name in names:
+        if name in TAKEN or names.count(name) > 1:
+            raise ConfigError(f"metrics must each have a name of their own, but got {name!r} besides another.")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        z = network.eval()(dataset.x_val[:TRIED])
+        outputs = answers(z, len(dataset.classes), dataset.y_mean, dataset.y_std)
+        for name in config.metrics:
+            function = measures.measure(name, dataset.task, len(dataset.classes), config.trusted)
+            measures.tried(name, function, outputs if dataset.classes else outputs[:, 0], dataset.y_val[:TRIED])
 
 
 def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:

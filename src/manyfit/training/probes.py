@@ -13,10 +13,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from manyfit.config.schema import ProbeName
+from manyfit.config.schema import Config, ProbeName
 from manyfit.data.draws import orders
 from manyfit.training.evaluation import wide
 from manyfit.training.loop import Training
+from manyfit.training.scoring import scores
 
 GRADIENT_ROWS = 256  # training examples that gradient_norm is measured on
 DEAD_ROWS = 768  # and dead_units
@@ -133,13 +134,33 @@ class HeldOut(Probe):
         return {f"test_set/{name.removesuffix('/test')}": torch.from_numpy(score) for name, score in scores.items()}
 
 
+class Metrics(Probe):
+    """What a config's `metrics` name, on the training and validation examples.
+
+    Args:
+        names: They.
+        trusted: Modules that the user vouches for.
+    """
+
+    def __init__(self, names: Sequence[str], trusted: Sequence[str]) -> None:
+        self.names, self.trusted = names, trusted
+
+    def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """See Probe. `auc/train`, `auc/val` and so on."""
+        found = scores(module.engine, self.names, ("train", "val"), self.trusted)
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
 CLASSES: tuple[type[Probe], ...] = (GradientNorm, DeadUnits, GradientNoise, UpdateAngle, HeldOut)
 PROBES = dict(zip(get_args(ProbeName), CLASSES, strict=True))
 
 
-def callbacks(names: Sequence[str]) -> list[pl.Callback]:
-    """What Lightning calls for these probes; one named twice is measured once."""
-    return [PROBES[name]() for name in dict.fromkeys(names)]
+def callbacks(config: Config) -> list[pl.Callback]:
+    """What Lightning calls for the probes and metrics of a config; one named twice is measured once."""
+    found: list[pl.Callback] = [PROBES[name]() for name in dict.fromkeys(config.probes)]
+    if config.metrics and config.metrics_at == "epochs":
+        found.append(Metrics(config.metrics, config.trusted))
+    return found
 
 
 def spread(n: int, most: int) -> Tensor:
