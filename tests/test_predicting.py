@@ -100,8 +100,8 @@ def test_a_member_of_a_sweep_that_kept_no_network(
     ("file", "change", "message"),
     [
         ("rows.csv", lambda rows: rows.drop(columns="age"), "FILE must have the columns age, .*, but has no age"),
-        ("rows.csv", lambda rows: rows.assign(age="old"), "got 'old' in 'rows.csv', row 1, column 'age' and 239 more"),
-        ("none.csv", None, "FILE must be a readable .csv, .csv.gz or .parquet, but got 'none.csv'"),
+        ("rows.csv", lambda rows: rows.assign(age="old"), "got 'old' in 'rows.csv', line 2, column 'age' and 239 more"),
+        ("none.csv", None, "FILE must name a readable file, but got 'none.csv'"),
     ],
 )
 def test_rows_that_cannot_be_used(

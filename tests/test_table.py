@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manyfit.data.sources import csv
+from manyfit.data.files import Frame
+from manyfit.data.sources import csv, read
 from manyfit.data.splits import split
 from manyfit.data.table import Table
 
@@ -166,7 +167,7 @@ ROWS = "1,2,0\n3,4,1\n" * 4
         ("y\n0\n1\n", r"data.path must have input columns besides the target, but got only 'y'"),
         ("a,b,y\n1,2,c\n3,4,c\n", r"data.target must name a column with at least 2 different values, but got only c"),
         ("a,b,y\n1,2,5\n3,4,5\n", r"at least 2 different values, but got only 5.0 in '.*my.csv', column 'y'"),
-        ("a,b,y\n" + ROWS + "1,2,one\n", r"finite number .* but got 'one' in .*, line 10, column 'y'"),
+        ("a,b,y\n" + ROWS + "1,2,one\n", r"data.target .* 'y' of .* has both, as 'one'. .*say data.task=class"),
     ],
 )
 def test_unusable_files_are_refused_by_line_and_column(tmp_path, text, message):
@@ -236,7 +237,7 @@ def test_options_out_of_range_are_refused(tmp_path, changes, message):
         ({"target": np.array(["yes", "no"] * 5)}, "target must be int64 for a classification, but got <U3"),
         ({"target": np.array(["yes", "no"] * 5, object)}, "target must be int64 for a classification, but got object"),
         ({"target": ["yes", "no"] * 5}, "target must be a NumPy array, but got a list"),
-        ({"numeric": np.array([["a"]] * 10)}, "numeric must be float64, but got <U1"),
+        ({"numeric": np.array([["a"]] * 10)}, "numeric must be float64 or float32, but got <U1"),
         ({"target": np.zeros(10), "task": "regression"}, "classes must be >= 2, or 0 for regression, but got 2"),
         ({"target": np.array([0, 0] * 5)}, r"target must use each code 0..1, but got \[0\]"),
     ],
@@ -310,12 +311,12 @@ def test_gaps_are_filled_from_the_training_rows(tmp_path):
 
 
 def test_dates_are_numbers(tmp_path):
-    """Days since 1970, month, weekday: 2024-05-31 was a Friday. A time is part of its day, an offset is taken in."""
+    """Days since 1970, month, weekday: 2024-05-31 was a Friday. A time is part of its day; an offset's are local."""
     stamps = ["2024-05-31", "1970-01-02T12:00", "1970-01-01T00:00+01:00"]
     rows = "".join(f"{stamp},{i % 2}\n" for i, stamp in enumerate(stamps * 4))
     table = csv(written(tmp_path, f"when,y\n{rows}"), "y")
     assert table.features == ("when", "when.month", "when.weekday")
-    assert table.numeric[:3].tolist() == [[19874, 5, 4], [1.5, 1, 4], [pytest.approx(-1 / 24), 12, 2]]
+    assert table.numeric[:3].tolist() == [[19874, 5, 4], [1.5, 1, 4], [pytest.approx(-1 / 24), 1, 3]]
     pd.DataFrame({"when": pd.to_datetime(["2024-05-31", "1970-01-02"] * 4), "y": [0, 1] * 4}).to_parquet(
         tmp_path / "a.parquet"
     )
@@ -331,7 +332,7 @@ def test_rare_words_share_an_input(tmp_path):
     assert len(dataset.features) == 6
     assert dataset.features[-1] == "town=(rare)"
     assert (dataset.x_train.sum(1) == 1).all()
-    assert dataset.encoding.of_frame(pd.DataFrame({"town": ["t19", "nowhere"]})).argmax(1).tolist()[1] == 5
+    assert dataset.encoding.of_frame(framed(pd.DataFrame({"town": ["t19", "nowhere"]}))).argmax(1).tolist()[1] == 5
     assert dataset.encoding.what["town"].endswith("rarest as one")
     with pytest.raises(ValueError, match="data.categories must be >= 2, but got 1"):
         csv(written(tmp_path, f"town,y\n{rows}"), "y", categories=1)
@@ -343,5 +344,59 @@ def test_new_rows_are_encoded_as_the_tables_were(tmp_path):
     dataset = split(table, split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise=True)
     every = dataset.encoding.of(table.numeric, table.categorical)
     frame = pd.read_csv(path, na_values=["?"]).sample(frac=1, axis=1, random_state=0)
-    assert np.array_equal(dataset.encoding.of_frame(frame), every)
-    assert np.array_equal(dataset.encoding.of_frame(pd.DataFrame(every, columns=dataset.features)), every)
+    assert np.array_equal(dataset.encoding.of_frame(framed(frame)), every)
+    inputs = pd.DataFrame(every, columns=dataset.features)
+    assert np.array_equal(dataset.encoding.of_frame(framed(inputs)), every)
+    with pytest.raises(ValueError, match="x must have a number for every input, but one is missing"):
+        dataset.encoding.of_frame(framed(inputs.mask(inputs == 1)))
+
+
+def framed(rows: pd.DataFrame) -> Frame:
+    return Frame(rows, "the frame", "x")
+
+
+def test_a_gap_where_the_training_rows_had_none(tmp_path):
+    """In a table of numbers alone the median stands in, and no NaN reaches the network."""
+    path = written(tmp_path, "a,b,y\n" + "".join(f"{i},{i * i % 7},{i % 2}\n" for i in range(40)))
+    dataset = split(
+        csv(path, "y"), split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise=True
+    )
+    found = dataset.encoding.of_frame(framed(pd.DataFrame({"a": [None, 1.0], "b": [2, 3]})))
+    median = dataset.encoding.transformer.named_transformers_["numbers"].statistics_[0]
+    assert found.tolist() == [[median, 2], [1, 3]]
+
+
+def test_words_are_as_they_are_written(tmp_path):
+    """TRUE is no True, 012 no 12, whatever else is in the new rows; 12 that came beside a gap is no 12.0."""
+    words = [("TRUE", "A7"), ("FALSE", "12"), ("", "012"), ("TRUE", "B1"), ("FALSE", "C")]
+    rows = "".join(f"{','.join(words[i % 5])},{i / 3},{i // 5 % 2}\n" for i in range(100))
+    dataset = split(
+        csv(written(tmp_path, "t,code,x,y\n" + rows), "y"),
+        split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise=True,
+    )  # fmt: skip
+    assert dataset.features[1:] == ("t=?", "t=FALSE", "t=TRUE", "code=012", "code=12", "code=A7", "code=B1", "code=C")
+    new = written(tmp_path, "t,code,x\nTRUE,012,1\nTRUE,12,2\n", "new.csv")
+    columns = [column for column, kind in dataset.encoding.columns.items() if kind == "words"]
+    found = dataset.encoding.of_frame(read(new, words=columns, key="FILE"))
+    assert found[:, 1:].tolist() == [[0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0]]
+    gap = pd.DataFrame({"t": ["TRUE"] * 2, "code": [12, None], "x": [1.0, 2.0]})
+    assert dataset.encoding.of_frame(framed(gap))[0, 5] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([f"1,23{i}" for i in range(30)], "must have numbers with a decimal point .*, but column 'x' .* has '1,230'"),
+        (["now", "today"] * 15, None),
+        ([2**53 + i for i in range(30)], r"a whole number up to 2\^53, since larger ones become alike"),
+    ],
+)
+def test_what_looks_like_numbers(tmp_path, values, message):
+    """Numbers with marks, words that pandas takes for times, numbers that float64 does not have."""
+    rows = "".join(f'"{value}",{i % 2}\n' for i, value in enumerate(values))
+    path = written(tmp_path, "x,y\n" + rows)
+    if message is None:
+        assert csv(path, "y").columns == {"x": "words"}
+    else:
+        with pytest.raises(ValueError, match=message):
+            csv(path, "y")

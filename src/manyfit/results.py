@@ -98,7 +98,9 @@ class Run:
         if self.result.predictor is None:
             raise ValueError("run must be one whose network was kept: of a sweep, those are the best. Train it by fit.")
         if isinstance(x, pd.DataFrame):
-            x = self.result.encoding.of_frame(x)
+            from manyfit.data.files import Frame
+
+            x = self.result.encoding.of_frame(Frame(x, "the frame", "x"))
         try:
             rows = np.asarray(x, np.float32)
         except ValueError as error:

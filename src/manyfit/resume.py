@@ -124,7 +124,8 @@ def _require_same_data(job: "Job", state: Mapping[str, Any]) -> None:
     if state.get("data", job.data.digest) != job.data.digest:
         raise ConfigError(
             f"data must be those that the run has been trained on, but {job.config.dataset} has changed since: what it "
-            "was trained on might be validated on. Bring them back, or train a new run."
+            "was trained on might be validated on. Or manyfit has changed, and reads them in another way. Bring them "
+            "back, or train a new run."
         )
 
 
@@ -151,12 +152,17 @@ def one_run(uri: str | None, prefix: str, key: str) -> tuple[str, str]:
 
 def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[str]) -> Config:
     """The stored config with these keys of the composed one; only the command says what is trusted."""
-    tree = OmegaConf.create(stored["source"])
-    for group, _, key in (dropped.rpartition(".") for dropped in DROPPED):
-        OmegaConf.select(tree, group).pop(key, None)
+    tree = without_dropped(OmegaConf.create(stored["source"]))
     for key in (*keys, "trusted"):
         OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
     return parse(tree, stored["choices"])
+
+
+def without_dropped(tree: DictConfig) -> DictConfig:
+    """A stored config without the keys that there are no more."""
+    for group, _, key in (dropped.rpartition(".") for dropped in DROPPED):
+        OmegaConf.select(tree, group).pop(key, None)
+    return tree
 
 
 def _changes(before: Config, job: "Job", state: Mapping[str, Any]) -> tuple[str, ...]:

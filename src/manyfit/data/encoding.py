@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfit.data.files import Frame
 from manyfit.data.table import MISSING, Input, Kind, Reals, Table, columns_of, name_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Encoding:
         made: NDArray[np.float64] = self.transformer.transform(_frame(numeric, words))
         return made
 
-    def of_frame(self, frame: "pd.DataFrame") -> Reals:
+    def of_frame(self, frame: Frame) -> Reals:
         """(rows, d) of raw rows; or of rows that have the inputs themselves, by name, as columns.
 
         A word that no training row had is none of those that had, or one of the rare ones where there are any.
@@ -51,10 +52,13 @@ class Encoding:
         Raises:
             ValueError: A column is missing or there twice, or a cell is not what its column has.
         """
-        names = [name_of(one) for one in self.inputs]
-        if set(names) <= set(map(str, frame.columns)):
-            return columns_of(frame, dict.fromkeys(names, "number"))[0]
-        return self.of(*columns_of(frame, self.columns))
+        there, names = set(map(str, frame.data.columns)), [name_of(one) for one in self.inputs]
+        if set(self.columns) <= there or not set(names) <= there:
+            return self.of(*columns_of(frame, self.columns))
+        found, _ = columns_of(frame, dict.fromkeys(names, "number"))
+        if np.isnan(found).any():
+            raise ValueError(f"{frame.key} must have a number for every input, but one is missing. Fill it in.")
+        return found
 
 
 def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
@@ -62,7 +66,7 @@ def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
     gaps = np.asarray(np.isnan(table.numeric[train]).any(axis=0))
     numbered: dict[str, Kind] = dict.fromkeys(table.features, "number")
     columns = table.columns or numbered | dict.fromkeys(table.categorical, "words")
-    what = dict(table.left_out) | {column: KINDS[kind] for column, kind in columns.items() if kind in KINDS}
+    what = dict(table.left_out) | {column: KINDS[kind] for column, kind in table.columns.items() if kind in KINDS}
     numbers: list[Input] = [(column, None) for column in table.features]
     if not table.target_name and not table.categorical and not np.isnan(table.numeric).any():
         return Encoding(tuple(numbers), columns, None, what, table.target_name)
@@ -84,7 +88,7 @@ def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
             count = int(np.isnan(table.numeric[:, i]).sum())
             median = "the median" if kind == "date" else f"{imputer.statistics_[i]:.4g}, the median"
             filled = f"; {count} missing, taken as {median}" if count else ""
-            what[column] += filled + ("; a flag says so" if gaps[i] else "")
+            what[column] = KINDS[kind] + filled + ("; a flag says so" if gaps[i] else "")
     words: list[Input] = []
     for i, column in enumerate(table.categorical):
         found = [str(category) for category in encoder.categories_[i]]

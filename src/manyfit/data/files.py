@@ -1,11 +1,12 @@
 """Delimited text -> a frame, and where in the file each of its cells stands."""
 
 import csv
+import functools
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,11 +55,13 @@ class Frame:
         return f"in {self.label}, {place}, column {column!r}"
 
 
-def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
+def read_text(
+    path: Path, label: str, header: bool, separator: str, words: Sequence[str] = (), key: str = "data.path"
+) -> Frame:
     """Read delimited UTF-8 text, gzipped if the name ends in .gz.
 
     The csv module first checks the shape and notes the line of each row, which may span lines and follow blank ones;
-    pandas then parses the cells.
+    pandas then parses the cells, but for those of columns of words, and of true and false.
     """
     import pandas as pd
 
@@ -74,14 +77,15 @@ def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
         for line, row in rows:
             if len(row) != len(names):
                 raise ValueError(
-                    f"data.path must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
+                    f"{key} must have as many cells in each row as in the first, {len(names)}, but got {len(row)} "
                     f"in {label}, line {line}. Correct the row{other}."
                 )
             lines.append(line)
     if not lines:
-        raise ValueError(f"data.path must have rows of data, but got none in {label}. Check that it is the right file.")
-    check_names(names, label, "data.path")
-    data = pd.read_csv(
+        raise ValueError(f"{key} must have rows of data, but got none in {label}. Check that it is the right file.")
+    check_names(names, label, key)
+    parse: Callable[..., Any] = functools.partial(
+        pd.read_csv,
         path,
         sep=separator,
         header=0 if header else None,
@@ -91,12 +95,15 @@ def read_text(path: Path, label: str, header: bool, separator: str) -> Frame:
         low_memory=False,  # or a column's type may change between chunks
         encoding="utf-8-sig",
     )
+    data: pd.DataFrame = parse(dtype=dict.fromkeys(set(words) & set(names), str))
+    if truths := [name for name in names if pd.api.types.infer_dtype(data[name], skipna=True) == "boolean"]:
+        data[truths] = parse(dtype=str)[truths]  # as they are written: TRUE, true
     if len(data) != len(lines):
         raise ValueError(
-            f"data.path must quote its cells properly, but got {len(lines)} or {len(data)} rows in {label}, depending "
+            f"{key} must quote its cells properly, but got {len(lines)} or {len(data)} rows in {label}, depending "
             "on the reader. Double the quotation marks inside quoted cells."
         )
-    return Frame(data, label, lines=lines, separating=other)
+    return Frame(data, label, key, lines, other)
 
 
 def check_names(names: list[str], label: str, key: str) -> None:

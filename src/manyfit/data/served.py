@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manyfit.data.encoding import Encoding
+from manyfit.data.files import Frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,20 +55,26 @@ class Served:
     def __init__(self, encoding: Encoding, classes: Sequence[str], network: Any) -> None:
         self.encoding, self.classes, self.network = encoding, classes, network
 
-    def predict(self, rows: "pd.DataFrame | np.ndarray", params: Record | None = None) -> "pd.DataFrame":  # noqa: ARG002  # MLflow's
+    def answers(self, rows: Frame) -> "pd.DataFrame":
         """Of each row the target; of classes a probability each, too.
 
         Args:
-            rows: A frame with the columns of the file, in any order, others beside them; or the network's inputs.
-            params: None are known.
+            rows: With the columns of the file, in any order, others beside them; or with the network's inputs.
         """
+        return self._named(self.encoding.of_frame(rows), rows.data.index)
+
+    def predict(self, rows: "pd.DataFrame | np.ndarray", params: Record | None = None) -> "pd.DataFrame":  # noqa: ARG002  # MLflow's
+        """As `answers`, of a frame, or of the network's inputs (rows, d)."""
+        import pandas as pd
+
+        if isinstance(rows, pd.DataFrame):
+            return self.answers(Frame(rows, "the frame", "x"))
+        return self._named(np.asarray(rows), pd.RangeIndex(len(rows)))
+
+    def _named(self, x: Any, index: Any) -> "pd.DataFrame":
         import pandas as pd
         import torch
 
-        if isinstance(rows, pd.DataFrame):
-            index, x = rows.index, self.encoding.of_frame(rows)
-        else:
-            index, x = pd.RangeIndex(len(rows)), np.asarray(rows, np.float64)
         with torch.no_grad():
             found = self.network(torch.from_numpy(x.astype(np.float32))).numpy()
         if not self.classes:
@@ -76,9 +83,14 @@ class Served:
         return named.assign(**{f"p({name})": found[:, i] for i, name in enumerate(self.classes)})
 
 
-def _load_pyfunc(path: str) -> Served:
-    """MLflow's way to ask for a model: of the network and the record in this folder."""
+def load(folder: Path) -> Served:
+    """The model whose network and record lie in a folder."""
     import torch
 
-    record = json.loads(Path(path, FILE).read_text())
-    return Served(read(record), record["classes"], torch.export.load(Path(path, "model.pt2")).module())
+    record = json.loads((folder / FILE).read_text())
+    return Served(read(record), record["classes"], torch.export.load(folder / "model.pt2").module())
+
+
+def _load_pyfunc(path: str) -> Served:
+    """MLflow's way to ask for a model."""
+    return load(Path(path))

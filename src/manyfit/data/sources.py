@@ -188,29 +188,44 @@ def csv(
     Raises:
         ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
     """
+    frame = read(path, header, separator).without([*map(str, drop)])
+    return to_table(frame, Path(path.removesuffix(".gz")).stem, str(target), task, [*map(str, keep)], categories)
+
+
+def read(
+    path: str, header: bool = True, separator: str = ",", words: Sequence[str] = (), key: str = "data.path"
+) -> Frame:
+    """The user's file as a frame.
+
+    Args:
+        path: see `csv`.
+        header: see `csv`.
+        separator: see `csv`.
+        words: columns whose cells are taken as they are written.
+        key: of the option that named it, for messages.
+
+    Raises:
+        ValueError: the file cannot be read as a table; names file and line.
+    """
     import pandas as pd
     from pyarrow.lib import ArrowException
 
     file, label = Path(path).expanduser(), f"'{path}'"
     unreadable = (OSError, EOFError, UnicodeError, zlib.error, csv_module.Error, pd.errors.ParserError, ArrowException)
     try:
-        if file.suffix == ".parquet":
-            data = pd.read_parquet(file)
-            named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
-            frame = Frame(data.reset_index(level=named) if named else data, label)
-        else:
-            frame = read_text(file, label, header, separator)
+        if file.suffix != ".parquet":
+            return read_text(file, label, header, separator, words, key)
+        data = pd.read_parquet(file)
+        named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
+        return Frame(data.reset_index(level=named) if named else data, label, key)
     except FileNotFoundError:
         raise ValueError(
-            f"data.path must name a readable file, but got {label}. "
-            f"There is none of that name in {file.parent.resolve()}."
+            f"{key} must name a readable file, but got {label}. There is none of that name in {file.parent.resolve()}."
         ) from None
     except unreadable as error:
         raise ValueError(
-            f"data.path must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
+            f"{key} must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
         ) from error
-    name, kept = Path(file.name.removesuffix(".gz")).stem, [*map(str, keep)]
-    return to_table(frame.without([*map(str, drop)]), name, str(target), task, kept, categories)
 
 
 def arrays(
@@ -259,22 +274,27 @@ def images(path: str, size: Sequence[int] | None = None, colours: bool = True) -
     Raises:
         ValueError: there are no images, one cannot be decoded, or they differ in size.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    _require(size is None or len(size) == 2, "data.size must be [height, width] or null", size)
     folder = Path(path).expanduser()
     homes = sorted(home for home in folder.glob("*/") if not home.name.startswith(".")) if folder.is_dir() else []
     files = [(code, file) for code, home in enumerate(homes) for file in sorted(home.rglob("*")) if file.is_file()]
-    files = [(code, file) for code, file in files if not file.name.startswith(".")]
+    files = [(c, file) for c, file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
     if len(homes) < 2 or len({code for code, _ in files}) < len(homes):
         raise ValueError(
             f"data.path must be a folder with a folder of images for each class, at least two, but got '{path}' with "
-            f"{', '.join(home.name for home in homes) or 'no folder'}{' and images in not all of them' * bool(homes)}."
+            f"{', '.join(home.name for home in homes) or 'no folder'}. None may be empty."
         )
     decoded = []
     for _, file in files:
         try:
             with Image.open(file) as image:
-                made = image.convert("RGB" if colours else "L")
+                if image.mode[0] in "IF":
+                    raise OSError(
+                        f"its numbers are of mode {image.mode}: save it with 8 bits a channel, or use data=arrays"
+                    )
+                made = ImageOps.exif_transpose(image).convert("RGB" if colours else "L")
                 made = made.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else made
                 decoded.append(np.asarray(made, np.uint8))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:

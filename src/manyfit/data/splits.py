@@ -101,8 +101,10 @@ def split(
 
     encoding = fitted(table, train)
     x = encoding.of(table.numeric, table.categorical)
-    x_mean, x_std = _moments(x[train], standardise, table.shape)
-    x_mean[len(table.features) :], x_std[len(table.features) :] = 0.0, 1.0  # flags and categories stay 0 and 1
+    numbers = x[:, : len(table.features)] if len(encoding.inputs) > len(table.features) else x
+    others = (0, x.shape[1] - numbers.shape[1])  # flags and categories stay 0 and 1
+    x_mean, x_std = _moments(numbers[train], standardise, table.shape)
+    x_mean, x_std = np.pad(x_mean, others), np.pad(x_std, others, constant_values=1.0)
     scaled = _float32(table, x, x_mean, x_std)
 
     if table.task == "classification":
@@ -231,9 +233,10 @@ def _moments(
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardise == "channels":
         channels = shape[0] if len(shape) > 2 else 1
-        parts = x.reshape(len(x), channels, -1).swapaxes(1, 2).reshape(-1, channels)
-        mean, std = _moments(parts, True, ())
-        return mean.repeat(x.shape[1] // channels), std.repeat(x.shape[1] // channels)
+        parts, each = x.reshape(len(x), channels, -1), x.shape[1] // channels
+        mean, std = parts.mean(axis=(0, 2), dtype=np.float64), parts.std(axis=(0, 2), dtype=np.float64)
+        constant = parts.min(axis=(0, 2)) == parts.max(axis=(0, 2))
+        return mean.repeat(each), np.where(constant, 1.0, std).repeat(each)
     constant = x.min(axis=0) == x.max(axis=0)  # exact, where a computed deviation is only nearly 0
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)

@@ -23,8 +23,11 @@ Kind = Literal["number", "date", "words"]
 """Of a column: a date becomes three numbers, words become categories."""
 
 MISSING = "?"  # the word where there is none, and the flag of a number that is not there
+OFFSET = re.compile(r"(?<=:\d\d)(\.\d+)?(Z|[+-]\d\d:?(\d\d)?)$")  # of a time
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
+LARGEST = 2**53  # whole number up to which float64 has all
 CATEGORIES = 50  # inputs that a column of words becomes at most
+MARKED = re.compile(r"[-+]?\d[\d.,' ]*%?")  # 1,234 or 3,5
 NUMBERED = re.compile(r"(?i:(.*[_ .-])?(id|index|idx|key|nr|no|row|row.?number)|unnamed: \d+)|.*[a-z]I[Dd]")
 
 
@@ -153,6 +156,12 @@ def to_table(
             problems.append(str(error))
             continue
         why = None if column in keep else _says_nothing(column, values)
+        if why and kind == "words" and np.mean([bool(MARKED.fullmatch(cell)) for cell in values]) > 0.5:
+            problems.append(
+                f"{frame.key} must have numbers with a decimal point and no other marks, but column {column!r} of "
+                f"{frame.label} has {str(values[0])!r}. Write them so, or say data.keep=[{column}] if they are words."
+            )
+            continue
         if why:
             left_out[column] = why
         else:
@@ -167,7 +176,7 @@ def to_table(
     if not kinds:
         raise ValueError(
             f"{frame.key} must have columns to predict {target!r} from, but none of {frame.label} says anything of a "
-            f"new row: {', '.join(told)}. data.keep=[...] keeps one nevertheless."
+            f"new row: {', '.join(told)}{frame.keeping(list(left_out))}."
         )
     features, numeric, categorical = _arranged(kinds, read)
     notes = [note, f"left out: {', '.join(told)}{frame.keeping(list(left_out))}" if told else ""]
@@ -201,18 +210,20 @@ def to_arrays(x: NDArray[Any], y: NDArray[Any], name: str, task: str, classes: t
         raise ValueError(f"data.x must be numbers (n, *shape), but got {x.dtype} {x.shape}.")
     if y.ndim != 1 or len(y) != len(x):
         raise ValueError(f"data.y must be ({len(x)},), a target for each example, but got {y.shape}.")
-    numbers: Reals = x.reshape(len(x), -1).astype(np.float64 if x.dtype.itemsize > 4 else np.float32)
+    small = x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)  # all of its numbers are float32's
+    numbers: Reals = x.reshape(len(x), -1).astype(np.float32 if small else np.float64, copy=False)
     finite = np.isfinite(numbers).all(axis=1)
     if not finite.all():
         raise ValueError(f"data.x must be finite, but example {int(finite.argmin())} has NaN or inf.")
-    whole = y.dtype.kind in "biuUSO"
     if task == "auto":
-        task = "classification" if whole else "regression"
+        few = y.dtype.kind in "biu" and len(np.unique(y)) <= MAX_CLASSES
+        task = "classification" if few or classes or y.dtype.kind in "USO" else "regression"
+    if classes and (task == "regression" or y.dtype.kind in "USO"):
+        raise ValueError("data.classes must be [] unless data.y are class numbers, but got names.")
     if task == "regression":
         if y.dtype.kind not in "biuf" or not np.isfinite(y.astype(np.float64)).all():
             raise ValueError(f"data.y must be finite numbers in a regression, but got {y.dtype} with others.")
         target: NDArray[Any] = y.astype(np.float64)
-        classes = ()
     elif y.dtype.kind in "USO":
         distinct, codes = np.unique(y.astype(np.str_), return_inverse=True)
         target, classes = _numbered(distinct, codes)
@@ -229,14 +240,15 @@ def _numbers_of_classes(y: NDArray[Any], classes: tuple[str, ...]) -> tuple[NDAr
     if (codes != y).any():
         raise ValueError("data.y must be whole numbers in a classification, but got others. Use data.task=regression.")
     found = np.unique(codes)
+    if found[0] < 0:
+        raise ValueError(f"data.y must be class numbers >= 0, but got {found[0]}. Number the classes from 0 on.")
     count = max(len(classes), int(found[-1]) + 1, 2)
-    if absent := sorted(set(range(count)) - set(found.tolist())):
+    if absent := np.setdiff1d(np.arange(min(count, len(found) + 10)), found).tolist():
         raise ValueError(
             f"data.y must have an example of every class 0..{count - 1}, but there is none of "
-            f"{', '.join(map(str, absent[:10]))}. Number the classes from 0 on, without holes."
+            f"{', '.join(map(str, absent[:10]))}. Number the classes from 0 on, without holes, or say "
+            "data.task=regression."
         )
-    if found[0] < 0:
-        raise ValueError(f"data.y must be class numbers >= 0, but got {found[0]}.")
     if classes and len(classes) != count:
         raise ValueError(f"data.classes must name {count} classes, but got {len(classes)}.")
     return codes, classes or tuple(map(str, range(count)))
@@ -248,19 +260,17 @@ def name_of(one: Input) -> str:
     return column if category is None else f"{column}={category}"
 
 
-def columns_of(
-    frame: "pd.DataFrame", kinds: Mapping[str, Kind]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.str_]]]:
+def columns_of(frame: Frame, kinds: Mapping[str, Kind]) -> tuple[NDArray[np.float64], dict[str, NDArray[np.str_]]]:
     """Numbers (rows, numbers) and words (rows,) by column, of a frame that has columns of these kinds.
 
     Raises:
         ValueError: A column is missing or there twice, or a cell is not of its kind.
     """
-    names, given = [str(column) for column in frame.columns], Frame(frame, "the frame", "x")
-    check_names(names, given.label, given.key)
+    names = [str(column) for column in frame.data.columns]
+    check_names(names, frame.label, frame.key)
     if absent := [column for column in kinds if column not in names]:
-        raise ValueError(f"x must have the columns {', '.join(kinds)}, but has no {', '.join(absent)}.")
-    read = {column: _column(given, names.index(column), column, kind) for column, kind in kinds.items()}
+        raise ValueError(f"{frame.key} must have the columns {', '.join(kinds)}, but has no {', '.join(absent)}.")
+    read = {column: _column(frame, names.index(column), column, kind) for column, kind in kinds.items()}
     return _arranged(kinds, read)[1:]
 
 
@@ -322,6 +332,12 @@ def _column(frame: Frame, position: int, name: str, kind: Kind) -> NDArray[Any]:
     import pandas as pd
 
     values = frame.data.iloc[:, position]
+    if kind == "number" and pd.api.types.is_numeric_dtype(values):
+        numbers, empty = values.to_numpy(np.float64, na_value=np.nan), values.isna().to_numpy()
+        _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
+        exact = empty | (np.abs(numbers) <= LARGEST) | (not pd.api.types.is_integer_dtype(values))
+        _require(frame, name, exact, values, "a whole number up to 2^53, since larger ones become alike,", "of numbers")
+        return numbers
     text = _text(values)
     empty = text == ""
     if kind == "words":
@@ -329,8 +345,9 @@ def _column(frame: Frame, position: int, name: str, kind: Kind) -> NDArray[Any]:
     if kind == "date":
         dates = _dates(text)
         _require(frame, name, empty | ~np.isnat(dates), values, "a date, such as 2024-05-31,", "of dates")
-        return _of_dates(dates)
-    numbers = values.to_numpy(np.float64, na_value=np.nan) if pd.api.types.is_numeric_dtype(values) else _numbers(text)
+        wall = np.array([OFFSET.sub("", cell) for cell in text], np.str_)  # month and weekday are those of the place
+        return _of_dates(dates, _dates(wall))
+    numbers = _numbers(text)
     _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
     return np.where(empty, np.nan, numbers)
 
@@ -351,6 +368,11 @@ def _require(
 
 def _text(values: "pd.Series[Any]") -> NDArray[np.str_]:
     """Cells as text, "" where there is nothing, or `MISSING`."""
+    import pandas as pd
+
+    present = values.dropna()
+    if pd.api.types.is_float_dtype(values.dtype) and (present.abs() < LARGEST).all() and (present % 1 == 0).all():
+        values = values.astype("Int64")  # whole numbers that came with a gap are called without ".0"
     text = values.astype(str).str.strip()
     return text.mask(values.isna() | (text == MISSING), "").to_numpy(dtype=np.str_)
 
@@ -366,16 +388,21 @@ def _dates(text: NDArray[np.str_]) -> NDArray[np.datetime64]:
     """Of ISO 8601, in UTC; not a time where it is none."""
     import pandas as pd
 
-    read = pd.to_datetime(pd.Series(text), format="ISO8601", errors="coerce", utc=True)
+    cells = pd.Series(text)
+    cells = cells.where(cells.str.match(r"\d"), "")  # "now" is none
+    read = pd.to_datetime(cells, format="ISO8601", errors="coerce", utc=True)
     return read.dt.tz_localize(None).to_numpy("datetime64[us]")
 
 
-def _of_dates(dates: NDArray[np.datetime64]) -> NDArray[np.float64]:
-    """Days since 1970, month 1 to 12, day of the week 0 to 6 from Monday on: (n, 3), NaN where there is none."""
+def _of_dates(dates: NDArray[np.datetime64], local: NDArray[np.datetime64]) -> NDArray[np.float64]:
+    """Days since 1970 (UTC); of the local time month 1 to 12 and day of the week 0 to 6 from Monday on: (n, 3).
+
+    NaN where there is none.
+    """
     import pandas as pd
 
     days = (dates - np.datetime64(0, "us")) / np.timedelta64(1, "D")
-    index = pd.DatetimeIndex(dates)
+    index = pd.DatetimeIndex(local)
     made = np.column_stack([days, index.month.to_numpy(np.float64), index.day_of_week.to_numpy(np.float64)])
     made[np.isnat(dates)] = np.nan
     return made
@@ -393,6 +420,11 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
         )
     kind = _kind(frame, position)
     mixed = kind == "number" and not np.isfinite(_numbers(text)).all()
+    if mixed and task == "auto":
+        raise ValueError(
+            f"data.target must name a column of numbers or one of words, but {name!r} of {frame.label} has both, as "
+            f"{str(text[int(np.isnan(_numbers(text)).argmax())])!r}. Correct it, or say data.task=classification."
+        )
     words = kind == "date" or (task == "classification" and mixed)
     values = _column(frame, position, name, "words" if words else kind)
     if task == "regression" and values.dtype != np.float64:

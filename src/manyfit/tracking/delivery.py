@@ -4,6 +4,7 @@ Everything may be delivered twice without doubling anything: points carry the ti
 equal ones), a run carries our id in a tag and is looked up before it is created again.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 from manyfit.tracking import journal
 from manyfit.tracking.journal import Record
 from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, Point, RefusedError, Store, Values
+
+TOGETHER = 100_000  # values in one transaction, or little more: others wait for it
 
 
 @dataclass
@@ -27,6 +30,10 @@ class Parcel:
     files: list[Record] = field(default_factory=list)
     model: Record | None = None
     end: Record | None = None
+
+    def values(self) -> tuple[list[Point], list[tuple[str, str]], list[tuple[str, str]]]:
+        """Points, params and tags."""
+        return self.points, list(self.params.items()), list(self.tags.items())
 
     def add(self, record: Record) -> None:
         """Put a record of the journal in."""
@@ -197,21 +204,29 @@ class Session:
 
     def _log_all(self) -> None:
         """Metrics, params and tags of all runs; of one that the store does not take among them, by itself."""
-        values = {run: self._values(run, parcel) for run, parcel in self._parcels.items()}
-        written = self.store.log_all({self._ids[run]: its for run, its in values.items()})
-        for run, its in values.items():
-            for chunk in its.chunks() if self._ids[run] not in written else ():
-                self._log(run, self._ids[run], chunk)
-            parcel = self._parcels[run]
-            parcel.points, parcel.params, parcel.tags = [], {}, {}
+        waiting, some, size = list(self._parcels), dict[str, Values](), 0
+        while waiting or some:
+            if waiting and size < TOGETHER:
+                run = waiting.pop(0)
+                self._attempt(run, None, functools.partial(self._leave_out_known, run))
+                some[run] = Values(*self._parcels[run].values())
+                size += some[run].size
+                continue
+            written = self.store.log_all({self._ids[run]: its for run, its in some.items()})
+            for run, its in some.items():
+                for chunk in its.chunks() if self._ids[run] not in written else ():
+                    self._log(run, self._ids[run], chunk)
+                parcel = self._parcels[run]
+                parcel.points, parcel.params, parcel.tags = [], {}, {}
+            some, size = {}, 0
 
-    def _values(self, run: str, parcel: Parcel) -> Values:
+    def _leave_out_known(self, run: str) -> None:
+        """Resumed from a checkpoint it repeats epochs. Step 0 stays: what is measured once may be renewed."""
+        parcel = self._parcels[run]
         if run in self._resumed and parcel.points:
-            # Resumed from a checkpoint it repeats epochs. Step 0 is left out: what is measured once may be renewed.
             if run not in self._present:
                 self._present[run] = self.store.present(self._ids[run])
             parcel.points = [p for p in parcel.points if p[3] == 0 or (p[0], p[3]) not in self._present[run]]
-        return Values(parcel.points, list(parcel.params.items()), list(parcel.tags.items()))
 
     def _log(self, run: str, run_id: str, values: Values) -> None:
         """One refused value refuses its whole call: halve, until it is alone."""

@@ -17,6 +17,7 @@ from manyfit.data import encoding, files, served, table
 from manyfit.tracking.journal import Record
 
 CARRIED = "rows_of_manyfit"
+SERVED = f"{CARRIED}.served"
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -44,7 +45,7 @@ def assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Pa
         _carry(folder / "code" / CARRIED)
     made.add_flavor(
         "python_function",
-        loader_module=f"{CARRIED}.served" if rows else "mlflow.pytorch",
+        loader_module=SERVED if rows else "mlflow.pytorch",
         python_version=PYTHON,
         data="data",
         code="code" if rows else None,

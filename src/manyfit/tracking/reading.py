@@ -3,20 +3,21 @@
 import contextlib
 import difflib
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.utils.search_utils import SearchUtils
 
 from manyfit.config.secrets import mask
 from manyfit.tracking.journal import resolve_uri
+from manyfit.tracking.packaging import SERVED
 from manyfit.tracking.store import OURS, RefusedError, Store, explain
 
 HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
@@ -89,13 +90,18 @@ def named(uri: str | None, root: Path, prefix: str) -> list[Named]:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is stored of one run: its name, params, tags, config as YAML; its model as MLflow loads it, or None."""
+    """What is stored of one run: its name, status, params, tags, its data's digest, its config as YAML.
+
+    And the folder of its network, if it kept one that takes rows of a file.
+    """
 
     name: str
+    status: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    digest: str
     config: str
-    model: Any
+    model: Path | None
 
 
 def kept(uri: str | None, root: Path, run_id: str) -> Kept:
@@ -109,16 +115,15 @@ def kept(uri: str | None, root: Path, run_id: str) -> Kept:
         config = Path(store.client.download_artifacts(run_id, "config.yaml")).read_text()
         has = run.outputs and run.outputs.model_outputs
         model = _model(store, has[-1].model_id) if has else None
-        return Kept(run.info.run_name, run.data.params, run.data.tags, config, model)
+        digest = run.inputs.dataset_inputs[0].dataset.digest if run.inputs else ""
+        return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model)
 
 
-def _model(store: Store, model_id: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of types in MLflow's own code
-        import mlflow.pyfunc  # seconds
-
+def _model(store: Store, model_id: str) -> Path | None:
     place = store.client.get_logged_model(model_id).artifact_location
-    return mlflow.pyfunc.load_model(mlflow.artifacts.download_artifacts(place, tracking_uri=store.uri))
+    folder = Path(mlflow.artifacts.download_artifacts(place, tracking_uri=store.uri))
+    loader = Model.load(str(folder)).flavors["python_function"]["loader_module"]
+    return folder / "data" if loader == SERVED else None
 
 
 def table(uri: str | None, root: Path, experiment: str | None, where: str) -> pd.DataFrame:

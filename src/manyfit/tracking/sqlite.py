@@ -38,7 +38,8 @@ def begin(path: Path, kept: Path, make: Callable[[Path], None]) -> None:
                 beside = Path(shutil.copyfile(made, f"{kept}.{os.getpid()}"))
                 beside.replace(kept)
         write_ahead(made)
-        made.replace(path)
+        with contextlib.suppress(FileExistsError):  # who does not take our lock may have made one meanwhile
+            os.link(made, path)
 
 
 def _copied(source: Path, target: Path) -> bool:

@@ -282,7 +282,7 @@ def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) ->
 
 def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:
     """Evaluate two rows, and train on as many as the last batch of an epoch has."""
-    if _is_lightnings(type(network)):
+    if any(_is_lightnings(type(module)) for module in network.modules()):
         raise ConfigError(
             "model must be a plain torch.nn.Module, but got a LightningModule: its training_step would never be "
             "called. Give its network alone, as an nn.Module with a forward."
