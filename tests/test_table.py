@@ -400,3 +400,73 @@ def test_what_looks_like_numbers(tmp_path, values, message):
     else:
         with pytest.raises(ValueError, match=message):
             csv(path, "y")
+
+
+def dated(n: int = 120) -> str:
+    """Rows of twelve patients, a week apart, the last first; who is measured thrice on a day is there thrice."""
+    rows = [f"p{i % 12},2024-{1 + i // 30:02}-{1 + i % 30 // 3 * 3:02},{i / 3},{i // 2 % 2}\n" for i in range(n)]
+    return "patient,day,x,y\n" + "".join(reversed(rows))
+
+
+def splits_of(table: Table, **options: float) -> dict[str, np.ndarray]:
+    """Which rows are in each split, by the number x of each."""
+    given = {"val_fraction": 0.2, "test_fraction": 0.2} | options
+    dataset = split(table, split_seed=0, train_size=None, standardise=False, **given)
+    column = dataset.features.index("x")
+    return {s: getattr(dataset, f"x_{s}")[:, column].numpy().astype(np.float64) for s in ("train", "val", "test")}
+
+
+def test_groups_stay_together(tmp_path):
+    """No patient is in two splits; the column is no input, unless it is kept."""
+    table = csv(written(tmp_path, dated()), "y", groups="patient")
+    patient = {float(np.float32(x)): g for x, g in zip(table.numeric[:, -1], table.groups, strict=True)}
+    there = [{patient[float(np.float32(x))] for x in rows} for rows in splits_of(table).values()]
+    assert [len(one) for one in there] == [6, 3, 3]
+    assert len(set.union(*there)) == 12
+    assert "patient" not in table.columns
+    assert "left out: patient (the rows are split by it)" in table.note
+    kept = csv(written(tmp_path, dated()), "y", groups="patient", keep=["patient"])
+    assert kept.columns["patient"] == "words"
+
+
+def test_what_is_latest_is_tested_on(tmp_path):
+    """Whatever stands before a validation row in time trains; rows of one day are not separated."""
+    table = csv(written(tmp_path, dated()), "y", time="day")
+    day = {float(np.float32(x)): t for x, t in zip(table.numeric[:, -1], table.times, strict=True)}
+    train, val, test = ([day[float(np.float32(x))] for x in rows] for rows in splits_of(table).values())
+    assert max(train) < min(val) <= max(val) < min(test)
+    assert len(train) + len(val) + len(test) == 120
+    assert 20 <= len(test) <= 27
+
+
+def test_another_order_of_time_is_another_data_set(tmp_path):
+    """The digest knows by what the rows were split."""
+    path, options = written(tmp_path, dated()), {"split_seed": 0, "val_fraction": 0.2, "test_fraction": 0.2}
+    tables = [csv(path, "y", drop=["patient", "day"]), csv(path, "y", drop=["day"], groups="patient"),
+              csv(path, "y", drop=["patient"], time="day")]  # fmt: skip
+    digests = {split(table, train_size=None, standardise=True, **options).digest for table in tables}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": "clinic"}, "data.groups must name columns of .*, but got clinic"),
+        ({"groups": "patient", "time": "day"}, "data.groups must be null where data.time splits the rows"),
+        ({"time": "patient"}, "data.time must name a column of dates or numbers, but 'patient' of .* has words"),
+        (
+            {"groups": "gap"},
+            "data.groups must name a column with a value in every row, .* none in .*, line 2",
+        ),
+    ],
+)
+def test_splits_that_cannot_be(tmp_path, options, message):
+    text = "\n".join(f"{line},{'' if i == 1 else i}" for i, line in enumerate(dated().splitlines()))
+    with pytest.raises(ValueError, match=message):
+        csv(written(tmp_path, text.replace("y,0", "y,gap", 1) + "\n"), "y", **options)
+
+
+def test_a_group_that_spans_all(tmp_path):
+    path = written(tmp_path, "g,x,y\n" + "".join(f"{'ab'[i // 59]},{i / 3},{i % 2}\n" for i in range(60)))
+    with pytest.raises(ValueError, match="data.groups must have >= 3 groups, .*, but got 2"):
+        splits_of(csv(path, "y", groups="g"))

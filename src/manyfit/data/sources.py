@@ -171,6 +171,8 @@ def csv(
     drop: Sequence[str | int] = (),
     keep: Sequence[str | int] = (),
     categories: int = CATEGORIES,
+    groups: str | None = None,
+    time: str | None = None,
 ) -> Table:
     """The user's own table: delimited UTF-8 text (.csv, or gzipped .csv.gz) or .parquet.
 
@@ -184,12 +186,16 @@ def csv(
         drop: names of columns to leave out.
         keep: names of columns that are inputs although they seem to say nothing of a new row.
         categories: inputs that a column of words becomes at most: the rarest share one.
+        groups: a column that names what belongs together, such as a patient: all of its rows are in the same split.
+        time: a column of dates or numbers: the latest rows are tested on, those before them validated on.
 
     Raises:
         ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
     """
     frame = read(path, header, separator).without([*map(str, drop)])
-    return to_table(frame, Path(path.removesuffix(".gz")).stem, str(target), task, [*map(str, keep)], categories)
+    return to_table(
+        frame, Path(path.removesuffix(".gz")).stem, str(target), task, [*map(str, keep)], categories, groups, time
+    )
 
 
 def read(

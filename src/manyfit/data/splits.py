@@ -5,6 +5,7 @@ What is learnt from data (means, deviations, medians, categories) is learnt from
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -181,6 +182,10 @@ def _split(table: Table, seed: int, val_fraction: float, test_fraction: float) -
                 "Change the fractions, or use more rows."
             )
 
+    if table.times is not None:
+        return _required(table, _in_time(table, n_train, n_val), leave)
+    if table.groups is not None:
+        return _required(table, _by_groups(table, seed, val_fraction, test_fraction), leave)
     strata = table.target if table.classes else None
     rest, test = train_test_split(np.arange(n), test_size=n_test, random_state=seed, stratify=strata)
     _require_classes(table, test, "test", *leave["test"][1:])
@@ -190,6 +195,44 @@ def _split(table: Table, seed: int, val_fraction: float, test_fraction: float) -
     _require_classes(table, val, "val", *leave["val"][1:])
     _require_classes(table, train, "train", *leave["train"][1:])
     return train, val, test
+
+
+Parts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _required(table: Table, parts: Parts, leave: Mapping[str, tuple[int, str, str]]) -> Parts:
+    """Train, val and test, each with rows of every class."""
+    for rows, (split, (_, key, got)) in zip(parts, leave.items(), strict=True):
+        if not len(rows):
+            raise ValueError(
+                f"{key} must leave a row in the {split} split, but got {got}. Change it, or use more rows."
+            )
+        _require_classes(table, rows, split, key, got)
+    return parts
+
+
+def _in_time(table: Table, n_train: int, n_val: int) -> Parts:
+    """Rows in the order of their times; those of one time are not separated."""
+    assert table.times is not None
+    order = np.argsort(table.times, kind="stable")
+    times = table.times[order]
+    first, second = (int(np.searchsorted(times, times[at])) for at in (n_train, n_train + n_val))
+    return order[:first], order[first:second], order[second:]
+
+
+def _by_groups(table: Table, seed: int, val_fraction: float, test_fraction: float) -> Parts:
+    """Shares of the groups, drawn at random, with all of their rows."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    assert table.groups is not None
+    count = int(table.groups.max()) + 1
+    if count < 3:
+        raise ValueError(f"data.groups must have >= 3 groups, one for each of train, val and test, but got {count}.")
+    every = np.arange(len(table.target))
+    rest, test = next(GroupShuffleSplit(1, test_size=test_fraction, random_state=seed).split(every, None, table.groups))
+    share = val_fraction / (1 - test_fraction)
+    train, val = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rest, None, table.groups[rest]))
+    return rest[train], rest[val], test
 
 
 def _require_classes(table: Table, rows: NDArray[np.int64], split: str, key: str, got: str, least: int = 1) -> None:
@@ -266,6 +309,9 @@ def _digest(table: Table, encoding: Encoding, options: tuple[object, ...]) -> st
     h.update(np.ascontiguousarray(table.target).tobytes())
     for column in table.categorical.values():
         h.update(repr(column.tolist()).encode())
+    for places in (table.groups, table.times):
+        if places is not None:
+            h.update(places.tobytes())
     if any(category in (MISSING, RARE) for _, category in encoding.inputs):
         h.update(repr(encoding.inputs).encode())
     return h.hexdigest()

@@ -59,6 +59,10 @@ class Table:
     """The kind of each column of the file that is an input; none where there is no file, but the columns above."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Columns of the source that are none, and why."""
+    groups: NDArray[np.int64] | None = None
+    """(n,): rows of the same number go into the same split."""
+    times: NDArray[np.float64] | None = None
+    """(n,): the latest rows are tested on, those before them validated on."""
     note: str = ""
     """What was taken for granted and need not be right, in words."""
 
@@ -99,6 +103,8 @@ def to_table(
     task: str = "auto",
     keep: Sequence[str] = (),
     categories: int = CATEGORIES,
+    groups: str | None = None,
+    time: str | None = None,
 ) -> Table:
     """Turn a DataFrame into a table.
 
@@ -115,6 +121,8 @@ def to_table(
             whole numbers is a classification, any other is a regression.
         keep: columns that are not left out.
         categories: inputs that a column of words becomes at most.
+        groups: a column that names what stays in one split; no input unless it is kept.
+        time: a column by whose order the rows are split; no input unless it is kept.
 
     Raises:
         ValueError: names the file, and of each column that cannot be used the first row.
@@ -138,8 +146,11 @@ def to_table(
     if frame.data.empty:
         raise ValueError(f"{frame.key} must have rows of data, but got none in {frame.label}. Check the file.")
 
-    if unknown := [column for column in keep if column not in columns]:
-        raise ValueError(f"data.keep must name columns of {frame.label}, but got {', '.join(unknown)}.")
+    for key, named in (("keep", keep), ("groups", [groups]), ("time", [time])):
+        if unknown := [str(column) for column in named if column is not None and column not in columns]:
+            raise ValueError(f"data.{key} must name columns of {frame.label}, but got {', '.join(unknown)}.")
+    if groups is not None and time is not None:
+        raise ValueError(f"data.groups must be null where data.time splits the rows, but got {groups} and {time}.")
     if not categories >= 2:
         raise ValueError(f"data.categories must be >= 2, but got {categories}. A usual number is {CATEGORIES}.")
 
@@ -148,6 +159,9 @@ def to_table(
     problems, left_out = [], dict[str, str]()
     for i, column in enumerate(columns):
         if column == target:
+            continue
+        if column in (groups, time) and column not in keep:
+            left_out[column] = "the rows are split by it"
             continue
         try:
             kind = _kind(frame, i)
@@ -190,6 +204,8 @@ def to_table(
         categorical=categorical,
         categories=categories,
         target_name=target,
+        groups=None if groups is None else _grouped(frame, columns.index(groups), groups),
+        times=None if time is None else _timed(frame, columns.index(time), time),
         columns=kinds,
         left_out={column: f"left out: {why}" for column, why in left_out.items()},
         note="; ".join(filter(None, notes)),
@@ -272,6 +288,32 @@ def columns_of(frame: Frame, kinds: Mapping[str, Kind]) -> tuple[NDArray[np.floa
         raise ValueError(f"{frame.key} must have the columns {', '.join(kinds)}, but has no {', '.join(absent)}.")
     read = {column: _column(frame, names.index(column), column, kind) for column, kind in kinds.items()}
     return _arranged(kinds, read)[1:]
+
+
+def _grouped(frame: Frame, position: int, name: str) -> NDArray[np.int64]:
+    """A number for each row, the same for the same name."""
+    text = _text(frame.data.iloc[:, position])
+    _complete(frame, "groups", name, text == "")
+    return np.unique(text, return_inverse=True)[1].astype(np.int64)
+
+
+def _timed(frame: Frame, position: int, name: str) -> NDArray[np.float64]:
+    """A number or the days since 1970 of each row."""
+    kind = _kind(frame, position)
+    if kind == "words":
+        raise ValueError(f"data.time must name a column of dates or numbers, but {name!r} of {frame.label} has words.")
+    values = _column(frame, position, name, kind)
+    found: NDArray[np.float64] = values[:, 0] if values.ndim > 1 else values
+    _complete(frame, "time", name, np.isnan(found))
+    return found
+
+
+def _complete(frame: Frame, key: str, name: str, empty: NDArray[np.bool_]) -> None:
+    if empty.any():
+        raise ValueError(
+            f"data.{key} must name a column with a value in every row, but there is none "
+            f"{frame.cell(int(empty.argmax()), name)}. Fill it in, or drop the row."
+        )
 
 
 def _arranged(

@@ -16,6 +16,8 @@ EARLIER: dict[str, Any] = {
     "data.drop": [],
     "data.keep": [],
     "data.categories": 50,
+    "data.groups": None,
+    "data.time": None,
     "data.shuffled": False,
     "model.weights": None,
     "metrics": [],
