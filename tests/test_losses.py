@@ -1,12 +1,18 @@
 """Losses against closed forms and torch."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from manyfit.losses import BCE, MSE, CrossEntropy, Huber, Loss, auto, correct
+from conftest import Compose
+from manyfit.config.errors import ConfigError
+from manyfit.losses import BCE, MSE, Balanced, CrossEntropy, Huber, Loss, auto, correct
+from manyfit.training.fitting import fit
+from manyfit.training.prepared import prepare
 
 
 def test_losses_are_torchs() -> None:
@@ -70,3 +76,34 @@ def test_gradient_is_autograds(loss: Loss) -> None:
         losses = F.binary_cross_entropy_with_logits(z[..., 0], y.double(), reduction="none")
         torch.testing.assert_close(ours, losses.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(losses.sum(), z)[0])
+
+
+def test_balanced_is_torchs_weighted() -> None:
+    """Each class by n / (classes n_c); the gradient, too; the best constant takes all for equally probable."""
+    z, y = torch.randn(2, 30, 3, dtype=torch.float64), torch.tensor([0] * 20 + [1] * 8 + [2] * 2).expand(2, -1)
+    loss = Balanced(CrossEntropy(), [20, 8, 2])
+    weights = torch.tensor([30 / 60, 30 / 24, 30 / 6], dtype=torch.float64)
+    for k in range(2):
+        expected = F.cross_entropy(z[k], y[k], weights, reduction="none")
+        torch.testing.assert_close(loss.per_example(z, y)[k], expected)
+    losses, gradient = loss.with_gradient(z, y)
+    torch.testing.assert_close(gradient, Loss.with_gradient(loss, z, y)[1])
+    torch.testing.assert_close(losses, loss.per_example(z, y))
+    assert loss.baseline(y[0], 3) == pytest.approx(math.log(3))
+    two = Balanced(BCE(), [20, 10])
+    logit, one = torch.randn(1, 5, 1), torch.tensor([[0, 0, 1, 0, 1]])
+    torch.testing.assert_close(two.with_gradient(logit, one)[1], Loss.with_gradient(two, logit, one)[1])
+
+
+def test_balanced_finds_the_rare_class(composed: Compose, tmp_path: Path) -> None:
+    """Of one in ten the usual loss finds fewer than the balanced one does."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 2)), np.zeros(900, int)
+    y[:90], x[:90, 0] = 1, x[:90, 0] + 1.2
+    np.savez(tmp_path / "rare.npz", x=x, y=y)
+    given = ["data=arrays", f"data.path={tmp_path}/rare.npz", "epochs=20", "metrics=[recall]"]
+    usual, balanced = (fit([composed(*given, loss)])[0] for loss in ("loss=auto", "loss=balanced"))
+    assert balanced.test["recall/test"] > usual.test["recall/test"] + 0.1
+    assert balanced.engine == "batched"
+    with pytest.raises(ConfigError, match="balanced is for classification, but got a regression task"):
+        prepare(composed("data=diabetes", "loss=balanced"))

@@ -1,6 +1,7 @@
 """What is minimised and what is reported: one number per example, so that members never mix."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -106,6 +107,45 @@ class SquaredProbability(BCE):
         return error.squeeze(-1).square(), 2 * error * p * (1 - p)
 
 
+class Balanced(Loss):
+    """Another loss, each example's times `n / (classes n_c)`: all classes weigh alike. Source: King & Zeng 2001.
+
+    Args:
+        loss: That of an example.
+        counts: Training examples of each class, n_c.
+    """
+
+    task = CLASSIFICATION
+
+    def __init__(self, loss: Loss, counts: Sequence[int]) -> None:
+        self.loss, self.unit = loss, loss.unit
+        self.weights = sum(counts) / (len(counts) * torch.tensor(counts, dtype=torch.float64))
+        self.moved: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def _of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        place = outputs.device, outputs.dtype
+        if place not in self.moved:
+            self.moved[place] = self.weights.to(*place)
+        return self.moved[place][targets.long()]
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See Loss."""
+        return self.loss.per_example(outputs, targets) * self._of(outputs, targets)
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See Loss."""
+        (losses, gradient), weights = self.loss.with_gradient(outputs, targets), self._of(outputs, targets)
+        return losses * weights, gradient * weights[..., None]
+
+    def width(self, classes: int) -> int:
+        """See Loss."""
+        return self.loss.width(classes)
+
+    def constant(self, targets: Tensor) -> Tensor:  # noqa: ARG002  # whatever they are
+        """Of classes that weigh alike: all equally probable."""
+        return torch.zeros(self.width(len(self.weights)))
+
+
 class MSE(Loss):
     """Squared error `(z - y)^2`, in units of the (standardised) target, squared."""
 
@@ -155,6 +195,13 @@ def auto(task: str, classes: int) -> Loss:
     if task == REGRESSION:
         return MSE()
     return BCE() if classes == 2 else CrossEntropy()
+
+
+def balanced(task: str, classes: int, counts: Sequence[int]) -> Loss:
+    """The usual loss of classes, weighted so that all weigh alike."""
+    if task == REGRESSION:
+        raise ValueError("loss must suit the data: balanced is for classification, but got a regression task.")
+    return Balanced(auto(task, classes), counts)
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -147,7 +147,9 @@ def prepared(given: Sequence[Config | Job]) -> list[Job]:
 
 def _job(config: Config, dataset: splits.Dataset) -> Job:
     devices.check(config)
-    loss = build(config.loss, "loss", Loss, task=dataset.task, classes=len(dataset.classes))
+    classes = len(dataset.classes)
+    counts = torch.bincount(dataset.y_train, minlength=classes).tolist() if classes else []
+    loss = build(config.loss, "loss", Loss, task=dataset.task, classes=classes, counts=counts)
     if loss.task != dataset.task:
         raise ConfigError(
             f"loss must suit the data: {config.loss.target.rsplit('.')[-1]} is for {loss.task}, but got a "
