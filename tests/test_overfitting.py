@@ -114,3 +114,28 @@ def test_a_long_title_is_cut() -> None:
     """It ends inside the picture."""
     figure = style.canvas("Good fit", "adam " * 60)
     assert all(t.get_window_extent().x1 < figure.bbox.x1 for t in figure.texts)
+
+
+@pytest.mark.parametrize("more", [["auc"], ["auc", "ece", "mine"]])
+def test_a_panel_for_each_further_metric(more: list[str]) -> None:
+    """Below the usual two, with the best epoch and its value; what is to be had large has a linear axis."""
+    train, val = OVERFIT
+    metrics = {f"{name}/{split}": curve for name in ("loss", "accuracy", *more) for split, curve in
+               (("train", train), ("val", val))}  # fmt: skip
+    summary = curves.summarise(train, val, 2.3)
+    figure = overfitting.overfitting(metrics, summary, "a run", more)
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.texts[0].get_text() for axes in shown] == ["loss", "accuracy", *more]
+    for axes, name in zip(shown[2:], more, strict=True):
+        (ring,) = [line for line in axes.lines if line.get_label() == "best"]
+        assert ring.get_xdata()[0] == summary.best_epoch
+        assert axes.get_yscale() == ("linear" if name == "auc" else "log")
+    assert len(figure.axes) % 2 == 0
+
+
+def test_a_metric_that_is_not_finite_has_a_panel() -> None:
+    """Of a member that diverged."""
+    val = np.where(EPOCHS < 5, 0.5, np.nan)
+    metrics = {f"{n}/{s}": val for n in ("loss", "accuracy", "auc") for s in ("train", "val")}
+    summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], 2.3)
+    assert style.png(overfitting.overfitting(metrics, summary, "a run", ["auc"])).startswith(b"\x89PNG")

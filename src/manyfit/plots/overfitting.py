@@ -1,11 +1,13 @@
 """A run's curves -> its picture: losses and score by epoch, with best epoch, onset and verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manyfit.curves import Fit, Summary
+from manyfit.measures import better
 from manyfit.plots.style import BLUE, FONT, GREEN, GREY, INK, PALE, VERMILLION, canvas, lines, number, panel, scale
 
 if TYPE_CHECKING:
@@ -21,22 +23,27 @@ COLOUR = {
     Fit.DIVERGED: INK,
 }
 RING = "\u25cb"  # stands in the remarks for the ring at the best epoch
+HEIGHT, ROW = 3.3, 2.3  # inches, and what a further row of panels adds
 LARGEST = 1e100  # beyond it matplotlib's arithmetic overflows; such a loss is drawn as if infinite
 
 
-def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str) -> "Figure":
+def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str, more: Sequence[str] = ()) -> "Figure":
     """Two panels: the losses with their gap, and accuracy or RMSE; best epoch, onset and verdict marked.
+
+    Below them one for each of more metrics.
 
     Args:
         metrics: `loss/train loss/val` and `accuracy/train accuracy/val` or `rmse/train rmse/val r2/val`, each
             (epochs + 1,); may hold NaN.
         summary: Of these curves.
         title: Which run it is.
+        more: Names of metrics that have a curve of train and val.
     """
-    figure = canvas(_headline(summary), title, COLOUR[summary.verdict])
-    left, right = figure.subplots(
-        1, 2, gridspec_kw={"left": 0.075, "right": 0.92, "bottom": 0.14, "top": 0.72, "wspace": 0.42}
-    )
+    rows = 1 + -(-len(more) // 2)
+    height = HEIGHT + (rows - 1) * ROW
+    figure = canvas(_headline(summary), title, COLOUR[summary.verdict], (7.2, height))
+    place = {"left": 0.075, "right": 0.92, "bottom": 0.462 / height, "top": 1 - 0.924 / height, "wspace": 0.42}
+    (left, right), *below = figure.subplots(rows, 2, squeeze=False, gridspec_kw=place | {"hspace": 0.55})
     score = "accuracy" if "accuracy/val" in metrics else "rmse"
     panel(left, "loss", _best_loss(summary))
     panel(right, {"accuracy": "accuracy", "rmse": "RMSE"}[score], _best_score(metrics, score, summary))
@@ -44,6 +51,16 @@ def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str)
         train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
         underfit = name == "loss" and summary.verdict is Fit.UNDERFIT  # then the baseline must be seen
         scale(axes, [train, val, *([np.array([summary.baseline])] if underfit else [])], percent=name == "accuracy")
+        lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
+        _mark(axes, val, summary)
+    for axes, name in zip_longest([axes for pair in below for axes in pair], more):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
+        known = summary.best_epoch is not None and np.isfinite(val[summary.best_epoch])
+        panel(axes, name, f"{RING} val {number(float(val[summary.best_epoch]))}" if known else "")
+        scale(axes, [train, val], linear=better(name) == "maximize")
         lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
         _mark(axes, val, summary)
     _shade(left, _finite(metrics["loss/train"]), _finite(metrics["loss/val"]), summary)

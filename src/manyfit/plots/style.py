@@ -50,7 +50,7 @@ def panel(axes: "Axes", name: str, remark: str = "", x: str = "epoch") -> None:
     axes.text(1, 1.05, remark, transform=axes.transAxes, color=INK, fontsize=8.5, ha="right", **FONT)
 
 
-def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> None:
+def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False, linear: bool = False) -> None:
     """Limits and ticks for curves (epochs + 1,) over whole epochs; a log axis where they span many decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -61,7 +61,7 @@ def scale(axes: "Axes", curves: Sequence[np.ndarray], percent: bool = False) -> 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     positive = values[values > 0]
     decades = math.log10(positive.max() / positive.min()) if len(positive) else 0.0
-    if decades > LOG_DECADES and values.min() >= 0 and not percent:
+    if decades > LOG_DECADES and values.min() >= 0 and not (percent or linear):
         axes.set_yscale("log", nonpositive="clip")
         room = 10 ** (0.05 * decades)
         axes.set_ylim(positive.min() / room, positive.max() * room)

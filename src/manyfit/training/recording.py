@@ -9,6 +9,7 @@ import torch
 
 from manyfit.config.schema import Config
 from manyfit.data import served
+from manyfit.measures import called
 from manyfit.plots import overfitting
 from manyfit.plots.style import png
 from manyfit.tracking import provenance
@@ -143,4 +144,5 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
 def picture(result: Result) -> bytes:
     """The overfitting curve as a PNG."""
     title = f"{result.config.experiment}: {result.config.title()}"
-    return png(overfitting.overfitting(result.metrics, result.summary, title))
+    more = [called(name) for name in result.config.metrics if f"{called(name)}/val" in result.metrics]
+    return png(overfitting.overfitting(result.metrics, result.summary, title, more))
