@@ -212,4 +212,4 @@ ALL_BUT_DEAD = "probes=[gradient_norm,gradient_noise,update_angle]"
 def test_without_probes_there_are_no_hooks(composed: Compose) -> None:
     """Off is off."""
     assert composed().probes == ()
-    assert probes.callbacks(()) == []
+    assert probes.callbacks(composed()) == []
