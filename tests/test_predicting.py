@@ -122,6 +122,32 @@ def test_rows_that_cannot_be_used(
     assert re.search(message, err)
 
 
+def test_a_sweep_is_no_run(
+    trained: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (sweep,) = client.search_runs(experiments, "tags.`manyfit.kind` = 'sweep'")
+    assert cli.main(["predict", sweep.info.run_id, "shop.csv"]) == 1
+    assert f"RUN must be one run, but {sweep.info.run_id} is a whole sweep" in capsys.readouterr().err
+
+
+def test_data_that_changed(
+    trained: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that kept no network is not trained again on others."""
+    folder, rows = trained
+    monkeypatch.chdir(folder)
+    try:
+        rows.assign(age=rows.age + 1).to_csv("shop.csv", index=False)
+        assert cli.main(["predict", stored(folder)["1e-05"], "shop.csv"]) == 1
+        assert "RUN must be of data that are as they were" in capsys.readouterr().err
+    finally:
+        rows.to_csv("shop.csv", index=False)
+
+
 def test_a_run_of_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert command(tmp_path, "data=iris", "epochs=1").returncode == 0
     monkeypatch.chdir(tmp_path)

@@ -340,9 +340,19 @@ def test_images_of_a_folder_each(tmp_path):
 
 def test_images_that_cannot_be_used(tmp_path):
     """A folder, a size, a file is named."""
-    for path in (tmp_path / "none", Path(pictures(tmp_path / "one", cat=(2, 2)))):
-        with pytest.raises(ValueError, match="data.path must be a folder with a folder of images for each class"):
-            sources.images(str(path))
+    with pytest.raises(ValueError, match="data.path must name a folder, but got 'none'. There is none of that name in"):
+        sources.images("none")
+    with pytest.raises(ValueError, match="data.path must be a folder with a folder of images for each class"):
+        sources.images(pictures(tmp_path / "one", cat=(2, 2)))
+    deep = tmp_path / "deep"
+    pictures(deep, cat=(2, 2), dog=(2, 2))
+    Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(deep / "dog" / "deep.png")
+    with pytest.raises(ValueError, match="'.*deep.png', which cannot be decoded .its numbers are of mode I;16"):
+        sources.images(str(deep))
+    (deep / "dog" / "deep.png").unlink()
+    (deep / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="'.*gone.png', which cannot be decoded"):
+        sources.images(str(deep))
     mixed = pictures(tmp_path / "mixed", cat=(4, 5), dog=(3, 5))
     with pytest.raises(ValueError, match=r"data.size must be given .* 4 x 5 pixels, .*dog/0.png' has 3 x 5"):
         sources.images(mixed)

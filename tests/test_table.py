@@ -386,7 +386,14 @@ def test_words_are_as_they_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([f"1,23{i}" for i in range(30)], "must have numbers with a decimal point .*, but column 'x' .* has '1,230'"),
+        (
+            [f"1,23{i}" for i in range(30)],
+            r"numbers with one mark.* got '1,230' in .*, line 2, .*data.decimal=','",
+        ),
+        (
+            [f"{1 + i % 28}.{1 + i // 28}.2024" for i in range(30)],
+            r"must have dates as 2024-05-31, but got '1.1.2024' in .*line 2",
+        ),
         (["now", "today"] * 15, None),
         ([2**53 + i for i in range(30)], r"a whole number up to 2\^53, since larger ones become alike"),
     ],
@@ -451,12 +458,12 @@ def test_another_order_of_time_is_another_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": "clinic"}, "data.groups must name columns of .*, but got clinic"),
+        ({"groups": "patent"}, "data.groups must name columns of .*, but got patent. Did you mean patient?"),
         ({"groups": "patient", "time": "day"}, "data.groups must be null where data.time splits the rows"),
         ({"time": "patient"}, "data.time must name a column of dates or numbers, but 'patient' of .* has words"),
         (
             {"groups": "gap"},
-            "data.groups must name a column with a value in every row, .* none in .*, line 2",
+            "data.groups must name a column with a value in every row, .* 1 have none, the first in .*, line 2",
         ),
     ],
 )
@@ -470,3 +477,17 @@ def test_a_group_that_spans_all(tmp_path):
     path = written(tmp_path, "g,x,y\n" + "".join(f"{'ab'[i // 59]},{i / 3},{i % 2}\n" for i in range(60)))
     with pytest.raises(ValueError, match="data.groups must have >= 3 groups, .*, but got 2"):
         splits_of(csv(path, "y", groups="g"))
+
+
+def test_a_decimal_comma(tmp_path):
+    """With data.decimal; a target with one is told, too."""
+    rows = "".join(f"{i},5;{i % 7};{i // 3},{i % 10}\n" for i in range(60))
+    path = written(tmp_path, "x;z;y\n" + rows)
+    table = csv(path, "y", separator=";", decimal=",")
+    assert (table.task, table.features) == ("regression", ("x", "z"))
+    assert table.numeric[3].tolist() == [3.5, 3]
+    assert table.target[11] == 3.1
+    with pytest.raises(ValueError, match="one mark.* but got '0,5' in .*(?s:.*)but got '0,0' in .*'y'"):
+        csv(path, "y", separator=";")
+    with pytest.raises(ValueError, match="data.decimal must be '.' or ',', but got ':'"):
+        csv(path, "y", separator=";", decimal=":")

@@ -65,8 +65,9 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
         raise ConfigError(str(error)) from error
     if job.data.note:
         screen.note(job.data.note)
-    if config.choices.get("data") == "csv":  # a column that gives the target away is best seen here
+    if config.choices.get("data") in ("csv", "arrays", "images"):
         screen.say(line("data", job.data.summary))
+    if config.choices.get("data") == "csv":  # a column that gives the target away is best seen here
         screen.say(line("inputs", f"of {config.data.arguments['target']}: {_listed(job.data.encoding.columns)}"))
     with tracker:
         with screen.stage("importing Lightning"):

@@ -1,5 +1,6 @@
 """What outputs are measured by besides the loss: torchmetrics' functions by name, or a function of one's own."""
 
+import difflib
 import functools
 import inspect
 import pkgutil
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.trust import require_trusted
 from manyfit.losses import CLASSIFICATION
@@ -71,7 +73,9 @@ def measure(name: str, task: str, classes: int, trusted: Sequence[str] = ()) -> 
     usual = f"one of {', '.join(ours)}, or a function of yours by its dotted name"
     if "." not in name:
         other = ", which is for the other task" if name in theirs else ""
-        raise ConfigError(f"metrics must hold {usual}, but got {name!r}{other}.")
+        near = difflib.get_close_matches(name, ours, n=1)
+        advice = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"metrics must hold {usual}, but got {name!r}{other}.{advice}")
     require_trusted(name, "metrics", trusted)
     try:
         found = pkgutil.resolve_name(name)
@@ -88,7 +92,7 @@ def tried(name: str, function: Function, outputs: Tensor, targets: Tensor) -> No
     try:
         got = function(outputs, targets)
     except Exception as error:
-        raise ConfigError(f"metrics: {name} must take {shapes}, but says: {error}.") from error
+        raise ConfigError(f"metrics: {name} must take {shapes}, but says: {error}{place_of(error)}.") from error
     size = np.size(got.detach().cpu().numpy() if isinstance(got, Tensor) else got)
     if size != 1 or not isinstance(got, Tensor | int | float | np.number):
         shape = tuple(got.shape) if hasattr(got, "shape") else type(got).__name__

@@ -38,6 +38,10 @@ def predict(prefix: str, file: Path, trusted: str = "") -> "pd.DataFrame":
 
     run = reading.kept(None, Path.cwd(), run_id)
     params = run.params
+    if not run.config:
+        raise ConfigError(
+            f"RUN must be one run, but {prefix} is a whole sweep. Its report says which of its runs is best."
+        )
     if "data.target" not in params:
         raise ConfigError(
             f"RUN must be of a file with named columns (data=csv), but got {run.name!r}. For others there is "
@@ -46,8 +50,9 @@ def predict(prefix: str, file: Path, trusted: str = "") -> "pd.DataFrame":
     try:
         model = load(run.model) if run.model else _trained_again(run, trusted)
         header, separator = params.get("data.header") != "False", params.get("data.separator", ",")
+        decimal = params.get("data.decimal", ".")
         words = [column for column, kind in model.encoding.columns.items() if kind == "words"]
-        return model.answers(read(str(file), header, separator, words, "FILE"))
+        return model.answers(read(str(file), header, separator, decimal, words, "FILE"))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

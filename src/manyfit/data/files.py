@@ -1,6 +1,7 @@
 """Delimited text -> a frame, and where in the file each of its cells stands."""
 
 import csv
+import difflib
 import functools
 import gzip
 from collections.abc import Callable, Iterator, Sequence
@@ -43,9 +44,11 @@ class Frame:
             return self
         names = [str(name) for name in self.data.columns]
         if unknown := [column for column in columns if column not in names]:
+            near = difflib.get_close_matches(unknown[0], names, n=1)
+            advice = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(
                 f"data.drop must name columns of {self.label}, some of {', '.join(names[:40])}, but got "
-                f"{', '.join(unknown)}."
+                f"{', '.join(unknown)}.{advice}"
             )
         return replace(self, data=self.data.loc[:, [name not in columns for name in names]])
 
@@ -56,7 +59,13 @@ class Frame:
 
 
 def read_text(
-    path: Path, label: str, header: bool, separator: str, words: Sequence[str] = (), key: str = "data.path"
+    path: Path,
+    label: str,
+    header: bool,
+    separator: str,
+    decimal: str = ".",
+    words: Sequence[str] = (),
+    key: str = "data.path",
 ) -> Frame:
     """Read delimited UTF-8 text, gzipped if the name ends in .gz.
 
@@ -88,6 +97,7 @@ def read_text(
         pd.read_csv,
         path,
         sep=separator,
+        decimal=decimal,
         header=0 if header else None,
         names=names,
         index_col=False,

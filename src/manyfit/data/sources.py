@@ -168,6 +168,7 @@ def csv(
     task: str = "auto",
     header: bool = True,
     separator: str = ",",
+    decimal: str = ".",
     drop: Sequence[str | int] = (),
     keep: Sequence[str | int] = (),
     categories: int = CATEGORIES,
@@ -183,6 +184,7 @@ def csv(
             numbers is a classification, any other is a regression.
         header: whether the first line names the columns; else they are called 0, 1, 2, ... (text files only).
         separator: the character between cells, or `tab` (text files only).
+        decimal: the mark within numbers, a point or a comma (text files only).
         drop: names of columns to leave out.
         keep: names of columns that are inputs although they seem to say nothing of a new row.
         categories: inputs that a column of words becomes at most: the rarest share one.
@@ -192,14 +194,19 @@ def csv(
     Raises:
         ValueError: the file cannot be read as a table; names file, line (the first is 1) and column.
     """
-    frame = read(path, header, separator).without([*map(str, drop)])
+    frame = read(path, header, separator, decimal).without([*map(str, drop)])
     return to_table(
         frame, Path(path.removesuffix(".gz")).stem, str(target), task, [*map(str, keep)], categories, groups, time
     )
 
 
 def read(
-    path: str, header: bool = True, separator: str = ",", words: Sequence[str] = (), key: str = "data.path"
+    path: str,
+    header: bool = True,
+    separator: str = ",",
+    decimal: str = ".",
+    words: Sequence[str] = (),
+    key: str = "data.path",
 ) -> Frame:
     """The user's file as a frame.
 
@@ -207,6 +214,7 @@ def read(
         path: see `csv`.
         header: see `csv`.
         separator: see `csv`.
+        decimal: see `csv`.
         words: columns whose cells are taken as they are written.
         key: of the option that named it, for messages.
 
@@ -216,11 +224,12 @@ def read(
     import pandas as pd
     from pyarrow.lib import ArrowException
 
+    _require(decimal in (".", ","), "data.decimal must be '.' or ','", decimal)
     file, label = Path(path).expanduser(), f"'{path}'"
     unreadable = (OSError, EOFError, UnicodeError, zlib.error, csv_module.Error, pd.errors.ParserError, ArrowException)
     try:
         if file.suffix != ".parquet":
-            return read_text(file, label, header, separator, words, key)
+            return read_text(file, label, header, separator, decimal, words, key)
         data = pd.read_parquet(file)
         named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
         return Frame(data.reset_index(level=named) if named else data, label, key)
@@ -284,8 +293,12 @@ def images(path: str, size: Sequence[int] | None = None, colours: bool = True) -
 
     _require(size is None or len(size) == 2, "data.size must be [height, width] or null", size)
     folder = Path(path).expanduser()
-    homes = sorted(home for home in folder.glob("*/") if not home.name.startswith(".")) if folder.is_dir() else []
-    files = [(code, file) for code, home in enumerate(homes) for file in sorted(home.rglob("*")) if file.is_file()]
+    if not folder.is_dir():
+        raise ValueError(
+            f"data.path must name a folder, but got '{path}'. There is none of that name in {folder.parent.resolve()}."
+        )
+    homes = sorted(home for home in folder.glob("*/") if not home.name.startswith("."))
+    files = [(code, file) for code, home in enumerate(homes) for file in sorted(home.rglob("*")) if not file.is_dir()]
     files = [(c, file) for c, file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
     if len(homes) < 2 or len({code for code, _ in files}) < len(homes):
         raise ValueError(

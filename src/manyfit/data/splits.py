@@ -62,11 +62,14 @@ class Dataset:
     @property
     def summary(self) -> str:
         """How many rows and columns there are, and what they became, in words."""
+        rows = [len(y) for y in (self.y_train, self.y_val, self.y_test)]
+        parts = f"{'/'.join(map(str, rows))} to train, validate, test"
+        if len(self.shape) > 1:
+            classes = f", {len(self.classes)} classes ({', '.join(self.classes[:12])})" if self.classes else ""
+            return f"{sum(rows)} examples of {' x '.join(map(str, self.shape))}{classes}; {parts}"
         count = Counter(self.encoding.columns.values())
         said = [f"{n} column{'s' * (n > 1)} of {kind if kind == 'words' else kind + 's'}" for kind, n in count.items()]
-        rows = [len(y) for y in (self.y_train, self.y_val, self.y_test)]
-        parts = "/".join(map(str, rows))
-        return f"{sum(rows)} rows, {' and '.join(said)}: {len(self.inputs)} inputs; {parts} to train, validate, test"
+        return f"{sum(rows)} rows, {' and '.join(said)}: {len(self.inputs)} inputs; {parts}"
 
 
 def split(

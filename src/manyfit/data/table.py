@@ -28,6 +28,7 @@ MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinc
 LARGEST = 2**53  # whole number up to which float64 has all
 CATEGORIES = 50  # inputs that a column of words becomes at most
 MARKED = re.compile(r"[-+]?\d[\d.,' ]*%?")  # 1,234 or 3,5
+DAY_FIRST = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?")
 NUMBERED = re.compile(r"(?i:(.*[_ .-])?(id|index|idx|key|nr|no|row|row.?number)|unnamed: \d+)|.*[a-z]I[Dd]")
 
 
@@ -148,7 +149,9 @@ def to_table(
 
     for key, named in (("keep", keep), ("groups", [groups]), ("time", [time])):
         if unknown := [str(column) for column in named if column is not None and column not in columns]:
-            raise ValueError(f"data.{key} must name columns of {frame.label}, but got {', '.join(unknown)}.")
+            near = difflib.get_close_matches(unknown[0], columns, n=1)
+            advice = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"data.{key} must name columns of {frame.label}, but got {', '.join(unknown)}.{advice}")
     if groups is not None and time is not None:
         raise ValueError(f"data.groups must be null where data.time splits the rows, but got {groups} and {time}.")
     if not categories >= 2:
@@ -170,11 +173,8 @@ def to_table(
             problems.append(str(error))
             continue
         why = None if column in keep else _says_nothing(column, values)
-        if why and kind == "words" and np.mean([bool(MARKED.fullmatch(cell)) for cell in values]) > 0.5:
-            problems.append(
-                f"{frame.key} must have numbers with a decimal point and no other marks, but column {column!r} of "
-                f"{frame.label} has {str(values[0])!r}. Write them so, or say data.keep=[{column}] if they are words."
-            )
+        if why and kind == "words" and (marked := _marked(frame, column, values)):
+            problems.append(f"{marked} If they are words, say data.keep=[{column}].")
             continue
         if why:
             left_out[column] = why
@@ -311,8 +311,8 @@ def _timed(frame: Frame, position: int, name: str) -> NDArray[np.float64]:
 def _complete(frame: Frame, key: str, name: str, empty: NDArray[np.bool_]) -> None:
     if empty.any():
         raise ValueError(
-            f"data.{key} must name a column with a value in every row, but there is none "
-            f"{frame.cell(int(empty.argmax()), name)}. Fill it in, or drop the row."
+            f"data.{key} must name a column with a value in every row, but {int(empty.sum())} have none, the first "
+            f"{frame.cell(int(empty.argmax()), name)}. Fill it in, or drop these rows."
         )
 
 
@@ -332,6 +332,19 @@ def _arranged(
     words = {column: read[column] for column, kind in kinds.items() if kind == "words"}
     n = len(next(iter(read.values())))
     return tuple(features), np.hstack(numbers) if numbers else np.empty((n, 0)), words
+
+
+def _marked(frame: Frame, name: str, words: NDArray[np.str_]) -> str | None:
+    """What to do with words that look like numbers or dates in another way of writing, if most do."""
+    for pattern, what, way in (
+        (DAY_FIRST, "dates as 2024-05-31", "Write them so."),
+        (MARKED, "numbers with one mark, that of decimals", "For a decimal comma say \"data.decimal=','\"."),
+    ):
+        found = [bool(pattern.fullmatch(word)) for word in words]
+        if np.mean(found) > 0.5:
+            row = found.index(True)
+            return f"{frame.key} must have {what}, but got {str(words[row])!r} {frame.cell(row, name)}. {way}"
+    return None
 
 
 def _says_nothing(name: str, values: NDArray[Any]) -> str | None:
@@ -475,6 +488,8 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
             f"{name!r} of {frame.label}. Leave it out, or choose another target."
         )
     distinct, codes = np.unique(values, return_inverse=True)
+    if values.dtype.kind == "U" and len(distinct) > MAX_CLASSES and (marked := _marked(frame, name, values)):
+        raise ValueError(marked)
     if len(distinct) < 2:
         raise ValueError(
             f"data.target must name a column with at least 2 different values, but got only {distinct[0]!s} in "

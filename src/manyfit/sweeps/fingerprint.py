@@ -16,6 +16,7 @@ EARLIER: dict[str, Any] = {
     "data.drop": [],
     "data.keep": [],
     "data.categories": 50,
+    "data.decimal": ".",
     "data.groups": None,
     "data.time": None,
     "data.shuffled": False,

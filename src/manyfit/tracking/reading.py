@@ -112,10 +112,11 @@ def kept(uri: str | None, root: Path, run_id: str) -> Kept:
     """
     with _asked(uri, root) as store:
         run = store.client.get_run(run_id)
-        config = Path(store.client.download_artifacts(run_id, "config.yaml")).read_text()
+        trained = KIND not in run.data.tags
+        config = Path(store.client.download_artifacts(run_id, "config.yaml")).read_text() if trained else ""
         has = run.outputs and run.outputs.model_outputs
         model = _model(store, has[-1].model_id) if has else None
-        digest = run.inputs.dataset_inputs[0].dataset.digest if run.inputs else ""
+        digest = run.inputs.dataset_inputs[0].dataset.digest if trained and run.inputs else ""
         return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model)
 
 

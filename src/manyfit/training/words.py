@@ -4,6 +4,7 @@ from typing import Any
 
 from manyfit import curves
 from manyfit.displays import line
+from manyfit.measures import called
 from manyfit.tracking import provenance
 from manyfit.training.trained import Result
 
@@ -20,11 +21,18 @@ def summary(result: Result) -> str:
     lines: list[tuple[str, Any]] = [
         ("run", f"{result.config.experiment}: {result.config.title()}"),
         ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
+        *([("metrics", _measured(result))] if result.config.metrics else []),
         ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g}){early}"),
         ("verdict", curves.sentence(s)),
         ("training", f"{result.seconds:.1f} s, {result.metrics['progress/steps'][-1]:.0f} steps{_on(result)}"),
     ]
     return "\n".join(line(name, text) for name, text in lines)
+
+
+def _measured(result: Result) -> str:
+    """Test scores by the metrics that were asked for."""
+    names = map(called, result.config.metrics)
+    return ", ".join(f"{name} {result.test[f'{name}/test']:.4g}" for name in names) + ", on the test set"
 
 
 def note(result: Result) -> str:
