@@ -64,6 +64,24 @@ def test_one_that_could_not_be_made_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_another_made_meanwhile_stays(tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        maker([])(path)
+        (tmp_path / "a.db").write_text("another's")
+
+    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", make)
+    assert (tmp_path / "a.db").read_text() == "another's"
+
+
+def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", maker([]))
+    assert tables(tmp_path / "a.db") == [("t",)]
+
+
 def test_a_store_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its experiments are its own: the first one's artifacts do not lie in another folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -38,8 +38,12 @@ def begin(path: Path, kept: Path, make: Callable[[Path], None]) -> None:
                 beside = Path(shutil.copyfile(made, f"{kept}.{os.getpid()}"))
                 beside.replace(kept)
         write_ahead(made)
-        with contextlib.suppress(FileExistsError):  # who does not take our lock may have made one meanwhile
+        try:
             os.link(made, path)
+        except FileExistsError:  # who does not take our lock has made one meanwhile
+            return
+        except OSError:  # a file system without links
+            made.replace(path)
 
 
 def _copied(source: Path, target: Path) -> bool:
