@@ -30,7 +30,8 @@ def fit(
 
     Args:
         overrides: As on the command line: `"optimizer=adam"`, `"data=digits"`.
-        model: An option of conf/model, or a class of your own: `nn.Module` that takes `in_features` and `out_features`.
+        model: An option of conf/model, or a class of your own: `nn.Module` that takes `in_features`, or `in_shape`, and
+            `out_features`.
         data: An option of conf/data; a frame with a column named `target`, or `(frame, target)`; or `(x, y)`,
             x (rows, features), y (rows,), which is called `target`.
             What is in memory is kept as a file under mlruns/data, so that the run can be made again.

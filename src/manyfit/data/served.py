@@ -24,21 +24,18 @@ FILE = "rows.json"
 
 def written(encoding: Encoding, classes: tuple[str, ...]) -> Record:
     """What a served model has to know of its table, as JSON."""
-    transformer = (
-        None if encoding.transformer is None else base64.b64encode(pickle.dumps(encoding.transformer)).decode()
-    )
     return {
         "target": encoding.target,
         "classes": classes,
         "inputs": encoding.inputs,
         "columns": dict(encoding.columns),
-        "transformer": transformer,
+        "transformer": base64.b64encode(pickle.dumps(encoding.transformer)).decode(),
     }
 
 
 def read(record: Record) -> Encoding:
     """The encoding of a `written` record."""
-    transformer = record["transformer"] and pickle.loads(base64.b64decode(record["transformer"]))
+    transformer = pickle.loads(base64.b64decode(record["transformer"]))
     inputs = tuple((column, category) for column, category in record["inputs"])
     return Encoding(inputs, record["columns"], transformer, {}, record["target"])
 

@@ -114,7 +114,7 @@ class TrackedRun:
             module: (rows, features) -> outputs, on any device.
             example: One row of inputs (1, features), float32.
             outputs: What the module gives for it (1, ...).
-            rows: How rows of a file become inputs, see `manyfit.data.served`; None: it is served inputs.
+            rows: How rows of a file become inputs, see `manyfit.data.served` (pickled); None: it is served inputs.
         """
         if not self._tracker:
             return

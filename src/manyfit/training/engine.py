@@ -22,6 +22,7 @@ class Engine(ABC):
         seeds: One for each member.
         rates: Theirs.
         ranks: The processes that train them together.
+        examples: What they are trained and measured on.
         parts: In how many an epoch is trained, each a batch to Lightning: an interrupt is heard between two.
         examples_per_epoch: To train on.
         batch_sizes: (members,).

@@ -277,9 +277,10 @@ def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) ->
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         z = network.eval()(dataset.x_val[:TRIED])
         outputs = answers(z, len(dataset.classes), dataset.y_mean, dataset.y_std)
+        y = dataset.y_val[:TRIED] if dataset.classes else dataset.y_val[:TRIED] * dataset.y_std + dataset.y_mean
         for name in config.metrics:
             function = measures.measure(name, dataset.task, len(dataset.classes), config.trusted)
-            measures.tried(name, function, outputs if dataset.classes else outputs[:, 0], dataset.y_val[:TRIED])
+            measures.tried(name, function, outputs if dataset.classes else outputs[:, 0], y)
 
 
 def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:
