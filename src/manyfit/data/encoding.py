@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfit.data.columns import MISSING, Kind, columns_of
 from manyfit.data.files import Frame
-from manyfit.data.table import MISSING, Input, Kind, Reals, Table, columns_of, name_of
+from manyfit.data.table import Input, Reals, Table, name_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manyfit.data.columns import MISSING
 from manyfit.data.draws import TRAIN_SIZE
 from manyfit.data.encoding import RARE, Encoding, fitted
-from manyfit.data.table import MISSING, Input, Reals, Table, name_of
+from manyfit.data.table import Input, Reals, Table, name_of
 
 
 @dataclass(frozen=True, eq=False)

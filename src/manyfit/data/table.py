@@ -2,34 +2,35 @@
 
 import difflib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfit.data.columns import (
+    Kind,
+    arranged,
+    column_of,
+    kind_of,
+    marked_otherwise,
+    numbers_in,
+    says_nothing,
+    text_of,
+)
 from manyfit.data.files import Frame, check_names
 
 if TYPE_CHECKING:
-    import pandas as pd  # 1 s to import: at run time only inside the functions that need it
+    pass  # 1 s to import: at run time only inside the functions that need it
 
 TASKS = ("classification", "regression")
 Reals = NDArray[np.floating[Any]]
 Input = tuple[str, str | None]
 """Of a network: a column, and the category that it is 1 for (of numbers: `MISSING`); None: its number."""
-Kind = Literal["number", "date", "words"]
-"""Of a column: a date becomes three numbers, words become categories."""
 
-MISSING = "?"  # the word where there is none, and the flag of a number that is not there
-OFFSET = re.compile(r"(?<=:\d\d)(\.\d+)?(Z|[+-]\d\d:?(\d\d)?)$")  # of a time
 MAX_CLASSES = 20  # under task=auto, a target of whole numbers with more distinct values than this is a regression
-LARGEST = 2**53  # whole number up to which float64 has all
 CATEGORIES = 50  # inputs that a column of words becomes at most
-MARKED = re.compile(r"[-+]?\d[\d.,' ]*%?")  # 1,234 or 3,5
-DAY_FIRST = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?")
-NUMBERED = re.compile(r"(?i:(.*[_ .-])?(id|index|idx|key|nr|no|row|row.?number)|unnamed: \d+)|.*[a-z]I[Dd]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +168,13 @@ def to_table(
             left_out[column] = "the rows are split by it"
             continue
         try:
-            kind = _kind(frame, i)
-            values = _column(frame, i, column, kind)
+            kind = kind_of(frame, i)
+            values = column_of(frame, i, column, kind)
         except ValueError as error:
             problems.append(str(error))
             continue
-        why = None if column in keep else _says_nothing(column, values)
-        if why and kind == "words" and (marked := _marked(frame, column, values)):
+        why = None if column in keep else says_nothing(column, values)
+        if why and kind == "words" and (marked := marked_otherwise(frame, column, values)):
             problems.append(f"{marked} If they are words, say data.keep=[{column}].")
             continue
         if why:
@@ -192,7 +193,7 @@ def to_table(
             f"{frame.key} must have columns to predict {target!r} from, but none of {frame.label} says anything of a "
             f"new row: {', '.join(told)}{frame.keeping(list(left_out))}."
         )
-    features, numeric, categorical = _arranged(kinds, read)
+    features, numeric, categorical = arranged(kinds, read)
     notes = [note, f"left out: {', '.join(told)}{frame.keeping(list(left_out))}" if told else ""]
     return Table(
         name=name,
@@ -276,33 +277,19 @@ def name_of(one: Input) -> str:
     return column if category is None else f"{column}={category}"
 
 
-def columns_of(frame: Frame, kinds: Mapping[str, Kind]) -> tuple[NDArray[np.float64], dict[str, NDArray[np.str_]]]:
-    """Numbers (rows, numbers) and words (rows,) by column, of a frame that has columns of these kinds.
-
-    Raises:
-        ValueError: A column is missing or there twice, or a cell is not of its kind.
-    """
-    names = [str(column) for column in frame.data.columns]
-    check_names(names, frame.label, frame.key)
-    if absent := [column for column in kinds if column not in names]:
-        raise ValueError(f"{frame.key} must have the columns {', '.join(kinds)}, but has no {', '.join(absent)}.")
-    read = {column: _column(frame, names.index(column), column, kind) for column, kind in kinds.items()}
-    return _arranged(kinds, read)[1:]
-
-
 def _grouped(frame: Frame, position: int, name: str) -> NDArray[np.int64]:
     """A number for each row, the same for the same name."""
-    text = _text(frame.data.iloc[:, position])
+    text = text_of(frame.data.iloc[:, position])
     _complete(frame, "groups", name, text == "")
     return np.unique(text, return_inverse=True)[1].astype(np.int64)
 
 
 def _timed(frame: Frame, position: int, name: str) -> NDArray[np.float64]:
     """A number or the days since 1970 of each row."""
-    kind = _kind(frame, position)
+    kind = kind_of(frame, position)
     if kind == "words":
         raise ValueError(f"data.time must name a column of dates or numbers, but {name!r} of {frame.label} has words.")
-    values = _column(frame, position, name, kind)
+    values = column_of(frame, position, name, kind)
     found: NDArray[np.float64] = values[:, 0] if values.ndim > 1 else values
     _complete(frame, "time", name, np.isnan(found))
     return found
@@ -316,156 +303,9 @@ def _complete(frame: Frame, key: str, name: str, empty: NDArray[np.bool_]) -> No
         )
 
 
-def _arranged(
-    kinds: Mapping[str, Kind], read: Mapping[str, NDArray[Any]]
-) -> tuple[tuple[str, ...], NDArray[np.float64], dict[str, NDArray[np.str_]]]:
-    """Names of the numbers, they (n, d), and words (n,) by column."""
-    features: list[str] = []
-    numbers: list[NDArray[np.float64]] = []
-    for column, kind in kinds.items():
-        if kind == "number":
-            features.append(column)
-            numbers.append(read[column][:, None])
-        elif kind == "date":
-            features += [column, f"{column}.month", f"{column}.weekday"]
-            numbers.append(read[column])
-    words = {column: read[column] for column, kind in kinds.items() if kind == "words"}
-    n = len(next(iter(read.values())))
-    return tuple(features), np.hstack(numbers) if numbers else np.empty((n, 0)), words
-
-
-def _marked(frame: Frame, name: str, words: NDArray[np.str_]) -> str | None:
-    """What to do with words that look like numbers or dates in another way of writing, if most do."""
-    for pattern, what, way in (
-        (DAY_FIRST, "dates as 2024-05-31", "Write them so."),
-        (MARKED, "numbers with one mark, that of decimals", "For a decimal comma say \"data.decimal=','\"."),
-    ):
-        found = [bool(pattern.fullmatch(word)) for word in words]
-        if np.mean(found) > 0.5:
-            row = found.index(True)
-            return f"{frame.key} must have {what}, but got {str(words[row])!r} {frame.cell(row, name)}. {way}"
-    return None
-
-
-def _says_nothing(name: str, values: NDArray[Any]) -> str | None:
-    """Why a column says nothing of a new row, if it does not."""
-    first = values[:, 0] if values.ndim > 1 else values
-    distinct = len(np.unique(first))  # NaN once
-    if distinct == 1:
-        return "it is the same in all rows"
-    if first.dtype.kind == "U":
-        return "its words differ in most rows" if distinct > len(first) / 2 else None
-    whole = not np.isnan(first).any() and bool((first == np.round(first)).all())
-    return "it numbers the rows" if NUMBERED.fullmatch(name) and whole and distinct == len(first) else None
-
-
-def _kind(frame: Frame, position: int) -> Kind:
-    """What more than half of the cells that hold something are."""
-    import pandas as pd
-
-    values = frame.data.iloc[:, position]
-    if pd.api.types.is_bool_dtype(values) or isinstance(values.dtype, pd.CategoricalDtype):
-        return "words"
-    if pd.api.types.is_numeric_dtype(values):
-        return "number"
-    text = _text(values)
-    text = text[text != ""]
-    if len(text) == 0 or np.isfinite(_numbers(text)).mean() > 0.5:
-        return "number"
-    return "date" if np.mean(~np.isnat(_dates(text))) > 0.5 else "words"
-
-
-def _column(frame: Frame, position: int, name: str, kind: Kind) -> NDArray[Any]:
-    """One column as its kind: float64 (n,), NaN where there is none; of dates (n, 3); words (n,), `MISSING` likewise.
-
-    Args:
-        frame: where it stands.
-        position: its place in the frame.
-        name: its name, for messages.
-        kind: see there.
-    """
-    import pandas as pd
-
-    values = frame.data.iloc[:, position]
-    if kind == "number" and pd.api.types.is_numeric_dtype(values):
-        numbers, empty = values.to_numpy(np.float64, na_value=np.nan), values.isna().to_numpy()
-        _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
-        exact = empty | (np.abs(numbers) <= LARGEST) | (not pd.api.types.is_integer_dtype(values))
-        _require(frame, name, exact, values, "a whole number up to 2^53, since larger ones become alike,", "of numbers")
-        return numbers
-    text = _text(values)
-    empty = text == ""
-    if kind == "words":
-        return np.where(empty, MISSING, text)
-    if kind == "date":
-        dates = _dates(text)
-        _require(frame, name, empty | ~np.isnat(dates), values, "a date, such as 2024-05-31,", "of dates")
-        wall = np.array([OFFSET.sub("", cell) for cell in text], np.str_)  # month and weekday are those of the place
-        return _of_dates(dates, _dates(wall))
-    numbers = _numbers(text)
-    _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
-    return np.where(empty, np.nan, numbers)
-
-
-def _require(
-    frame: Frame, name: str, holds: NDArray[np.bool_], values: "pd.Series[Any]", what: str, column: str
-) -> None:
-    if holds.all():
-        return
-    row, more = int(holds.argmin()), int((~holds).sum()) - 1
-    others = f" and {more} more" if more else ""
-    raise ValueError(
-        f"{frame.key} must have {what} or nothing in every cell of a column {column}, but got "
-        f"{str(values.iloc[row])!r} {frame.cell(row, name)}{others}. Correct the cells, or drop the rows or the "
-        f"column{frame.dropping([name])}."
-    )
-
-
-def _text(values: "pd.Series[Any]") -> NDArray[np.str_]:
-    """Cells as text, "" where there is nothing, or `MISSING`."""
-    import pandas as pd
-
-    present = values.dropna()
-    if pd.api.types.is_float_dtype(values.dtype) and (present.abs() < LARGEST).all() and (present % 1 == 0).all():
-        values = values.astype("Int64")  # whole numbers that came with a gap are called without ".0"
-    text = values.astype(str).str.strip()
-    return text.mask(values.isna() | (text == MISSING), "").to_numpy(dtype=np.str_)
-
-
-def _numbers(text: NDArray[np.str_]) -> NDArray[np.float64]:
-    """NaN where it is none."""
-    import pandas as pd
-
-    return np.asarray(pd.to_numeric(text, errors="coerce"), np.float64)
-
-
-def _dates(text: NDArray[np.str_]) -> NDArray[np.datetime64]:
-    """Of ISO 8601, in UTC; not a time where it is none."""
-    import pandas as pd
-
-    cells = pd.Series(text)
-    cells = cells.where(cells.str.match(r"\d"), "")  # "now" is none
-    read = pd.to_datetime(cells, format="ISO8601", errors="coerce", utc=True)
-    return read.dt.tz_localize(None).to_numpy("datetime64[us]")
-
-
-def _of_dates(dates: NDArray[np.datetime64], local: NDArray[np.datetime64]) -> NDArray[np.float64]:
-    """Days since 1970 (UTC); of the local time month 1 to 12 and day of the week 0 to 6 from Monday on: (n, 3).
-
-    NaN where there is none.
-    """
-    import pandas as pd
-
-    days = (dates - np.datetime64(0, "us")) / np.timedelta64(1, "D")
-    index = pd.DatetimeIndex(local)
-    made = np.column_stack([days, index.month.to_numpy(np.float64), index.day_of_week.to_numpy(np.float64)])
-    made[np.isnat(dates)] = np.nan
-    return made
-
-
 def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[Any], tuple[str, ...], str]:
     """Class codes and class names, or real targets and (), by the rule in `to_table`; and what it took for granted."""
-    text = _text(frame.data.iloc[:, position])
+    text = text_of(frame.data.iloc[:, position])
     empty = text == ""
     if empty.any():
         count = f"{int(empty.sum())} have none, the first " if empty.sum() > 1 else "there is none "
@@ -473,22 +313,22 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
             f"data.target must name a column with a value in every row, but {count}"
             f"{frame.cell(int(empty.argmax()), name)}. Drop these rows: there is nothing to learn from them."
         )
-    kind = _kind(frame, position)
-    mixed = kind == "number" and not np.isfinite(_numbers(text)).all()
+    kind = kind_of(frame, position)
+    mixed = kind == "number" and not np.isfinite(numbers_in(text)).all()
     if mixed and task == "auto":
         raise ValueError(
             f"data.target must name a column of numbers or one of words, but {name!r} of {frame.label} has both, as "
-            f"{str(text[int(np.isnan(_numbers(text)).argmax())])!r}. Correct it, or say data.task=classification."
+            f"{str(text[int(np.isnan(numbers_in(text)).argmax())])!r}. Correct it, or say data.task=classification."
         )
     words = kind == "date" or (task == "classification" and mixed)
-    values = _column(frame, position, name, "words" if words else kind)
+    values = column_of(frame, position, name, "words" if words else kind)
     if task == "regression" and values.dtype != np.float64:
         raise ValueError(
             f"data.task must be classification, or auto, where the target is text, but got regression for column "
             f"{name!r} of {frame.label}. Leave it out, or choose another target."
         )
     distinct, codes = np.unique(values, return_inverse=True)
-    if values.dtype.kind == "U" and len(distinct) > MAX_CLASSES and (marked := _marked(frame, name, values)):
+    if values.dtype.kind == "U" and len(distinct) > MAX_CLASSES and (marked := marked_otherwise(frame, name, values)):
         raise ValueError(marked)
     if len(distinct) < 2:
         raise ValueError(

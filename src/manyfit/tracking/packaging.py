@@ -13,7 +13,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from manyfit import data
-from manyfit.data import encoding, files, served, table
+from manyfit.data import columns, encoding, files, served, table
 from manyfit.tracking.journal import Record
 
 CARRIED = "rows_of_manyfit"
@@ -67,7 +67,7 @@ def _signature(item: Record) -> ModelSignature:
 def _carry(folder: Path) -> None:
     """Put the modules that encode rows beside a model, as a package of another name: ours need not be installed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for module in (data, files, table, encoding, served):
+    for module in (data, files, columns, table, encoding, served):
         source = Path(str(module.__file__))
         (folder / source.name).write_text(source.read_text().replace(data.__name__, CARRIED))
 
