@@ -200,21 +200,12 @@ def test_user_module(composed: Compose) -> None:
     assert result.metrics["loss/train"][-1] < result.metrics["loss/train"][0]
 
 
-class Guest(LightningModule):
-    """A user's LightningModule, with a loss of its own."""
+class Holder(nn.Linear):
+    """A network with a LightningModule in it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.layer = nn.Linear(in_features, out_features)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, in_features) -> (rows, out_features)."""
-        out: torch.Tensor = self.layer(x)
-        return out
-
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """What nobody would call."""
-        raise AssertionError(batch)
+        super().__init__(in_features, out_features)
+        self.inner = LightningModule()
 
 
 class OtherGuest(nn.Linear):
@@ -224,11 +215,17 @@ class OtherGuest(nn.Linear):
 OtherGuest.__name__, OtherGuest.__module__ = "LightningModule", "lightning.pytorch.core.module"
 
 
-@pytest.mark.parametrize("name", ["Guest", "OtherGuest"])
-def test_a_lightning_module_is_refused(composed: Compose, name: str) -> None:
-    """Of either package: it would be trained, but not by its own training_step."""
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Holder", "model must hold no LightningModule, .* but got one within Holder"),
+        ("OtherGuest", "model must be of the package pytorch_lightning"),
+    ],
+)
+def test_a_lightning_module_that_nobody_would_ask_is_refused(composed: Compose, name: str, words: str) -> None:
+    """Within another network, or of the other package: its training_step would not be called."""
     gone = (f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma"))
-    with pytest.raises(ConfigError, match="model must be a plain torch.nn.Module, but got a LightningModule"):
+    with pytest.raises(ConfigError, match=words):
         prepare(composed("data=iris", f"model._target_=test_fitting.{name}", *gone))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hydra.types import RunMode
 
 from conftest import ROOT
-from hydra_plugins.manyfit.starting import hydra_on, whole_model
+from hydra_plugins.manyfit.starting import hydra_on, whole_groups
 from manyfit.config import place
 
 QUIET = (
@@ -18,6 +18,9 @@ QUIET = (
     f"try: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
     "finally: assert not {'torch', 'mlflow', 'optuna', 'pandas'} & set(sys.modules), 'heavy'"
 )
+
+
+NO_CURVES = {"train": None, "val": None}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,6 @@ def test_a_folder_of_ones_own_comes_first(tmp_path: Path, command: str) -> None:
 def test_a_model_of_ones_own_in_one_override(also: list[str]) -> None:
     """Its keys are its own, whatever the option has in whose place it is; what a person leaves out too is no error."""
     with hydra_on(place.folders()) as app:
-        overrides = whole_model(app.config_loader, ["model._target_=nets.Net", "model.width=16", *also])
+        overrides = whole_groups(app.config_loader, ["model._target_=nets.Net", "model.width=16", *also])
         cfg = app.config_loader.load_configuration("config", overrides, RunMode.RUN)
-    assert dict(cfg.model) == {"_target_": "nets.Net", "width": 16, "weights": None}
+    assert dict(cfg.model) == {"_target_": "nets.Net", "width": 16, "weights": None, "curves": NO_CURVES}

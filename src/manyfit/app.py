@@ -197,7 +197,7 @@ def grid(
     swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
     alike = not any(override.startswith(("data=", "data.")) for override in swept)
     # where the data are swept over, what all jobs share names other data, or none
-    config = parse(first, first.hydra.runtime.choices) if alike else compose(jobs[0])
+    config = parse(first, first.hydra.runtime.choices, first.hydra.overrides.task) if alike else compose(jobs[0])
     name = config.choices.get("experiment")
     on = config.experiment if alike else "several data"
     about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"

@@ -47,6 +47,9 @@ STEADY = 3
 rarely so that they end at the best."""
 
 
+GUESSING = "guessing without a look at the inputs"
+
+
 class Fit(StrEnum):
     """What became of a run (`tags.fit`)."""
 
@@ -83,7 +86,9 @@ class Summary:
     loss_val: float
     """Validation loss at the last finite epoch."""
     baseline: float
-    """Training loss of the input-independent predictor."""
+    """Training loss of the input-independent predictor, or of another that a network must beat."""
+    against: str
+    """Which that is, in words."""
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -109,8 +114,8 @@ def best_epoch(loss_val: np.ndarray) -> int | None:
     return int(np.nanargmin(level)) if np.isfinite(level).any() else None
 
 
-def summarise(loss_train: np.ndarray, loss_val: np.ndarray, baseline: float) -> Summary:
-    """Judge a run by its losses in evaluation mode, (epochs + 1,) each, and the baseline's training loss.
+def summarise(loss_train: np.ndarray, loss_val: np.ndarray, baseline: float, against: str = GUESSING) -> Summary:
+    """Judge a run by its losses in evaluation mode, (epochs + 1,) each, and the training loss of a baseline.
 
     The curves end with the last epoch that was run: a value that is not finite means that the run diverged.
     """
@@ -136,6 +141,7 @@ def summarise(loss_train: np.ndarray, loss_val: np.ndarray, baseline: float) -> 
         loss_train=math.nan if last is None else float(train[last]),
         loss_val=math.nan if last is None else float(val[last]),
         baseline=float(baseline),
+        against=against,
     )
 
 
@@ -148,8 +154,7 @@ def sentence(summary: Summary) -> str:
         case Fit.UNDERFIT:
             beside = "no better than" if s.loss_train >= s.baseline else "hardly below"
             return (
-                f"Underfits: training loss ended at {s.loss_train:.3g}, {beside} the {s.baseline:.3g} of guessing "
-                "without a look at the inputs."
+                f"Underfits: training loss ended at {s.loss_train:.3g}, {beside} the {s.baseline:.3g} of {s.against}."
             )
         case Fit.UNFINISHED:
             return (

@@ -31,9 +31,9 @@ def fit(
     Args:
         overrides: As on the command line: `"optimizer=adam"`, `"data=digits"`.
         model: An option of conf/model, or a class of your own: `nn.Module` that takes `in_features`, or `in_shape`, and
-            `out_features`.
-        data: An option of conf/data; a frame with a column named `target`, or `(frame, target)`; or `(x, y)`,
-            x (rows, features), y (rows,), which is called `target`.
+            `out_features`, or a `LightningModule`.
+        data: An option of conf/data; a `LightningDataModule` class of your own; a frame with a column named `target`,
+            or `(frame, target)`; or `(x, y)`, x (rows, features), y (rows,), which is called `target`.
             What is in memory is kept as a file under mlruns/data, so that the run can be made again.
         target: The column to predict.
         settings: Any other key, such as `epochs=50`, `lr=1e-3`, `tracking="off"`.
@@ -50,7 +50,7 @@ def fit(
     given, trusted = _overrides(overrides, model, data, target, settings, sweep=False)
     with _hydra(given) as (loader, given):
         cfg = _composed(loader, given, trusted, multirun=False)
-    config = parse(cfg, cfg.hydra.runtime.choices)
+    config = parse(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)
     from manyfit import app
 
     result, run = app.fit(config, says=False)
@@ -146,17 +146,19 @@ def _overrides(
     overrides: Sequence[str], model: Any, data: Any, target: str, settings: Mapping[str, Any], sweep: bool
 ) -> tuple[list[str], list[str]]:
     """As on the command line; and what a class of the caller's own needs to be trusted."""
-    given, trusted = list(overrides), []
-    if isinstance(model, type):
-        if "<locals>" in model.__qualname__:
-            raise ConfigError(f"model must be a class at the top of a module, but got {model.__qualname__}.")
-        given.append(f"model._target_={model.__module__}.{model.__qualname__}")
-        trusted = [f"trusted=[{model.__module__}]"]
-    elif model is not None:
+    given, homes = list(overrides), []
+    for group, cls in (("model", model), ("data", data)):
+        if isinstance(cls, type):
+            if "<locals>" in cls.__qualname__:
+                raise ConfigError(f"{group} must be a class at the top of a module, but got {cls.__qualname__}.")
+            given.append(f"{group}._target_={cls.__module__}.{cls.__qualname__}")
+            homes.append(cls.__module__)
+    trusted = [f"trusted=[{','.join(homes)}]"] if homes else []
+    if model is not None and not isinstance(model, type):
         given.append(f"model={model}")
     if isinstance(data, str):
         given.append(f"data={data}")
-    elif data is not None:
+    elif data is not None and not isinstance(data, type):
         named = data[1] if isinstance(data, tuple) and isinstance(data[1], str) else target
         given += ["data=csv", f"data.path='{_kept(data, target)}'", f"data.target={named}"]
     return [*given, *(f"{SHORT.get(key, key)}={_text(value, sweep)}" for key, value in settings.items())], trusted
@@ -207,14 +209,14 @@ def _hydra(given: list[str]) -> Iterator[tuple["ConfigLoader", list[str]]]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    from hydra_plugins.manyfit.starting import hydra_on, in_our_words, whole_model
+    from hydra_plugins.manyfit.starting import hydra_on, in_our_words, whole_groups
 
     refuse_passwords(dict(override.partition("=")[::2] for override in given))
     theirs, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
     try:
         with hydra_on(place.folders()) as hydra, in_our_words(hydra.config_loader, given):
-            yield hydra.config_loader, whole_model(hydra.config_loader, given)
+            yield hydra.config_loader, whole_groups(hydra.config_loader, given)
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
 

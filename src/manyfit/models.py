@@ -1,7 +1,9 @@
 """Models as ordinary modules, and a trained one as its users call it."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,3 +114,34 @@ def answers(z: Tensor, classes: int, y_mean: float, y_std: float) -> Tensor:
         p = torch.sigmoid(z)
         return torch.cat([1 - p, p], -1)
     return torch.softmax(z, -1)
+
+
+@contextlib.contextmanager
+def inside(network: nn.Module) -> Iterator[Callable[[], str]]:
+    """Which layer a network was in when it raised, and what came to it."""
+    entered: list[tuple[str, nn.Module, str]] = []
+
+    def enter(name: str, layer: nn.Module, inputs: Any) -> None:
+        shapes = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
+        entered.append((name, layer, ", ".join(map(str, shapes))))
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, layer in network.named_modules():
+        if name:
+            hooks += [layer.register_forward_pre_hook(partial(enter, name)), layer.register_forward_hook(leave)]
+
+    def where() -> str:
+        if not entered:
+            return ""
+        name, layer, shapes = entered[-1]
+        about = str(layer).partition("\n")[0] if not list(layer.children()) else type(layer).__name__
+        return f" layer {name}, {about}, which was given {shapes},"
+
+    try:
+        yield where
+    finally:
+        for hook in hooks:
+            hook.remove()

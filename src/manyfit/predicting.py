@@ -47,6 +47,11 @@ def predict(prefix: str, file: Path, trusted: str = "") -> "pd.DataFrame":
             f"RUN must be of a file with named columns (data=csv), but got {run.name!r}. For others there is "
             "mlflow.pytorch.load_model."
         )
+    if run.tags.get("engine") == "lightning":
+        raise ConfigError(
+            f"RUN must be of a network whose outputs are known, but {run.name!r} is a LightningModule's, whose forward "
+            "mlflow.pytorch.load_model loads."
+        )
     try:
         model = load(run.model) if run.model else _trained_again(run, trusted)
         header, separator = params.get("data.header") != "False", params.get("data.separator", ",")

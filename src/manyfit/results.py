@@ -78,10 +78,11 @@ class Run:
         Args:
             x: (rows, features), or in the shape of the examples, raw, in the order of `result.features`; or a frame
                 with the columns that were trained on, in any order and with gaps. A word that no training row had is
-                none of those that had.
+                none of those that had. Of a LightningModule: what its forward takes.
 
         Returns:
-            (rows, classes) probabilities, in the order of `classes`; of a regression (rows, 1) values.
+            (rows, classes) probabilities, in the order of `classes`; of a regression (rows, 1) values; of a
+            LightningModule what its forward gives.
 
         Raises:
             ValueError: x has other columns, or a cell that cannot be used; or the network was let go: of a sweep, only
@@ -105,6 +106,9 @@ class Run:
             rows = np.asarray(x, np.float32)
         except ValueError as error:
             raise ValueError(f"x must be numbers, or a frame if there are words in it, but {error}.") from None
+        if self.config.guests.model:
+            with torch.no_grad():
+                return self.result.predictor(torch.from_numpy(rows)).numpy()  # type: ignore[no-any-return]
         rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
         if rows.ndim != 2 or rows.shape[1] != len(self.result.features):
             wide = len(self.result.features)

@@ -170,11 +170,13 @@ def _changes(before: Config, job: "Job", state: Mapping[str, Any]) -> tuple[str,
     now = job.config
     if now.epochs == before.epochs:
         return ()
+    epochs = f"epochs: {now.epochs} instead of {before.epochs}"
+    kept = f"{epochs}; a param cannot change in MLflow, so the tag resumed/epochs has the new one"
+    if job.engine == "lightning":  # what its rates will be is its own affair
+        return (kept,)
     last, following = float(state["last_lr"][0]), _following_lr(job, state)
     name = now.choices.get("schedule", now.schedule.target)
-    epochs = f"epochs: {now.epochs} instead of {before.epochs}"
     jump = f"schedule: {name} is now that of {now.epochs} epochs, so lr goes from {last:.2g} to {following:.2g}"
-    kept = f"{epochs}; a param cannot change in MLflow, so the tag resumed/epochs has the new one"
     return (kept,) if math.isclose(last, following, rel_tol=0.01) else (kept, jump)
 
 

@@ -62,7 +62,7 @@ def _train(cfg: "DictConfig") -> float:
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
             return app.resume(cfg, context.overrides.task)
-        return app.run(schema.parse(cfg, context.runtime.choices))
+        return app.run(schema.parse(cfg, context.runtime.choices, context.overrides.task))
     except (errors.ConfigError, errors.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise

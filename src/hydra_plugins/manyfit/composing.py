@@ -43,7 +43,7 @@ class Composed:
 
     def config(self) -> Config:
         """The accepted config; raises ConfigError."""
-        return parse(self.task, self.hydra["runtime"]["choices"])
+        return parse(self.task, self.hydra["runtime"]["choices"], self.overrides)
 
     def save(self) -> None:
         """Write the job's `.hydra/` as Hydra's own launchers do."""

@@ -71,7 +71,7 @@ class OptunaStudy(Sweeper):
     def _about(self, fixed: Sequence[str]) -> str:
         """What is searched, in a line."""
         cfg = self._compose(fixed)
-        config = schema.parse(cfg, cfg.hydra.runtime.choices)
+        config = schema.parse(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)
         option = config.choices.get("sweep", "none")
         name = "a space of your own" if option == "none" else option
         return f"search {name} on {config.experiment}, {cfg.sweep.n_trials} trials"

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from manyfit import manual
 from manyfit.config import place
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import ASIDE, Config, refuse_passwords
+from manyfit.config.schema import ASIDE, Config, DataConfig, ModelConfig, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
 REFUSED = {  # of Hydra's options, and what to do instead
@@ -69,7 +69,7 @@ def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path])
     for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
     with hydra_on([*_added(options.config_dir), *folders]) as app, in_our_words(app.config_loader, given):
-        given = options.overrides = whole_model(app.config_loader, given)
+        given = options.overrides = whole_groups(app.config_loader, given)
         if not flags & {"shell_completion", "hydra_help"}:  # whose words are no overrides
             mode = mode_of(app.config_loader, given, options.multirun)
         if flags - {"run", "multirun"}:
@@ -132,15 +132,21 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
             OmegaConf.clear_resolver(name)
 
 
-def whole_model(loader: ConfigLoader, overrides: list[str]) -> list[str]:
-    """`model._target_=nets.Net model.width=32` is a model with these keys, whatever others the chosen option has."""
-    if not any(override.startswith("model._target_=") for override in overrides):
-        return overrides
-    own = {o.partition("=")[0].lstrip("+~") for o in overrides if o.lstrip("+~").startswith("model.")}
-    others = [o for o in overrides if o.partition("=")[0].lstrip("+~") not in own]
-    usual = loader.load_configuration("config", others, RunMode.MULTIRUN, validate_sweep_overrides=False).model
-    gone = [f"~model.{key}" for key in usual if key not in ("_target_", "weights") and f"model.{key}" not in own]
-    return [*(f"++{o}" if o.startswith("model.") else o for o in overrides), *gone]
+def whole_groups(loader: ConfigLoader, overrides: list[str]) -> list[str]:
+    """`model._target_=nets.Net model.width=32` is a model with these keys, whatever others the chosen option has.
+
+    Likewise for data.
+    """
+    for group, component in (("model", ModelConfig), ("data", DataConfig)):
+        if not any(override.startswith(f"{group}._target_=") for override in overrides):
+            continue
+        own = {o.partition("=")[0].lstrip("+~") for o in overrides if o.lstrip("+~").startswith(f"{group}.")}
+        others = [o for o in overrides if o.partition("=")[0].lstrip("+~") not in own]
+        usual = loader.load_configuration("config", others, RunMode.MULTIRUN, validate_sweep_overrides=False)[group]
+        stay = {"_target_", *component.model_fields}
+        gone = [f"~{group}.{key}" for key in usual if key not in stay and f"{group}.{key}" not in own]
+        overrides = [*(f"++{o}" if o.startswith(f"{group}.") else o for o in overrides), *gone]
+    return overrides
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The schema: what Hydra composed becomes a checked, frozen Config. No torch here: a bad value answers at once."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from manyfit.config import secrets
+from manyfit.config import guest, secrets
 from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
 from manyfit.config.trust import require_trusted
@@ -68,10 +69,18 @@ class DataConfig(Component):
     standardise: bool | Literal["channels"] = True
 
 
+class Curves(Node):
+    """The names that a LightningModule logs its losses under; None: they tell by themselves."""
+
+    train: str | None = None
+    val: str | None = None
+
+
 class ModelConfig(Component):
     """A torch module; in_features or in_shape, and out_features come from the data."""
 
     weights: str | None = None
+    curves: Curves = Field(default_factory=lambda: Curves())
 
 
 class OptimizerConfig(Component):
@@ -79,6 +88,13 @@ class OptimizerConfig(Component):
 
     lr: Positive
     weight_decay: NonNegative = 0.0
+
+
+ITS_OWN: dict[str, Component] = {  # of a LightningModule
+    "loss": Component(_target_="its own"),
+    "schedule": Component(_target_="its own"),
+    "optimizer": OptimizerConfig.model_construct(_target_="its own", lr=math.nan, weight_decay=0.0),
+}
 
 
 class TrainerConfig(Node):
@@ -124,6 +140,7 @@ class Config(Node):
     checkpoint: bool = True
     choices: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     source: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
+    guests: guest.Guests = Field(default=guest.Guests(), exclude=True)
     trusted: tuple[str, ...] = Field(default=(), exclude=True)
 
     @property
@@ -135,6 +152,8 @@ class Config(Node):
     def dataset(self) -> str:
         """What people call the data; your own table by its file."""
         choice = self.choices.get("data")
+        if choice == "digits" and not self.data.target.startswith("manyfit."):  # one's own in the place of the default
+            return self.data.target.rpartition(".")[2]
         file = Path(str(self.data.arguments["path"])).name.split(".")[0] if choice == "csv" else ""
         return mask(file or choice or self.data.target)
 
@@ -154,6 +173,8 @@ class Config(Node):
 
     def title(self) -> str:
         """What a person calls this run: `adam lr=0.003 b=64 s=0`, with what else differs from the usual."""
+        if self.guests.model:
+            return self._title_of_guest()
         parts = [self.choices.get("optimizer", self.optimizer.target.rsplit(".")[-1]), f"lr={self.optimizer.lr:g}"]
         parts.append(f"b={self.batch_size}")
         model = self.model.arguments
@@ -178,13 +199,25 @@ class Config(Node):
             parts.append(f"n={self.data.train_size}")
         return " ".join([*parts, f"s={self.seed}"])
 
+    def _title_of_guest(self) -> str:
+        """`Net width=32 s=0`, with the optimizer where it is ours to choose."""
+        given = {**self.model.arguments, **(self.data.arguments if self.guests.data else {})}
+        said = [f"{key}={value}" for key, value in given.items() if isinstance(value, str | int | float)]
+        if "optimizer" not in self.guests.decided:
+            said += [self.choices.get("optimizer", "optimizer"), f"lr={self.optimizer.lr:g}"]
+        said += [f"b={self.batch_size}"] if "batch_size" not in self.guests.decided else []
+        return " ".join([self.network or self.model.target.rpartition(".")[2], *said, f"s={self.seed}"])
 
-def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | None = None) -> Config:
+
+def parse(
+    cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | None = None, overrides: Sequence[str] = ()
+) -> Config:
     """Check what Hydra composed and freeze it.
 
     Args:
         cfg: The composed config; a dict has no interpolations.
         choices: The chosen option of each group (Hydra's runtime choices).
+        overrides: What the command line says.
 
     Raises:
         ConfigError: A value is missing, of the wrong type or out of range; the message names its full key.
@@ -197,10 +230,15 @@ def parse(cfg: DictConfig | dict[str, Any], choices: Mapping[str, str | None] | 
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
     try:
         values, source = _trees(cfg)
+        trusted = tree.get("trusted") or ()
+        guests = guest.guests(values, trusted)
+        decided = list(guests.decided)
+        guest.require_left_out(overrides, guests.decided)
         picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
-        parsed = Config.model_validate(
-            {**values, "choices": picked, "source": source, "trusted": tree.get("trusted") or ()}
-        )
+        known = {"choices": {k: v for k, v in picked.items() if k not in decided}, "guests": guests}
+        known |= {"source": guest.without(source, decided), "trusted": trusted}
+        known |= {key: part for key, part in ITS_OWN.items() if key in decided}
+        parsed = Config.model_validate(guest.without(values, decided) | known)
     except OmegaConfBaseException as error:
         key = f"{error.full_key} " if error.full_key else ""
         raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
@@ -274,10 +312,19 @@ def refuse_passwords(tree: Mapping[str, Any]) -> None:
 
 def _check_together(config: Config) -> None:
     for key in ("data", "model", "loss", "optimizer", "schedule"):
+        if key in config.guests.decided:
+            continue
         require_trusted(getattr(config, key).target, f"{key}._target_", config.trusted)
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
+    if not config.guests.model:
+        for split, name in config.model.curves:
+            if name is not None:
+                raise ConfigError(
+                    f"model.curves.{split} must be null but with a LightningModule, whose names it explains, but got "
+                    f"{name!r}."
+                )
     if config.data.val_fraction + config.data.test_fraction >= 1:
         total = config.data.val_fraction + config.data.test_fraction
         raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")

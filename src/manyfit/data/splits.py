@@ -140,6 +140,29 @@ def split(
     )
 
 
+def unread(name: str, identity: str) -> Dataset:
+    """Data that nobody here has looked at: a LightningDataModule's, known by what the config says of them."""
+    none, real = torch.zeros(0, 0), torch.zeros(0)
+    return Dataset(
+        name=name,
+        task="",
+        classes=(),
+        encoding=Encoding((), {}, None, {}),
+        x_train=none,
+        x_val=none,
+        x_test=none,
+        y_train=real,
+        y_val=real,
+        y_test=real,
+        x_mean=real,
+        x_std=real,
+        y_mean=0.0,
+        y_std=1.0,
+        shape=(),
+        digest=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+    )
+
+
 def sizes(n: int, val_fraction: float, test_fraction: float) -> tuple[int, int, int]:
     """How many of n rows go to train, val and test."""
     n_val, n_test = round(val_fraction * n), round(test_fraction * n)

@@ -2,10 +2,14 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, TrainerConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 def on_gpu(trainer: TrainerConfig) -> bool:
@@ -25,6 +29,13 @@ def gpus(trainer: TrainerConfig) -> int:
     import torch
 
     return torch.cuda.device_count() if on_gpu(trainer) else 0
+
+
+def name_of(device: "torch.device") -> str:
+    """What people call it: CPU, NVIDIA H200."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def launched(launcher: str = "elastic") -> int:
@@ -80,6 +91,8 @@ def check(config: Config) -> None:
     if on_gpu(config.trainer) and here > torch.cuda.device_count():
         there = torch.cuda.device_count()
         raise ConfigError(f"trainer.devices must be <= {there}, the GPUs of this machine, but got {here}.")
+    if "optimizer" in config.guests.decided:
+        return
     optimizer = target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
     if count > 1 and isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
         raise ConfigError("trainer.devices must be 1 with optimizer lbfgs, which evaluates a step several times.")

@@ -1,5 +1,6 @@
 """A run's curves -> its picture: losses and score by epoch, with best epoch, onset and verdict."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ COLOUR = {
     Fit.DIVERGED: INK,
 }
 RING = "\u25cb"  # stands in the remarks for the ring at the best epoch
+SCORES = {"accuracy": "accuracy", "rmse": "RMSE"}  # the first of them that was measured stands beside the loss
 HEIGHT, ROW = 3.3, 2.3  # inches, and what a further row of panels adds
 LARGEST = 1e100  # beyond it matplotlib's arithmetic overflows; such a loss is drawn as if infinite
 
@@ -30,41 +32,45 @@ LARGEST = 1e100  # beyond it matplotlib's arithmetic overflows; such a loss is d
 def overfitting(metrics: Mapping[str, np.ndarray], summary: Summary, title: str, more: Sequence[str] = ()) -> "Figure":
     """Two panels: the losses with their gap, and accuracy or RMSE; best epoch, onset and verdict marked.
 
-    Below them one for each of more metrics.
+    Then one for each of more metrics.
 
     Args:
         metrics: `loss/train loss/val` and `accuracy/train accuracy/val` or `rmse/train rmse/val r2/val`, each
             (epochs + 1,); may hold NaN.
         summary: Of these curves.
         title: Which run it is.
-        more: Names of metrics that have a curve of train and val.
+        more: Names of metrics that have a curve of val, and perhaps of train.
     """
-    rows = 1 + -(-len(more) // 2)
+    score = next((name for name in SCORES if f"{name}/val" in metrics), None)
+    more = [name for name in (score, *more) if name]
+    rows = -(-(1 + len(more)) // 2)
     height = HEIGHT + (rows - 1) * ROW
     figure = canvas(_headline(summary), title, COLOUR[summary.verdict], (7.2, height))
     place = {"left": 0.075, "right": 0.92, "bottom": 0.462 / height, "top": 1 - 0.924 / height, "wspace": 0.42}
-    (left, right), *below = figure.subplots(rows, 2, squeeze=False, gridspec_kw=place | {"hspace": 0.55})
-    score = "accuracy" if "accuracy/val" in metrics else "rmse"
+    left, *others = figure.subplots(rows, 2, squeeze=False, gridspec_kw=place | {"hspace": 0.55}).flat
     panel(left, "loss", _best_loss(summary))
-    panel(right, {"accuracy": "accuracy", "rmse": "RMSE"}[score], _best_score(metrics, score, summary))
-    for axes, name in ((left, "loss"), (right, score)):
-        train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
-        underfit = name == "loss" and summary.verdict is Fit.UNDERFIT  # then the baseline must be seen
-        scale(axes, [train, val, *([np.array([summary.baseline])] if underfit else [])], percent=name == "accuracy")
-        lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
-        _mark(axes, val, summary)
-    for axes, name in zip_longest([axes for pair in below for axes in pair], more):
+    baseline = [np.array([summary.baseline])] if summary.verdict is Fit.UNDERFIT else []  # then it must be seen
+    _draw(left, "loss", metrics, summary, baseline)
+    for axes, name in zip_longest(others, more):
         if name is None:
             axes.set_axis_off()
             continue
-        train, val = _finite(metrics[f"{name}/train"]), _finite(metrics[f"{name}/val"])
-        known = summary.best_epoch is not None and np.isfinite(val[summary.best_epoch])
-        panel(axes, name, f"{RING} val {number(float(val[summary.best_epoch]))}" if known else "")
-        scale(axes, [train, val], linear=better(name) == "maximize")
-        lines(axes, {"train": (train, TRAIN), "val": (val, VAL)})
-        _mark(axes, val, summary)
+        panel(axes, SCORES.get(name, name), _best_score(metrics, name, summary))
+        _draw(axes, name, metrics, summary)
     _shade(left, _finite(metrics["loss/train"]), _finite(metrics["loss/val"]), summary)
     return figure
+
+
+def _draw(
+    axes: "Axes", name: str, metrics: Mapping[str, np.ndarray], summary: Summary, beside: Sequence[np.ndarray] = ()
+) -> None:
+    """A metric's curves of train, if there is one, and val; `beside` is in the picture as well."""
+    colours = {"train": TRAIN, "val": VAL}
+    drawn = {split: _finite(metrics[f"{name}/{split}"]) for split in colours if f"{name}/{split}" in metrics}
+    linear = name not in SCORES and better(name) == "maximize"
+    scale(axes, [*drawn.values(), *beside], percent=name == "accuracy", linear=linear)
+    lines(axes, {split: (values, colours[split]) for split, values in drawn.items()})
+    _mark(axes, drawn["val"], summary)
 
 
 def _mark(axes: "Axes", val: np.ndarray, summary: Summary) -> None:
@@ -126,11 +132,13 @@ def _best_loss(summary: Summary) -> str:
 
 
 def _best_score(metrics: Mapping[str, np.ndarray], score: str, summary: Summary) -> str:
-    if summary.best_epoch is None:
+    value = math.nan if summary.best_epoch is None else float(metrics[f"{score}/val"][summary.best_epoch])
+    if summary.best_epoch is None or not math.isfinite(value):
         return ""
-    value = float(metrics[f"{score}/val"][summary.best_epoch])
     if score == "accuracy":
         return f"{RING} val {value:.1%}"
+    if score != "rmse":
+        return f"{RING} val {number(value)}"
     r2 = f", R\u00b2 {float(metrics['r2/val'][summary.best_epoch]):.2f}" if "r2/val" in metrics else ""
     return f"{RING} val {number(value)}{r2}"
 

@@ -21,6 +21,8 @@ EARLIER: dict[str, Any] = {
     "data.time": None,
     "data.shuffled": False,
     "model.weights": None,
+    "model.curves.train": None,
+    "model.curves.val": None,
     "metrics": [],
     "metrics_at": "epochs",
     "trainer.engine": "auto",

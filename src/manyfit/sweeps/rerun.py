@@ -25,7 +25,22 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
     """
     named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention}
     alone = ["claim=null"] if config.choices.get("experiment") else []  # one run is none to judge a claim by
-    return shlex.join([*place.called().split(), *overrides(config, named), *alone])
+    return shlex.join([*place.called().split(), *_short(overrides(config, named), config), *alone])
+
+
+def _short(said: Iterable[str], config: Config) -> list[str]:
+    """Without what goes by itself: what a guest decides, and the other keys of a group whose class is one's own."""
+    said = [one for one in said if one.lstrip("~") not in _under(config.guests.decided, said)]
+    own = tuple(f"{group}." for group in ("model", "data") if any(one.startswith(f"{group}._target_=") for one in said))
+    said = [one for one in said if not (one.startswith("~") and one[1:].startswith(own))]
+    said = [one for one in said if not one.startswith(tuple(f"{group[:-1]}=" for group in own))]
+    return [one[1:] if one.startswith("+") and one[1:].startswith(own) else one for one in said]
+
+
+def _under(keys: Iterable[str], said: Iterable[str]) -> set[str]:
+    """Which keys that are to go are, or are part of, one of these."""
+    gone = [one[1:] for one in said if one.startswith("~")]
+    return {one for one in gone if any(f"{one}.".startswith(f"{key}.") for key in keys)}
 
 
 def overrides(config: Config, named: Iterable[str] = ()) -> list[str]:

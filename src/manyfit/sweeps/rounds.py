@@ -15,6 +15,7 @@ from optuna.trial import Trial, TrialState
 
 from manyfit.config import schema
 from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.guest import require_left_out
 from manyfit.config.schema import Config, with_seed
 from manyfit.config.secrets import mask
 from manyfit.displays import line
@@ -63,15 +64,16 @@ def run(
         ConfigError: Something cannot be used; no trial was made then.
     """
     cfg = compose(fixed)
-    default = schema.parse(cfg, cfg.hydra.runtime.choices)
+    default = schema.parse(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)
     preparation = Preparation()
     with screen.stage("loading data"):
         try:
             job = preparation.job(default)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        _check_objective(settings(cfg), job)
         space = spaces.space(swept)
+        require_left_out(list(space), default.guests.decided)
+        _check_objective(settings(cfg), job)
         _check_batch_sizes(space, job)
     if job.data.note:
         screen.note(job.data.note)
@@ -104,6 +106,11 @@ def run(
 def _check_objective(sought: Settings, job: Job) -> None:
     """Before a study exists: the objective is a curve of a run on these data, to be had best."""
     metric = sought.objective.metric
+    if job.engine == "lightning":
+        if metric not in job.curves:
+            theirs = ", ".join(name for name in job.curves if "/" in name and not name.startswith(("time", "progress")))
+            raise ConfigError(f"sweep.objective.metric must be one of {theirs}, but got {metric!r}.")
+        return
     scores = ["accuracy"] if job.data.task == CLASSIFICATION else ["rmse", "r2"]
     asked = job.config.metrics if job.config.metrics_at == "epochs" else ()
     known = {called(name): better(name) for name in asked}
@@ -124,6 +131,8 @@ def _check_objective(sought: Settings, job: Job) -> None:
 
 def _check_batch_sizes(space: Mapping[str, Any], job: Job) -> None:
     """Before a study exists: no batch is larger than the training set."""
+    if job.config.guests.data:  # nobody knows how many there are
+        return
     n = len(job.data.x_train)
     searched = space.get("batch_size")
     sizes = getattr(searched, "choices", None) or [getattr(searched, "high", 0)]
@@ -279,4 +288,4 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:
     cfg = compose(overrides)
-    return schema.parse(cfg, cfg.hydra.runtime.choices)
+    return schema.parse(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task)

@@ -19,7 +19,7 @@ from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import seed_of
 from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
-from manyfit.training import checkpoints, process
+from manyfit.training import checkpoints, guest, process
 from manyfit.training.building import make_trainer, make_training
 from manyfit.training.grouping import require_same_signature, why_alone
 from manyfit.training.loop import Observers, Parts, Stops, Training
@@ -129,14 +129,17 @@ def train(
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
     with process.set_up(config), contextlib.ExitStack() as closing:
-        trainer = make_trainer(config, device, state["epoch"] if state else 0)
-        name = engine_of(jobs[0], state)
-        module = make_training(jobs, trainer, name, ranks, Observers(report, stops))
-        engine = module.engine
+        observers, name = Observers(report, stops), engine_of(jobs[0], state)
         if save_to and first:
-            writer = closing.enter_context(checkpoints.Writer(save_to, COPIES_KEPT * engine.weights.nbytes))
+            size = COPIES_KEPT * len(jobs) * jobs[0].weights * dtype_of(config).itemsize
+            writer = closing.enter_context(checkpoints.Writer(save_to, size))
             ranks.leaving[:] = [functools.partial(writer.finish, timeout=10.0)]
-            module.observers = Observers(report, stops, functools.partial(_save, writer, jobs))
+            observers = Observers(report, stops, functools.partial(_save, writer, jobs))
+        if name == "lightning":
+            return guest.train(jobs[0], observers, ranks, device, save_to, state)
+        trainer = make_trainer(config, device, state["epoch"] if state else 0)
+        module = make_training(jobs, trainer, name, ranks, observers)
+        engine = module.engine
         if state:
             module.load_state(state)
         products = 0 if name == "native" else engine.weights.numel() * jobs[0].batch_size // ranks.world
@@ -151,7 +154,7 @@ def train(
         weights=module.best.weights.cpu(),
         buffers={name: buffer.cpu() for name, buffer in module.best.buffers.items()},
         test=test,
-        devices=(_name(engine.weights.device),) * ranks.world,
+        devices=(devices.name_of(engine.weights.device),) * ranks.world,
         engine=engine.name,
         digest=jobs[0].data.digest,
     )
@@ -177,10 +180,6 @@ def _save(
     if writer.wants or last:
         given = [{"source": dict(job.config.source), "choices": dict(job.config.choices)} for job in jobs]
         writer.put(epoch, {"configs": json.dumps(given), "data": jobs[0].data.digest, **state()})
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _run(trainer: pl.Trainer, module: Training) -> None:

@@ -74,6 +74,9 @@ def grouped(
     groups: list[Group] = []
     for numbers in (band for those in alike.values() for band in _bands(those, jobs)):
         first = jobs[numbers[0]]
+        if len(numbers) == 1 and first.engine == "lightning":
+            groups.append(Group(numbers))
+            continue
         if reason := len(numbers) > 1 and (why_alone(first) or _why_apart(first)):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
@@ -138,6 +141,8 @@ def why_alone(job: Job) -> str | None:
     """Why such a job cannot share a population; None when it can."""
     if job.engine == "native":
         return None
+    if job.engine == "lightning":
+        return "a LightningModule trains itself"
     if not is_linear(job.optimizer):
         return f"a step of {job.optimizer.__name__} is not linear in lr"
     pair = Population([job.network, job.network], [0, 0], torch.device("cpu"))

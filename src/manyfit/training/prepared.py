@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from manyfit import measures
 from manyfit.config.build import build, place_of, target_of
 from manyfit.config.errors import ConfigError
+from manyfit.config.guest import is_lightnings
 from manyfit.config.schema import Config, DataConfig
 from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
-from manyfit.models import answers
+from manyfit.models import answers, inside
 from manyfit.native.machine import compilation, kind_of
 from manyfit.native.members import why_not
 from manyfit.parallel import devices
@@ -28,7 +29,7 @@ from manyfit.schedules import Schedule, torch_schedule
 from manyfit.training.captured import captures
 
 T = TypeVar("T")
-EngineName = Literal["native", "batched"]
+EngineName = Literal["native", "batched", "lightning"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Job:
     batch_size: int
     engine: EngineName
     weights: int
+    curves: tuple[str, ...] = ()
+    """Of a LightningModule, the names that it logs under."""
 
     @property
     def network(self) -> nn.Module:
@@ -86,7 +89,12 @@ class Preparation:
         """
         alike = identity(config.model_copy(update={"seed": 0}))
         if alike not in self._jobs:
-            _put(self._jobs, JOBS, alike, _job(config, self._dataset(config.data)))
+            data = (
+                splits.unread(config.dataset, _source(config.data))
+                if config.guests.data
+                else self._dataset(config.data)
+            )
+            _put(self._jobs, JOBS, alike, _guests_job(config, data) if config.guests.model else _job(config, data))
         return replace(self._jobs[alike], config=config)
 
     def training_rows(self, config: DataConfig) -> int:
@@ -172,12 +180,20 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
     _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
     _try_probes(config.probes, network)
     _try_metrics(config, network, dataset)
-    optimizer, options = _optimizer(config, network)
+    optimizer, options = optimizer_of(config, network)
     captures(config, optimizer)
-    schedule = _schedule(config, -(-n // batch_size))
+    schedule = schedule_of(config, -(-n // batch_size))
     engine = _engine(config, network, loss, optimizer, options, batch_size)
     weights = sum(parameter.numel() for parameter in trainable(network))
     return Job(config, dataset, loss, optimizer, options, schedule, batch_size, engine, weights)
+
+
+def _guests_job(config: Config, dataset: splits.Dataset) -> Job:
+    """Of a LightningModule: what it has not is filled in by what says so."""
+    from manyfit.training import guest
+
+    devices.check(config)
+    return guest.job(config, dataset)
 
 
 def engine_of(job: Job, state: Mapping[str, Any] | None) -> EngineName:
@@ -189,6 +205,13 @@ def engine_of(job: Job, state: Mapping[str, Any] | None) -> EngineName:
     if state is None:
         return job.engine
     name: EngineName = state.get("engine", "batched")  # there was no other
+    if "lightning" in (name, job.engine):
+        if name != job.engine:
+            raise ConfigError(
+                f"model must be as it was, but {job.config.model.target} is a LightningModule "
+                f"{'no more' if name == 'lightning' else 'now'}. Bring it back, or train a new run."
+            )
+        return name
     if name == "native" and job.engine != name:
         raise ConfigError(
             "trainer must be one for the native engine, which the run began with: a CPU, one device, 32-true, 64-true. "
@@ -240,6 +263,8 @@ def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
     made = initialised(lambda: build(config.model, "model", nn.Module, **known), config.seed)
     if config.model.weights is not None:
         _load(made, config.model.weights)
+    if config.guests.model:  # which is given examples in their shape
+        return made
     return made if rows or len(dataset.shape) == 1 else nn.Sequential(nn.Unflatten(1, dataset.shape), made)
 
 
@@ -285,33 +310,28 @@ def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) ->
 
 def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:
     """Evaluate two rows, and train on as many as the last batch of an epoch has."""
-    if any(_is_lightnings(type(module)) for module in network.modules()):
+    if any(is_lightnings(type(module)) for module in network.modules()):
         raise ConfigError(
-            "model must be a plain torch.nn.Module, but got a LightningModule: its training_step would never be "
-            "called. Give its network alone, as an nn.Module with a forward."
+            "model must hold no LightningModule, whose training_step would never be called, but got one within "
+            f"{type(network).__name__}. Name it by itself, as model._target_."
         )
     shape = ", ".join(["rows", *map(str, dataset.shape)])
     if not trainable(network):
         raise ConfigError("model must have parameters to train, but all have requires_grad=False, or there are none.")
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), inside(network) as layer:
+        try:
             got = tuple(network.eval()(dataset.x_train[:2]).shape)
             copy.deepcopy(network).train()(dataset.x_train[:last])
-    except Exception as error:
-        raise ConfigError(
-            f"model must map ({shape}), also {last} rows, an epoch's last batch, but says: {error}{place_of(error)}."
-        ) from error
+        except Exception as error:
+            raise ConfigError(
+                f"model must map ({shape}), also {last} rows, an epoch's last batch, but{layer()} says: {error}"
+                f"{place_of(error)}."
+            ) from error
     if got != (len(dataset.x_train[:2]), width):
         raise ConfigError(f"model must map ({shape}) to (rows, {width}), but 2 rows gave a shape of {got}.")
 
 
-def _is_lightnings(cls: type[nn.Module]) -> bool:
-    """Whether a class is a LightningModule, of either of its packages; by name, since they take seconds to import."""
-    homes = [base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == "LightningModule"]
-    return any(home in ("lightning", "pytorch_lightning") for home in homes)
-
-
-def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def optimizer_of(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer's class and its options apart from lr and weight_decay, tried on a dummy."""
     target = target_of(config.optimizer, "optimizer", torch.optim.Optimizer)
     assert isinstance(target, type)
@@ -324,7 +344,8 @@ def _optimizer(config: Config, network: nn.Module) -> tuple[type[torch.optim.Opt
     return target, config.optimizer.arguments
 
 
-def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
+def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:
+    """The schedule that a config names."""
     if not config.schedule.target.startswith("torch."):
         return build(config.schedule, "schedule", Schedule)
     cls = target_of(config.schedule, "schedule", torch.optim.lr_scheduler.LRScheduler)

@@ -88,22 +88,13 @@ class Recorder:
 def _start(
     tracker: Tracker | NoTracker, job: Job, tags: Mapping[str, str], run_id: str | None, parent: TrackedRun | None
 ) -> TrackedRun:
-    data = job.data
-    record = DatasetRecord(
-        name=data.name,
-        digest=data.digest,
-        source=job.config.data.target,
-        rows=len(data.x_train),
-        features=data.x_train.shape[1],
-        targets=max(len(data.classes), 1),
-    )
     run = tracker.start(
         experiment=job.config.experiment,
         name=job.config.title(),
         params=job.config.flat(),
         tags=provenance.tags() | _chosen(job.config) | dict(tags),
         parent=parent,
-        dataset=record,
+        dataset=None if job.config.guests.data else _dataset(job),
         run_id=run_id,
     )
     if isinstance(tracker, Tracker):  # of a thousand runs it takes seconds
@@ -111,10 +102,23 @@ def _start(
     return run
 
 
+def _dataset(job: Job) -> DatasetRecord:
+    data = job.data
+    return DatasetRecord(
+        name=data.name,
+        digest=data.digest,
+        source=job.config.data.target,
+        rows=len(data.x_train),
+        features=data.x_train.shape[1],
+        targets=max(len(data.classes), 1),
+    )
+
+
 def _chosen(config: Config) -> dict[str, str]:
     """What a search of runs asks for: `tags.optimizer = 'adam'`."""
     chosen = {group: option for group in CHOSEN if (option := config.choices.get(group))}
-    return chosen | ({"model": config.network} if "model" in chosen else {})
+    names = {"model": config.network, "data": config.dataset if config.guests.data else chosen.get("data", "")}
+    return chosen | {group: name for group, name in names.items() if group in chosen}
 
 
 def _summarise(run: TrackedRun, result: Result) -> None:
@@ -132,12 +136,16 @@ def store_artifacts(run: TrackedRun, result: Result) -> None:
     with run.storing("overfitting.png"):
         run.file("overfitting.png", picture(result))
     run.file("environment.txt", provenance.environment().encode())
-    names = {"features": result.features, "classes": result.classes, "columns": result.encoding.what}
-    run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model
+    if not result.config.guests.data:
+        names = {"features": result.features, "classes": result.classes, "columns": result.encoding.what}
+        run.file("columns.json", json.dumps(names, indent=1).encode())  # of the model
     assert result.predictor is not None
     with run.storing("model"), torch.no_grad():
+        if result.example is None:
+            raise ValueError("its batches begin with no tensor, whose shape the model would be stored for")
         outputs = result.predictor(torch.from_numpy(result.example)).numpy()
-        rows = served.written(result.encoding, result.classes) if result.encoding.target else None
+        served_rows = result.encoding.target and not result.config.guests.model  # else nobody knows what comes out
+        rows = served.written(result.encoding, result.classes) if served_rows else None
         run.model(result.predictor, result.example, outputs, rows)
 
 
@@ -145,4 +153,8 @@ def picture(result: Result) -> bytes:
     """The overfitting curve as a PNG."""
     title = f"{result.config.experiment}: {result.config.title()}"
     more = [called(name) for name in result.config.metrics if f"{called(name)}/val" in result.metrics]
+    if result.config.guests.model:
+        shown = ("loss", *overfitting.SCORES)
+        more = [name.removesuffix("/val") for name in result.metrics if name.endswith("/val")]
+        more = [name for name in more if name not in shown]
     return png(overfitting.overfitting(result.metrics, result.summary, title, more))

@@ -45,6 +45,8 @@ class Trained:
     devices: tuple[str, ...]
     engine: EngineName
     digest: str
+    example: Tensor | None = None
+    """Of a LightningModule, what it was given first to validate, (1, ...)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class Result:
 
     `metrics` are (epochs + 1,) arrays by name, epoch 0 first; `test` is measured once, with the weights of the best
     epoch; `most_frequent` is the share of test examples that guessing training's most frequent class gets right, None
-    in a regression; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values, and
-    `example` (1, *shape) is a row for it, `encoding` and `classes` say what its columns and outputs are; `weights`
-    (parameters,) are the best epoch's, as the engine has them; `devices` and `engine` are what trained it. Of a
-    sweep's results most have no predictor and no weights any more.
+    in a regression; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values (of a
+    LightningModule it is that), and `example` (1, *shape) is a row for it, `encoding` and `classes` say what its
+    columns and outputs are; `weights` (parameters,) are the best epoch's, as the engine has them; `devices` and
+    `engine` are what trained it. Of a sweep's results most have no predictor and no weights any more.
     """
 
     config: Config
@@ -67,7 +69,7 @@ class Result:
     reason: str
     predictor: nn.Module | None
     weights: Tensor | None
-    example: np.ndarray
+    example: np.ndarray | None
     encoding: Encoding
     classes: tuple[str, ...]
     devices: tuple[str, ...]
@@ -108,6 +110,8 @@ class Result:
 
 def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
     """What is known of each run; jobs are the members, in order."""
+    if trained.engine == "lightning":
+        return [_of_guest(jobs[0], trained)]
     together = Population([jobs[0].network], [0], torch.device("cpu")) if trained.engine == "batched" else None
     found = []
     for k, job in enumerate(jobs):
@@ -142,3 +146,28 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
             )
         )
     return found
+
+
+def _of_guest(job: "Job", trained: Trained) -> Result:
+    """Likewise of a LightningModule, whose forward is what predicts; its untrained network is the baseline."""
+    present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][0]))
+    metrics = {name: values[0, : present[-1] + 1] for name, values in trained.history.items()}
+    losses = metrics["loss/train"], metrics["loss/val"]
+    summary = curves.summarise(*losses, float(losses[0][0]), "the untrained network")
+    network = job.network
+    network.load_state_dict({name: buffer[0] for name, buffer in trained.buffers.items()})
+    return Result(
+        config=job.config,
+        metrics=metrics,
+        summary=summary,
+        test={name: float(values[0]) for name, values in trained.test.items()},
+        most_frequent=None,
+        reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[0],
+        predictor=network.eval(),
+        weights=None,
+        encoding=job.data.encoding,
+        classes=(),
+        example=None if trained.example is None else trained.example.numpy(),
+        devices=trained.devices,
+        engine="lightning",
+    )

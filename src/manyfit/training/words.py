@@ -20,7 +20,7 @@ def summary(result: Result) -> str:
     )
     lines: list[tuple[str, Any]] = [
         ("run", f"{result.config.experiment}: {result.config.title()}"),
-        ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}"),
+        ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}" if result.test else "no test examples"),
         *([("metrics", _measured(result))] if result.config.metrics else []),
         ("best epoch", f"{s.best_epoch} of {epochs} (loss/val {s.best_loss_val:.4g}, gap {s.best_gap:.4g}){early}"),
         ("verdict", curves.sentence(s)),
@@ -38,10 +38,10 @@ def _measured(result: Result) -> str:
 def note(result: Result) -> str:
     """Two sentences for the top of the run's page."""
     config, s = result.config, result.summary
+    tested = f"{score(result)} on the test set with the weights of epoch {s.best_epoch}, " if result.test else ""
     return (
-        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {score(result)} on the test set with the "
-        f"weights of epoch {s.best_epoch}, after {len(result.metrics['loss/val']) - 1} epochs "
-        f"({_where(result)})."
+        f"{curves.sentence(s)} {config.title()} on {config.experiment}: {tested}after "
+        f"{len(result.metrics['loss/val']) - 1} epochs ({_where(result)})."
     )
 
 
@@ -56,6 +56,8 @@ def score(result: Result) -> str:
         unlike = result.most_frequent * len(result.classes) >= UNLIKE
         guessed = f" ({result.most_frequent:.1%} by the most frequent class alone)" if unlike else ""
         return f"accuracy {result.test['accuracy/test']:.1%}{guessed}"
+    if result.config.guests.model:
+        return ", ".join(f"{name.removesuffix('/test')} {value:.4g}" for name, value in result.test.items())
     return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
 
 

@@ -1,0 +1,121 @@
+"""A LightningModule or LightningDataModule of the user's own, which trains itself, or splits its own data.
+
+It decides some of the config itself: those keys are then neither taken nor written down.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from manyfit.config.earlier import today
+from manyfit.config.errors import ConfigError
+from manyfit.config.trust import require_trusted
+
+MODULE = ("loss", "probes", "metrics", "metrics_at", "eval_train_size", "trainer.engine", "trainer.cuda_graph")
+OPTIMIZERS = ("optimizer", "schedule")
+DATA = ("split_seed", "val_fraction", "test_fraction", "train_size", "label_noise", "standardise")
+PACKAGES = ("lightning", "pytorch_lightning")
+OURS = ("manyfit.", "torch.")
+
+
+@dataclass(frozen=True)
+class Guests:
+    """What is Lightning's of a config.
+
+    Attributes:
+        model: Whether it is a LightningModule.
+        data: Whether they are a LightningDataModule.
+        decided: The keys that they decide, and which class does.
+    """
+
+    model: bool = False
+    data: bool = False
+    decided: Mapping[str, str] = field(default_factory=dict)
+
+
+def guests(tree: Mapping[str, Any], trusted: Sequence[str]) -> Guests:
+    """Find out.
+
+    Imports what `model` and `data` name, if that is not ours, torch's or no class.
+
+    Raises:
+        ConfigError: One of them is not trusted; or the data split themselves, and the model cannot train on them.
+    """
+    model, data = (_of_lightning(tree.get(group), group, trusted) for group in ("model", "data"))
+    decided: dict[str, str] = {}
+    trains, splits = _is(model, "LightningModule"), _is(data, "LightningDataModule")
+    for group, cls, found in (("model", model, trains), ("data", data, splits)):
+        if found and "pytorch_lightning" not in _homes(cls):
+            raise ConfigError(
+                f"{group} must be of the package pytorch_lightning, which trains here, but {cls.__name__} is of the "
+                "package lightning. Import pytorch_lightning in its file: what it has is the same."
+            )
+    if trains:
+        own = "configure_optimizers" in {name for cls in _users(model) for name in vars(cls)}
+        decided |= dict.fromkeys((*MODULE, *OPTIMIZERS * own), model.__name__)
+    if splits:
+        if not trains:
+            raise ConfigError(
+                f"model must be a LightningModule with data that split themselves, as {data.__name__} does. Give the "
+                "model a training_step, or the data as data=arrays."
+            )
+        asked = inspect.signature(data).parameters
+        keys = [f"data.{key}" for key in DATA if key not in asked]
+        decided |= dict.fromkeys((*keys, *["batch_size"] * ("batch_size" not in asked)), data.__name__)
+    return Guests(trains, splits, decided)
+
+
+def require_left_out(overrides: Sequence[str], decided: Mapping[str, str]) -> None:
+    """Raise ConfigError where overrides, or the keys of a space, set what is decided elsewhere."""
+    for given in (override.partition("=")[0].lstrip("+~") for override in overrides):
+        for key, name in decided.items():
+            if f"{given}.".startswith(f"{key}."):
+                raise ConfigError(
+                    f"{given} must be left out: {name} decides {key} itself. What its constructor takes is set by "
+                    f"{'data' if key.startswith('data.') or key == 'batch_size' else 'model'}.NAME=..."
+                )
+
+
+def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A tree without these dotted keys."""
+    found: dict[str, Any] = {}
+    for name, node in tree.items():
+        inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+        if name not in keys:
+            found[name] = without(node, inner) if inner and isinstance(node, Mapping) else node
+    return found
+
+
+def is_lightnings(cls: type, name: str = "LightningModule") -> bool:
+    """Whether a class is one of Lightning's, of either of its packages; by name, since they take seconds to import."""
+    named = [base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == name]
+    return any(home in PACKAGES for home in named)
+
+
+def _is(cls: Any, name: str) -> bool:
+    return cls is not None and is_lightnings(cls, name)
+
+
+def _homes(cls: type) -> set[str]:
+    """The packages that its classes are of."""
+    return {base.__module__.partition(".")[0] for base in cls.__mro__}
+
+
+def _users(cls: type) -> list[type]:
+    """The classes that it is made of, but Lightning's and torch's."""
+    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in (*PACKAGES, "torch")]
+
+
+def _of_lightning(node: Any, group: str, trusted: Sequence[str]) -> Any:
+    """The class that a group names, if it may be Lightning's; what cannot be imported is refused later."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or target.startswith(OURS):
+        return None
+    require_trusted(target, f"{group}._target_", trusted)
+    try:
+        found = pkgutil.resolve_name(today(target))
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if inspect.isclass(found) else None

@@ -1,0 +1,252 @@
+"""LightningModules and LightningDataModules of the user's own: tracked, judged, resumed and searched as any run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from mlflow import MlflowClient
+
+import lightnings
+import manyfit as mf
+from conftest import CONF, command
+from lightnings import Automatic, Bare, Manual, Stopping, Stream, Tensors
+from manyfit.config.errors import ConfigError
+from manyfit.config.schema import Curves
+from manyfit.results import Run
+from manyfit.training.logged import curve, named
+from manyfit.training.prepared import prepare
+
+NAMES = ["model.curves.train=nll", "model.curves.val=nll_of_others"]
+RUN = """import sys
+from pathlib import Path
+from manyfit import running
+sys.exit(running.command(sys.argv[1:], [Path({!r})]))
+"""
+STYLES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "automatic": ([], {"model": Automatic, "data": Tensors}),
+    "manual": (NAMES, {"model": Manual, "data": Stream}),
+    "bare": (["optimizer=sgd", "optimizer.lr=0.1", "schedule=cosine"], {"model": Bare, "data": "iris"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs are kept, and what is beside the command."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(lightnings.__file__, tmp_path)
+    (tmp_path / "run.py").write_text(RUN.format(str(CONF)))
+    return tmp_path
+
+
+def trained(style: str, *overrides: str, **settings: Any) -> Run:
+    given, guests = STYLES[style]
+    return mf.fit(*given, *overrides, **{"epochs": 6, "tracking": "off", **guests, **settings})
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_run_like_any_other(style: str) -> None:
+    """Curves from epoch 0 on, a verdict, test scores with the best weights, which predict."""
+    run = trained(style)
+    losses = run.curves[["loss/train", "loss/val", "loss/gap"]]
+    assert len(losses) == 7
+    assert np.isfinite(losses).all(axis=None)
+    assert losses["loss/train"][0] == losses["loss/val"][0]  # the untrained network has seen neither
+    assert losses["loss/val"].iloc[-1] < losses["loss/val"][0]
+    assert run.curves["progress/steps"].iloc[-1] == {"automatic": 18, "manual": 72, "bare": 24}[style]
+    assert set(run.test) == {"automatic": {"loss/test", "accuracy/test"}, "manual": set(), "bare": {"loss/test"}}[style]
+    assert run.predict(torch.zeros(2, 4)).shape == (2, 3)
+    assert run.plot()[1:4] == b"PNG"
+    assert run.result.engine == "lightning"
+
+
+@pytest.mark.filterwarnings("ignore:::pytorch_lightning", "ignore:.*LeafSpec")  # about itself
+def test_what_a_trainer_of_ones_own_would_log(folder: Path) -> None:
+    """The same losses as Lightning's own CSVLogger writes of the same weights and order of examples."""
+
+    class Kept(pl.loggers.logger.DummyLogger):
+        values: list[float] = []  # noqa: RUF012
+
+        def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:  # type: ignore[override]  # noqa: ARG002
+            self.values += [metrics["val_loss"]] if "val_loss" in metrics else []
+
+    job = prepare(trained("automatic", "model.p=0.0", epochs=1).config)
+    ours = trained("automatic", "model.p=0.0", "batch_size=90").curves  # one batch: no order
+    module, data = job.network, Tensors(90)
+    logger = Kept()
+    trainer = pl.Trainer(
+        max_epochs=6,
+        logger=logger,
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, datamodule=data)
+    np.testing.assert_allclose(ours["loss/val"][1:], logger.values, rtol=1e-6)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps() -> None:
+    """Logged of every step alone; a callback's and a logger's values are curves as well."""
+    curves = trained("automatic").curves
+    assert "lr-AdamW" in curves
+    assert curves["lr"][1:].tolist() == pytest.approx([1e-2] * 3 + [5e-3] * 3, rel=1e-6)
+    assert np.isfinite(curves["weights"][1:]).all()
+    steps = trained("automatic", "model.p=0.0", "model.lr=1e-9").curves
+    assert steps["loss/train"][1:].std() < 1e-6  # the last step of each epoch alone would wander
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_resumed_to_the_same_bits(style: str, folder: Path) -> None:
+    """Dropout, the order of examples, schedules, callbacks: as if it had not stopped."""
+    overrides = [] if style != "bare" else ["schedule=constant"]
+    whole = trained(style, *overrides, epochs=9, tracking="sqlite")
+    half = trained(style, *overrides, epochs=4, tracking="sqlite")
+    done = command(folder, f"resume={half.id}", "epochs=9", run=folder / "run.py")
+    assert done.returncode == 0, done.stderr
+    before, after = mf.histories([whole.id]), mf.histories([half.id])
+    for name in (*whole.curves.columns,):
+        if name != "time/seconds":
+            np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")
+    one, other = (client.get_run(run.id).data.metrics for run in (whole, half))
+    assert {k: v for k, v in one.items() if k.endswith("/test")} == {k: v for k, v in other.items() if "/test" in k}
+
+
+def test_what_is_stored() -> None:
+    """Only what the run was made of: no rate of ours where the module has its own; model, picture, config."""
+    run = trained("automatic", tracking="sqlite")
+    stored = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(str(run.id))
+    params = stored.data.params
+    assert params["model._target_"] == "lightnings.Automatic"
+    assert not [key for key in params if key.startswith(("optimizer", "schedule", "loss", "data.split_seed"))]
+    assert stored.data.tags["model"] == "Automatic"
+    assert stored.data.tags["data"] == "Tensors"
+    assert "optimizer" not in stored.data.tags
+    assert "not_stored" not in stored.data.tags
+    assert stored.outputs.model_outputs
+
+
+def test_sweeps() -> None:
+    """A grid over its own arguments, one by one; a search over the rate of ours where it has none; confirmed."""
+    runs = mf.grid(model=Automatic, data=Tensors, epochs=2, **{"model.width": [4, 8]}, tracking="off")
+    assert [run.config.model.arguments["width"] for run in runs] == [4, 8]
+    found = mf.search(
+        "optimizer.lr=choice(1e-4,1e-1)",
+        "sweep.confirm_seeds=2",
+        "sweep.seeds=1",
+        "pruner=median",
+        model=Bare,
+        data="iris",
+        n_trials=2,
+        epochs=3,
+        tracking="off",
+    )
+    assert found.best().config.optimizer.lr == 0.1
+    assert found.report is not None
+    assert found.report.fresh
+
+
+def test_stopped_by_patience_and_by_a_callback() -> None:
+    """Ours, and the module's own; both are FINISHED early."""
+    early = trained("bare", "trainer.patience=2", "optimizer.lr=1e-12", epochs=40)
+    assert early.result.reason == "stopped early"
+    assert len(early.curves) < 10
+    own = trained("bare", model=Stopping, epochs=40)
+    assert own.result.reason == "stopped early"
+    assert len(own.curves) == 3
+
+
+def test_two_ranks() -> None:
+    """DDP, by the strategy of the config: what is logged is the mean of the ranks."""
+    lone = trained("bare", "batch_size=full").curves
+    both = trained("bare", "trainer=ddp_cpu", "trainer.devices=2", "batch_size=106").curves
+    np.testing.assert_allclose(lone["loss/train"], both["loss/train"], rtol=1e-5)
+
+
+REFUSED = {
+    "no loss of validation": (
+        {"model._target_": "lightnings.Silent", "data": "iris"},
+        "model must log val_loss, or the like, but only loss/train, size/val was logged ",
+    ),
+    "names nobody knows": (
+        {"model._target_": "lightnings.Manual", "data._target_": "lightnings.Stream"},
+        "model must log train_loss and val_loss, or the like, but only nll, nll_of_others was logged",
+    ),
+    "no training_step": (
+        {"model._target_": "lightnings.Stepless", "data": "iris"},
+        "model must have a training_step, but Stepless has none",
+    ),
+    "another shape": (
+        {"model._target_": "lightnings.Narrow", "data": "iris"},
+        r"layer net, Linear\(in_features=3, out_features=3, bias=True\), which was given \(22, 4\), says: RuntimeError",
+    ),
+    "a rate that it has itself": (
+        {"model._target_": "lightnings.Automatic", "data": "iris", "optimizer.lr": "0.1"},
+        "optimizer.lr must be left out: Automatic decides optimizer itself",
+    ),
+    "a split that they make": (
+        {"model._target_": "lightnings.Automatic", "data._target_": "lightnings.Tensors", "data.train_size": "9"},
+        "data.train_size must be left out: Tensors decides data.train_size itself",
+    ),
+    "a network for data that split themselves": (
+        {"model": "mlp", "data._target_": "lightnings.Tensors"},
+        "model must be a LightningModule with data that split themselves, as Tensors does",
+    ),
+    "clipping": (
+        {"model._target_": "lightnings.Manual", "data": "iris", "trainer.gradient_clip": "1.0"},
+        "trainer.gradient_clip must be null with a module that optimizes by itself, but got 1.0",
+    ),
+    "names for what is not Lightning's": (
+        {"model": "mlp", "model.curves.val": "x"},
+        "model.curves.val must be null but with a LightningModule, whose names it explains, but got 'x'",
+    ),
+    "probes": (
+        {"model._target_": "lightnings.Automatic", "data": "iris", "probes": "[gradient_norm]"},
+        "probes must be left out: Automatic decides probes itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_there_is_a_run(case: str) -> None:
+    """In a sentence that says what to do; the store is not touched."""
+    given, words = REFUSED[case]
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    with pytest.raises(ConfigError, match=words):
+        mf.fit(*overrides, "trusted=[lightnings]", epochs=2)
+    assert not Path("mlruns/mlflow.db").exists()
+
+
+def test_a_search_of_what_the_module_decides_is_refused() -> None:
+    """Before a study exists."""
+    with pytest.raises(ConfigError, match=r"optimizer.lr must be left out"):
+        mf.search("sweep=lr", model=Automatic, data=Tensors)
+    assert not Path("mlruns/optuna.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("logged", "name"),
+    [
+        ("train_loss", "loss/train"),
+        ("loss_val", "loss/val"),
+        ("valid/acc", "accuracy/val"),
+        ("validation.F1-macro", "F1_macro/val"),
+        ("test-MulticlassAccuracy", "MulticlassAccuracy/test"),
+        ("lr-Adam", "lr-Adam"),
+        ("vals", "vals"),
+    ],
+)
+def test_names(logged: str, name: str) -> None:
+    """The split before or behind, however it is put."""
+    assert curve(logged) == name
+
+
+def test_a_value_of_a_step_and_an_epoch_is_one_curve() -> None:
+    """Lightning logs both, and the epoch's under the name itself; a bare `loss` is that of training."""
+    assert named({"train_acc": 1.0, "train_acc_step": 2.0, "train_acc_epoch": 1.0}, Curves()) == {"accuracy/train": 1.0}
+    assert named({"loss": 1.0, "q": 2.0}, Curves(val="q")) == {"loss/train": 1.0, "loss/val": 2.0}
