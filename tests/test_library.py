@@ -26,6 +26,9 @@ from torch import Tensor, nn
 import manyfit as mf
 from conftest import ROOT, Compose, assert_same_bits, command
 from manyfit import library, results
+from manyfit.config.errors import ConfigError
+from manyfit.sweeps.findings import tested
+from manyfit.sweeps.report import summary
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
 
@@ -320,3 +323,29 @@ def test_the_notebook(tmp_path: Path) -> None:
     assert sum("digits: adam" in words or "runs on" in words or "search" in words for words in told) >= 3
     assert not any(output.get("name") == "stderr" for cell in book.cells for output in cell.get("outputs", []))
     assert sum("<table" in data.get("text/html", "") for data in shown) >= 4
+
+
+def test_cross_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One word: a run for each fold, one setting, its test scores with an interval; every fold's own test set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="fit must be given one run"):
+        mf.fit("data=wine", "data.folds=5", tracking="off")
+    with pytest.raises(ConfigError, match="data.folds must be null in a search"):
+        mf.search("data=wine", "data.folds=5", "sweep=lr", tracking="off")
+    runs = mf.grid("data=wine", "data.folds=5", "seed=range(2)", "optimizer=sgd,adam", epochs=3, tracking="off")
+    assert len(runs) == 20
+    assert sorted(run.result.sizes[2] for run in runs[:10]) == [35] * 4 + [36] * 6
+    assert runs.report is not None
+    assert [len(setting.counted) for setting in runs.report.settings] == [10, 10]
+    best = runs.report.best
+    assert best is not None
+    (scores,) = [[run.test["accuracy/test"] for run in runs if run.config.optimizer.target == kind] for kind in
+                 {str(best.rows[0].config.optimizer.target)}]  # fmt: skip
+    found = tested(best)["accuracy/test"]
+    assert found.mean == pytest.approx(np.mean(scores))
+    assert found.n == 5
+    assert "over 5 folds, every example scored once" in summary(runs.report)
+    assert list(runs.table()["optimizer"]) in (["sgd", "adam"], ["adam", "sgd"])
+    assert runs.report.command is not None
+    assert "data.folds=5" in runs.report.command
+    assert "data.fold=" not in runs.report.command

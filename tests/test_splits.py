@@ -262,3 +262,55 @@ def test_a_table_that_no_source_should_return_is_refused(changes, message):
     """A user's own source is told what is wrong with its table."""
     with pytest.raises(ValueError, match=message):
         replace(sources.iris(), **changes)
+
+
+def by_number(task: str, n: int = 103, **more: object) -> Table:
+    """Rows that are known by their number."""
+    rng = np.random.default_rng(0)
+    target = np.sort(rng.integers(0, 3, n)) if task == "classification" else rng.normal(size=n)
+    classes = ("a", "b", "c") if task == "classification" else ()
+    return Table("rows", np.arange(n, dtype=np.float64)[:, None], target, task, classes, ("number",), **more)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_folds(task: str) -> None:
+    """Every row is tested on once, in folds whose sizes differ by one; as many train in each; classes in proportion."""
+    table = by_number(task)
+    cut = [split(table, standardise=False, folds=5, fold=fold) for fold in range(5)]
+    tested = torch.cat([one.x_test for one in cut])[:, 0].int().tolist()
+    assert sorted(tested) == list(range(103))
+    assert sorted(len(one.x_test) for one in cut) == [20, 20, 21, 21, 21]
+    assert {len(one.x_train) for one in cut} == {103 - 21 - 15}
+    assert len({one.digest for one in cut}) == 5
+    for one in cut:
+        rows = torch.cat([one.x_train, one.x_val, one.x_test])[:, 0].int().tolist()
+        assert sorted(rows) == list(range(103))
+        if task == "classification":
+            share = torch.bincount(one.y_train) / len(one.y_train)
+            np.testing.assert_allclose(share, np.bincount(table.target) / 103, atol=0.02)
+
+
+def test_folds_leave_groups_whole() -> None:
+    """No group is trained on and tested or validated on."""
+    groups = np.arange(103) % 13
+    tested = []
+    for fold in range(4):
+        one = split(by_number("regression", groups=groups), standardise=False, folds=4, fold=fold)
+        parts = [{int(row) % 13 for row in x[:, 0]} for x in (one.x_train, one.x_val, one.x_test)]
+        assert sum(map(len, parts)) == 13
+        tested += one.x_test[:, 0].int().tolist()
+    assert sorted(tested) == list(range(103))
+
+
+@pytest.mark.parametrize(
+    ("table", "folds", "words"),
+    [
+        (by_number("regression", groups=np.arange(103) % 4), 4, "data.folds must be < 4, the groups that data.groups"),
+        (by_number("classification", n=15), 9, "data.folds must be <= [3-8], the rows of the rarest class, but got 9"),
+        (by_number("regression", times=np.arange(103)), 4, "data.folds must be null with data.time"),
+    ],
+)
+def test_folds_that_cannot_be(table: Table, folds: int, words: str) -> None:
+    """Too few groups, too few rows of a class, time."""
+    with pytest.raises(ValueError, match=words):
+        split(table, folds=folds, fold=0)

@@ -21,6 +21,36 @@ def test_effect_is_the_wider_of_bootstrap_and_student() -> None:
     assert effect([1.0, np.nan, 1.0, np.inf]).n == 2
 
 
+def test_folds_overlap() -> None:
+    """Nadeau and Bengio's variance, by hand: of five folds with a quarter as many examples to test as to train."""
+    values = np.array([0.9, 0.95, 0.85, 0.92, 0.88])
+    found = effect(values, overlap=0.25)
+    reach = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 0.25) * values.var(ddof=1))
+    assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach))
+    assert np.isnan(effect([0.9], overlap=0.25).low)
+    assert effect(values, overlap=0.25, limits=SHARE).high < 1
+
+
+def test_the_interval_of_folds_covers_the_expected_score() -> None:
+    """Of the error of a least-squares line, cross-validated: the plain interval of the same five values misses it."""
+    draw, n, folds = np.random.default_rng(0), 40, 5
+    covered = {0.0: 0, 0.25: 0}
+    for _ in range(400):
+        x, noise = draw.normal(size=(n, 6)), draw.normal(size=n)
+        errors = []
+        for fold in range(folds):
+            test = np.arange(n) % folds == fold
+            weights = np.linalg.lstsq(x[~test], noise[~test], rcond=None)[0]
+            errors.append(np.mean((noise[test] - x[test] @ weights) ** 2))
+        expected = 1 + 6 / (32 - 6 - 1)  # of noise alone, for 32 training rows of 6 Gaussian inputs
+        for overlap in covered:
+            mean, reach = np.mean(errors), stats.t.ppf(0.975, 4) * np.std(errors, ddof=1)
+            reach *= np.sqrt(1 / 5 + overlap)
+            covered[overlap] += abs(mean - expected) < reach
+    assert covered[0.25] / 400 > 0.95
+    assert covered[0.0] < covered[0.25]
+
+
 def test_the_interval_of_eight_values_covers_the_mean() -> None:
     """In 95% of the cases and more; the bootstrap's alone does in 88%."""
     draw = np.random.default_rng(2)

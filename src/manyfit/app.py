@@ -195,9 +195,10 @@ def grid(
     if not jobs:
         raise ConfigError("a grid must have a job, but a key has no value.")
     swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
-    alike = not any(override.startswith(("data=", "data.")) for override in swept)
-    # where the data are swept over, what all jobs share names other data, or none
-    config = parse(first, first.hydra.runtime.choices, first.hydra.overrides.task) if alike else compose(jobs[0])
+    alike = not any(o.startswith(("data=", "data.")) and not o.startswith("data.fold=") for o in swept)
+    # where the data are swept over, what all jobs share names other data, or none; and no fold
+    shared = alike and first.data.get("folds") is None
+    config = parse(first, first.hydra.runtime.choices, first.hydra.overrides.task) if shared else compose(jobs[0])
     name = config.choices.get("experiment")
     on = config.experiment if alike else "several data"
     about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"

@@ -209,14 +209,14 @@ def _hydra(given: list[str]) -> Iterator[tuple["ConfigLoader", list[str]]]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    from hydra_plugins.manyfit.starting import hydra_on, in_our_words, whole_groups
+    from hydra_plugins.manyfit.starting import hydra_on, in_our_words, spelled_out
 
     refuse_passwords(dict(override.partition("=")[::2] for override in given))
     theirs, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
     try:
         with hydra_on(place.folders()) as hydra, in_our_words(hydra.config_loader, given):
-            yield hydra.config_loader, whole_groups(hydra.config_loader, given)
+            yield hydra.config_loader, spelled_out(hydra.config_loader, given)
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = theirs, known
 

@@ -61,13 +61,23 @@ def limits_of(metric: str) -> Limits:
     return LIMITED.get(first) or LIMITED.get(rest[-1] if rest else "", ANY)
 
 
-def effect(values: Sequence[float] | np.ndarray, level: float = LEVEL, limits: Limits = ANY) -> Effect:
-    """The mean of one value per seed with its interval. Values that are not finite are left out and counted."""
+def effect(
+    values: Sequence[float] | np.ndarray, level: float = LEVEL, limits: Limits = ANY, overlap: float = 0.0
+) -> Effect:
+    """The mean of one value per seed with its interval. Values that are not finite are left out and counted.
+
+    Args:
+        values: One for each seed; or for each fold.
+        level: Of the interval.
+        limits: Between what values lie.
+        overlap: Of folds, whose training sets overlap: examples of a test set over those of a training set. The
+            variance of the mean is then `(1/n + overlap) s^2`, not `s^2 / n`. Source: Nadeau & Bengio 2003, eq. 8.
+    """
     v = np.asarray(values, float)
     finite = v[np.isfinite(v)]
     if not len(finite):
         return Effect(math.nan, math.nan, math.nan, 0, len(v))
-    low, high = interval(finite, level, limits)
+    low, high = corrected(finite, level, limits, overlap) if overlap else interval(finite, level, limits)
     return Effect(float(finite.mean()), float(low), float(high), len(finite), len(v) - len(finite))
 
 
@@ -102,11 +112,22 @@ def interval(values: np.ndarray, level: float = LEVEL, limits: Limits = ANY) -> 
     return np.where(same, mean, low), np.where(same, mean, high)
 
 
-def _student(values: np.ndarray, mean: np.ndarray, level: float, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def corrected(
+    values: np.ndarray, level: float, limits: Limits, overlap: float
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """Student's interval of the mean over folds (n,), see `effect`; NaN where n < 2."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    return _student(values, values.mean(0), level, limits, overlap)
+
+
+def _student(
+    values: np.ndarray, mean: np.ndarray, level: float, limits: Limits, overlap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Student's interval on a scale that has no ends; on the plain one where a value is beyond the limits."""
     from scipy.stats import t
 
-    reach = t.ppf((1 + level) / 2, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+    reach = t.ppf((1 + level) / 2, len(values) - 1) * values.std(0, ddof=1) * math.sqrt(1 / len(values) + overlap)
     floor, ceiling = limits if np.min(values) >= limits[0] and np.max(values) <= limits[1] else ANY
     if math.isinf(floor):
         return mean - reach, mean + reach

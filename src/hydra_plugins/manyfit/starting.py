@@ -69,7 +69,7 @@ def start(task: TaskFunction, arguments: Sequence[str], folders: Sequence[Path])
     for flag in sorted(flags & REFUSED.keys()):
         raise ConfigError(f"--{flag.replace('_', '-')} must be left out: {REFUSED[flag]}.")
     with hydra_on([*_added(options.config_dir), *folders]) as app, in_our_words(app.config_loader, given):
-        given = options.overrides = whole_groups(app.config_loader, given)
+        given = options.overrides = spelled_out(app.config_loader, given)
         if not flags & {"shell_completion", "hydra_help"}:  # whose words are no overrides
             mode = mode_of(app.config_loader, given, options.multirun)
         if flags - {"run", "multirun"}:
@@ -132,6 +132,19 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
             OmegaConf.clear_resolver(name)
 
 
+def spelled_out(loader: ConfigLoader, overrides: list[str]) -> list[str]:
+    """What is said in short: a group of one's own; `data.folds=5`, of which each is trained."""
+    return with_folds(whole_groups(loader, overrides))
+
+
+def with_folds(overrides: list[str]) -> list[str]:
+    """`data.folds=5` means `data.fold=range(0,5)`, where that is not said."""
+    said = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    if "data.fold" in said or not said.get("data.folds", "").isdigit():
+        return overrides
+    return [*overrides, f"data.fold=range(0,{said['data.folds']})"]
+
+
 def whole_groups(loader: ConfigLoader, overrides: list[str]) -> list[str]:
     """`model._target_=nets.Net model.width=32` is a model with these keys, whatever others the chosen option has.
 
@@ -189,7 +202,13 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
             "would be runs without a sweep. Leave it out; hydra.launcher.workers=auto spreads a sweep over the GPUs of "
             "a machine."
         )
-    mode: RunMode = RunMode.MULTIRUN if multirun else cfg.hydra.mode or RunMode.RUN
+    folded = any(override == f"data.fold=range(0,{cfg.data.get('folds')})" for override in overrides)
+    mode: RunMode = RunMode.MULTIRUN if multirun or folded else cfg.hydra.mode or RunMode.RUN
+    if folded and cfg.hydra.sweeper._target_.endswith("OptunaStudy"):
+        raise ConfigError(
+            f"data.folds must be null in a search, but got {cfg.data.folds}. Search first, then give what is best "
+            "data.folds."
+        )
     swept = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     swept = [override for override in swept if override.is_sweep_override()]
     if swept and mode == RunMode.RUN:

@@ -67,6 +67,8 @@ class DataConfig(Component):
     train_size: Count | None = None
     label_noise: Share = 0.0
     standardise: bool | Literal["channels"] = True
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] | None = None
 
 
 class Curves(Node):
@@ -197,6 +199,8 @@ class Config(Node):
             parts.append(f"target={self.data.arguments['target']}")
         if self.data.train_size:
             parts.append(f"n={self.data.train_size}")
+        if self.data.folds:
+            parts.append(f"fold={self.data.fold}")
         return " ".join([*parts, f"s={self.seed}"])
 
     def _title_of_guest(self) -> str:
@@ -325,9 +329,34 @@ def _check_together(config: Config) -> None:
                     f"model.curves.{split} must be null but with a LightningModule, whose names it explains, but got "
                     f"{name!r}."
                 )
+    _check_folds(config.data)
     if config.data.val_fraction + config.data.test_fraction >= 1:
         total = config.data.val_fraction + config.data.test_fraction
         raise ConfigError(f"data.val_fraction + data.test_fraction must be < 1, but got {total:g}.")
+
+
+def _check_folds(data: DataConfig) -> None:
+    if data.folds is None and data.fold is not None:
+        raise ConfigError(f"data.fold must be null without data.folds, but got {data.fold}. Add data.folds=5.")
+    if data.folds is None:
+        return
+    if data.fold is None:
+        raise ConfigError(
+            f"data.folds must stand on the command line of a run or a grid, which trains each of the {data.folds}; or "
+            "say which: data.fold=0."
+        )
+    if data.fold >= data.folds:
+        raise ConfigError(f"data.fold must be < {data.folds}, which data.folds says, but got {data.fold}.")
+    if data.test_fraction != DataConfig.model_fields["test_fraction"].default:
+        raise ConfigError(
+            f"data.test_fraction must be left out with data.folds, but got {data.test_fraction}: a fold is tested on, "
+            f"which is 1/{data.folds} of the rows."
+        )
+    if data.val_fraction + 1 / data.folds >= 1:
+        raise ConfigError(
+            f"data.val_fraction must be < {1 - 1 / data.folds:g} with data.folds={data.folds}, but got "
+            f"{data.val_fraction}: what is left is trained on."
+        )
 
 
 def flattened(node: Any, prefix: str) -> Sequence[tuple[str, Any]]:

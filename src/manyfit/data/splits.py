@@ -81,6 +81,8 @@ def split(
     test_fraction: float,
     train_size: int | None,
     standardise: bool | Literal["channels"],
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """Split a table and turn it into tensors.
 
@@ -96,12 +98,17 @@ def split(
             the validation and test rows stay the same.
         standardise: whether x (and a regression target) get mean 0 and deviation 1 over the training rows; "channels":
             all numbers of a channel (the first of three axes) alike, of fewer axes all numbers.
+        folds: into so many parts of equal size the table is cut; the test rows are one of them. None: `test_fraction`.
+        fold: which, 0..folds-1.
 
     Raises:
         ValueError: an option is out of range or leaves a split empty or without one of the classes.
     """
-    _check(table, split_seed, val_fraction, test_fraction)
-    rows, val, test = _split(table, split_seed, val_fraction, test_fraction)
+    _check(table, split_seed, val_fraction, 1 / folds if folds else test_fraction)
+    if folds:
+        rows, val, test = _fold(table, split_seed, val_fraction, folds, fold or 0)
+    else:
+        rows, val, test = _split(table, split_seed, val_fraction, test_fraction)
     train = _subset(table, rows, train_size, split_seed)
 
     encoding = fitted(table, train)
@@ -135,7 +142,11 @@ def split(
         y_mean=y_mean,
         y_std=y_std,
         shape=table.shape or (len(encoding.inputs),),
-        digest=_digest(table, encoding, (split_seed, val_fraction, test_fraction, train_size, standardise)),
+        digest=_digest(
+            table,
+            encoding,
+            (split_seed, val_fraction, test_fraction, train_size, standardise, *((folds, fold) if folds else ())),
+        ),
         note=table.note,
     )
 
@@ -222,6 +233,52 @@ def _split(table: Table, seed: int, val_fraction: float, test_fraction: float) -
     _require_classes(table, val, "val", *leave["val"][1:])
     _require_classes(table, train, "train", *leave["train"][1:])
     return train, val, test
+
+
+def _fold(table: Table, seed: int, val_fraction: float, folds: int, fold: int) -> "Parts":
+    """Row numbers of train, val and test, the fold-th of parts that have every row once, of as equal sizes as can be.
+
+    Train is as large in every fold, unless groups are of unlike sizes.
+    """
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+    if table.times is not None:
+        raise ValueError("data.folds must be null with data.time: what comes later would be trained on.")
+    rest, test = _folds_of(table, seed, folds)[fold]
+    n = len(table.target)
+    n_val = round(val_fraction * n)
+    leave = {split: (0, "data.folds", str(folds)) for split in ("train", "val", "test")}
+    if table.groups is not None:
+        share = val_fraction * n / len(rest)
+        train, val = next(
+            GroupShuffleSplit(1, test_size=share, random_state=seed).split(rest, None, table.groups[rest])
+        )
+        return _required(table, (rest[train], rest[val], test), leave)
+    n_train = n - -(-n // folds) - n_val
+    if n_train < max(1, len(table.classes)):
+        raise ValueError(f"data.folds must leave rows to train on, but got {folds}, which leaves {n_train} of {n}.")
+    strata = table.target[rest] if table.classes else None
+    train, val = train_test_split(rest, train_size=n_train, random_state=seed, stratify=strata)
+    return _required(table, (train, val, test), leave)
+
+
+def _folds_of(table: Table, seed: int, folds: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The rows beside each fold, and its own."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    n, groups = len(table.target), table.groups
+    if groups is not None and (count := int(groups.max()) + 1) <= folds:
+        raise ValueError(f"data.folds must be < {count}, the groups that data.groups makes, but got {folds}.")
+    least = min(np.bincount(table.target)) if table.classes else n
+    if least < folds:
+        raise ValueError(
+            f"data.folds must be <= {least}, the rows of the {'rarest class' if table.classes else 'table'}, but got "
+            f"{folds}: each fold is tested on all classes."
+        )
+    kinds = {False: (KFold, GroupKFold), True: (StratifiedKFold, StratifiedGroupKFold)}
+    kind = kinds[bool(table.classes)][groups is not None]
+    cut = kind(folds, shuffle=True, random_state=seed)
+    return list(cut.split(np.arange(n), table.target, groups))
 
 
 Parts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

@@ -213,14 +213,14 @@ def entry(kind: Any) -> Any:
     """What is called, with the address of `Call`, for float32 or float64 (types of Numba)."""
 
     def call(table: Any) -> None:
-        mode, n, width = table[CALL.mode], table[CALL.examples], table[CALL.features]
+        mode, width = table[CALL.mode], table[CALL.features]
         members, all_integers = at(types.int64, table[CALL.members]), at(types.int64, table[CALL.integers])
         all_floats, all_values = at(types.float64, table[CALL.floats]), at(types.float64, table[CALL.values])
         programs, layers = at(types.int64, table[CALL.programs]), table[CALL.layers]
         all_weights, most = at(kind, table[CALL.weights]), table[CALL.parameters]
         all_moments, kept = at(kind, table[CALL.moments]), table[CALL.kept]
         x, y = at(kind, table[CALL.x]), at(kind, table[CALL.y])
-        order, visited = at(types.int64, table[CALL.order]), table[CALL.visited]
+        order, longest = at(types.int64, table[CALL.order]), table[CALL.longest]
         rates, scratch = at(types.float64, table[CALL.rates]), at(kind, table[CALL.scratch])
         all_streams, drops = at(types.int64, table[CALL.streams]), table[CALL.drops]
         all_dropout = at(types.float64, table[CALL.dropout])
@@ -247,13 +247,13 @@ def entry(kind: Any) -> Any:
             own = part(scratch, free, count)
             gradient = part(gradients, k * most, count) if mode == GRADIENT else own
             streams, dropout = part(all_streams, k * drops, drops), grid(all_dropout, 2 * k * drops, drops, 2)
-            own_y, own_order = integers[INTEGERS.targets] * n, integers[INTEGERS.order] * visited
+            own_y, own_order = integers[INTEGERS.targets], integers[INTEGERS.order] * longest
             width_out = program[0, 1]
             for o in range(len(program)):
                 width_out = program[o, 2]
             for s in range(integers[INTEGERS.steps]):
                 start = (integers[INTEGERS.first] + s) * batch
-                rows = min(batch, visited - start)
+                rows = min(batch, integers[INTEGERS.visited] - start)
                 for r in range(rows):
                     example = order[own_order + start + r]
                     targets[r] = y[own_y + example]

@@ -20,10 +20,9 @@ class Call(NamedTuple):
     kept: int
     x: int  # real (examples, features), the same for all
     features: int
-    y: int  # real (sets, examples), likewise
-    examples: int
-    order: int  # int64 (orders, visited), likewise: numbers of examples
-    visited: int
+    y: int  # real (targets,), likewise
+    order: int  # int64 (orders, longest), likewise: numbers of examples
+    longest: int
     rates: int  # float64, of all steps of all members
     streams: int  # int64 (drops,): of the masks
     dropout: int  # float64 (drops, 2): the threshold of the hash, and what is left is multiplied by
@@ -45,8 +44,9 @@ class Integers(NamedTuple):
     widest: int  # block
     largest: int  # dense layer: its weights
     weights: int  # and biases
-    targets: int  # row of y
+    targets: int  # what is added to the number of an example: the place of its target in y
     order: int  # row of order
+    visited: int  # numbers of it
     first: int  # step within the epoch
     steps: int
     rates: int  # where they start

@@ -27,9 +27,11 @@ class Task:
         members: They.
         mode: Of `tables`.
         x: Examples (n, features).
-        y: Targets (n,), or (members, n) where each has its own; class numbers as real numbers.
+        y: Targets; class numbers as real numbers.
         batch: Examples of a step, which may be (members,).
-        order: Numbers of examples (orders, visited); each member has the first until `integers` says otherwise.
+        order: Numbers of examples (orders, longest); each member has the first until `integers` says otherwise.
+        visited: How many of them in an epoch, which may be (members,); None: all.
+        targets: Added to the number of an example, the place of its target in y; which may be (members,).
 
     Attributes:
         integers: (members, columns), see `tables`: at first all steps of an epoch.
@@ -37,14 +39,22 @@ class Task:
     """
 
     def __init__(
-        self, members: Members, mode: int, x: Tensor, y: Tensor, batch: int | NDArray[np.int64], order: Tensor
+        self,
+        members: Members,
+        mode: int,
+        x: Tensor,
+        y: Tensor,
+        batch: int | NDArray[np.int64],
+        order: Tensor,
+        visited: int | NDArray[np.int64] | None = None,
+        targets: int | NDArray[np.int64] = 0,
     ) -> None:
         self.members, self.x = members, x.contiguous()
         self.y, self.integers = y.to(x.dtype).contiguous(), members.integers.copy()
-        i, visited = self.integers, order.shape[1]
-        i[:, INTEGERS.targets] = np.arange(len(i)) if y.ndim > 1 and len(y) > 1 else 0
-        i[:, INTEGERS.batch] = batch
-        i[:, INTEGERS.steps] = -(-visited // i[:, INTEGERS.batch])
+        i = self.integers
+        i[:, INTEGERS.targets], i[:, INTEGERS.batch] = targets, batch
+        i[:, INTEGERS.visited] = order.shape[1] if visited is None else visited
+        i[:, INTEGERS.steps] = -(-i[:, INTEGERS.visited] // i[:, INTEGERS.batch])
         rows, weights = i[:, INTEGERS.batch], i[:, INTEGERS.weights]
         units = i[:, INTEGERS.blocks] * i[:, INTEGERS.widest]
         passes = 2 if mode == tables.EVALUATE else 6
@@ -67,7 +77,7 @@ class Task:
             self._tell(CALL.updates, members.updates)
         self.call[CALL.mode], self.call[CALL.layers] = mode, members.values.shape[1]
         self.call[CALL.parameters], self.call[CALL.kept] = members.weights.shape[1], members.moments.shape[1]
-        self.call[CALL.features], self.call[CALL.examples] = x.shape[1], x.shape[0]
+        self.call[CALL.features] = x.shape[1]
         self.call[CALL.drops] = members.streams.shape[1]
         self.visit(order)
 
@@ -84,7 +94,7 @@ class Task:
         """From now on in this order."""
         self.order = order.contiguous()
         self._tell(CALL.order, self.order)
-        self.call[CALL.visited] = order.shape[1]
+        self.call[CALL.longest] = order.shape[1]
 
     def run(
         self,

@@ -78,5 +78,6 @@ def _seeds(settings: Sequence[Setting], searched: bool = False) -> list[str]:
         advice = "; sweep.seeds=4 trains several" if searched else "; add seeds, such as 'seed=range(0,8)'"
         return [f"one seed per setting cannot tell close settings apart{advice}."]
     if first.low <= second.high and second.low <= first.high:
-        return [f"too few seeds to tell the best from the second, {second.name}: their intervals overlap."]
+        what = "seeds" if first.rows[0].fold is None else "folds"
+        return [f"too few {what} to tell the best from the second, {second.name}: their intervals overlap."]
     return []

@@ -179,8 +179,9 @@ def _searched(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) ->
     keys = ", ".join(findings.varying(settings)) or "seeds only"
     states = Counter(row.state for row in rows)
     ends = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    said = list(dict.fromkeys(findings.replicates(setting.rows) for setting in settings)) or ["0 seeds"]
     seeds = sorted({len({row.seed for row in setting.rows}) for setting in settings}) or [0]
-    each = _count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    each = said[0] if len(said) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     data = ", ".join(dict.fromkeys(row.config.dataset for row in rows if row.config)) or sweep.config.dataset
     return (
         f"{keys} on {data}: {_count(len(rows), 'run')} of {_count(len(settings), 'setting')} with {each}"

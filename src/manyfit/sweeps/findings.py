@@ -9,7 +9,7 @@ from typing import TypeGuard
 import numpy as np
 
 from manyfit.config.schema import Config
-from manyfit.statistics import ANY, Limits, effect
+from manyfit.statistics import ANY, Effect, Limits, effect, limits_of
 from manyfit.tracking.run import TrackedRun
 from manyfit.training.trained import Result
 
@@ -57,6 +57,11 @@ class Row:
         return self.run_id or (self.run.run_id if self.run else None)
 
     @property
+    def fold(self) -> int | None:
+        """Of its data, that it was tested on; None: they are not cut into folds."""
+        return self.config.data.fold if self.config else None
+
+    @property
     def counts(self) -> bool:
         """Whether its value can be compared: it finished, with a finite one."""
         return self.state == "finished" and math.isfinite(self.value)
@@ -73,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs that differ in their seed only.
+    """The runs that differ in their seed only, or in their fold.
 
     `mean` and its 95% interval `low`, `high` are of those that count; without two of them low and high are NaN, without
     one mean is as well.
@@ -128,24 +133,55 @@ def ranked(rows: Sequence[Row], direction: str = "minimize", limits: Limits = AN
     return sorted(settings, key=lambda s: (math.isnan(s.mean), not s.reliable, float(np.nan_to_num(sign * s.mean))))
 
 
+def over_folds(rows: Sequence[Row], values: Sequence[float], limits: Limits = ANY) -> Effect:
+    """The mean of values, one for each row, with its interval: over seeds, or over folds (each the mean of its seeds).
+
+    Training sets of different folds overlap, which the interval is corrected for: see `statistics.effect`.
+    """
+    folds: dict[int | None, list[float]] = defaultdict(list)
+    for row, value in zip(rows, values, strict=True):
+        folds[row.fold].append(value)
+    if set(folds) <= {None}:
+        return effect(values, limits=limits)
+    train, _, test = next((row.result.sizes for row in rows if row.result), (0, 0, 0))
+    return effect([float(np.mean(found)) for found in folds.values()], limits=limits, overlap=test / max(train, 1))
+
+
 def _setting(rows: Sequence[Row], limits: Limits) -> Setting:
-    found = effect([row.value for row in rows if row.counts], limits=limits)
+    counted = [row for row in rows if row.counts]
+    found = over_folds(counted, [row.value for row in counted], limits)
     return Setting(rows[0].params, rows, found.mean, found.low, found.high)
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
     """The same setting and seed is one observation, however often it was run: copies tell nothing about the spread."""
-    kept: dict[tuple[str, int], Row] = {}
+    kept: dict[tuple[str, int, int | None], Row] = {}
     for row in rows:
-        key = repr(sorted(row.params.items())), row.seed
+        key = repr(sorted(row.params.items())), row.seed, row.fold
         if key not in kept or (row.counts and not kept[key].counts):
             kept[key] = row
     return list(kept.values())
 
 
+def tested(setting: Setting) -> dict[str, Effect]:
+    """Each test score over all folds: every example was scored once, by a network that had not seen it."""
+    rows = [row for row in setting.counted if row.result and row.fold is not None]
+    names = [name for row in rows[:1] if row.result for name in row.result.test]
+    return {
+        name: over_folds(rows, [row.result.test[name] for row in rows if row.result], limits_of(name)) for name in names
+    }
+
+
 def best_of(setting: Setting, direction: str = "minimize") -> Row:
     """The best run of a setting that has a value."""
     return (min if direction == "minimize" else max)(setting.counted, key=lambda row: row.value)
+
+
+def replicates(rows: Sequence[Row]) -> str:
+    """What a mean is over: `8 seeds`, `5 folds`, `5 folds of 2 seeds`."""
+    seeds, folds = len({row.seed for row in rows}), len({row.fold for row in rows} - {None})
+    said = f"{seeds} seed{'s' * (seeds != 1)}"
+    return said if not folds else f"{folds} folds" + (f" of {said}" if seeds > 1 else "")
 
 
 def varying(settings: Sequence[Setting]) -> list[str]:

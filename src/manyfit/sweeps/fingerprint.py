@@ -19,6 +19,8 @@ EARLIER: dict[str, Any] = {
     "data.decimal": ".",
     "data.groups": None,
     "data.time": None,
+    "data.folds": None,
+    "data.fold": None,
     "data.shuffled": False,
     "model.weights": None,
     "model.curves.train": None,

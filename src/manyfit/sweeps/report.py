@@ -67,6 +67,7 @@ def summary(report: Report) -> str:
     if report.best and report.row:
         lines += [("best", f"{_named(report)} (its best run: {_id(report.row)}, seed {report.row.seed})")]
         lines += [("value", f"{report.objective} {spread(report.best)}")]
+        lines += [("test", crossed)] if (crossed := cross_validated(report.best)) else []
         lines += [("lr", words)] if (words := sensitivity(report)) else []
     else:
         lines += [("best", f"none: {_why_none(report)}")]
@@ -85,6 +86,7 @@ def note(report: Report) -> str:
     elif report.best and report.row:
         sure = f"{report.objective} {spread(report.best)}"
         parts[0] += f" **{_named(report)}** won: {sure}. {sensitivity(report)}".rstrip()
+        parts += [f"Cross-validated: {crossed}."] if (crossed := cross_validated(report.best)) else []
     else:
         parts[0] += f" None is the best: {_why_none(report)}."
     if report.fresh:
@@ -97,11 +99,22 @@ def note(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def cross_validated(setting: Setting) -> str:
+    """Test scores over all folds; nothing where there are none."""
+    found = findings.tested(setting)
+    scores = ", ".join(f"{name.removesuffix('/test')} {score:.4g}" for name, score in found.items())
+    folds = len({row.fold for row in setting.counted})
+    config = setting.rows[0].config
+    missing = (config.data.folds or folds) - folds if config else 0
+    every = f"{missing} folds are missing" if missing else "every example scored once"
+    return f"{scores} over {folds} folds, {every} (intervals for training sets that overlap)" if found else ""
+
+
 def spread(setting: Setting) -> str:
     """`0.0431 [0.0402, 0.0460] over 8 seeds`."""
     if math.isnan(setting.low):
-        return f"{setting.mean:.4g} with one seed"
-    return f"{setting.mean:.4g} [{setting.low:.4g}, {setting.high:.4g}] over {len(setting.counted)} seeds"
+        return f"{setting.mean:.4g} with one {'fold' if setting.rows[0].fold is not None else 'seed'}"
+    return f"{setting.mean:.4g} [{setting.low:.4g}, {setting.high:.4g}] over {findings.replicates(setting.counted)}"
 
 
 def sensitivity(report: Report) -> str:
@@ -123,14 +136,18 @@ def sensitivity(report: Report) -> str:
 def table(settings: Sequence[Setting], objective: str) -> str:
     """The settings as a markdown table, best first."""
     keys = _keys(settings)
-    head = [*keys, "n", objective, "95% CI", "best epoch", "runs"]
+    scores = [name for s in settings[:1] for name in findings.tested(s)]
+    head = [*keys, "n", objective, "95% CI", *(f"{name} [95% CI]" for name in scores), "best epoch", "runs"]
     body = []
     for s in settings[:LISTED]:
         limits = "" if math.isnan(s.low) else f"{s.low:.4g} to {s.high:.4g}"
         value = "" if math.isnan(s.mean) else f"{s.mean:.4g}"
         epoch = "" if math.isnan(s.best_epoch) else f"{s.best_epoch:g}"
         states = ", ".join(f"{count} {state}" for state, count in s.states.items())
-        body.append([*(text(s.params.get(key)) for key in keys), str(len(s.counted)), value, limits, epoch, states])
+        own = findings.tested(s)
+        crossed = [f"{own[name]:.4g}" if name in own else "" for name in scores]
+        given = [text(s.params.get(key)) for key in keys]
+        body.append([*given, str(len(s.counted)), value, limits, *crossed, epoch, states])
     more = f"\n\n{len(settings) - LISTED} more in table.csv" if len(settings) > LISTED else ""
     return markdown([head, *body]) + more + "\n"
 
@@ -146,12 +163,20 @@ def table_csv(settings: Sequence[Setting]) -> str:
     states = ("finished", "pruned", "diverged", "failed")
     out, keys = io.StringIO(), _keys(settings)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*keys, "n", "mean", "low", "high", "best_epoch", *states, "seeds"])
+    scores = [name for s in settings[:1] for name in findings.tested(s)]
+    columns = [f"{name}{end}" for name in scores for end in ("", " low", " high")]
+    writer.writerow([*keys, "n", "mean", "low", "high", *columns, "best_epoch", *states, "seeds"])
     for s in settings:
         seeds = " ".join(str(row.seed) for row in s.rows)
-        numbers = [len(s.counted), s.mean, s.low, s.high, s.best_epoch]
+        own = findings.tested(s)
+        crossed = [end for name in scores for end in _ends(own.get(name))]
+        numbers = [len(s.counted), s.mean, s.low, s.high, *crossed, s.best_epoch]
         writer.writerow([*(s.params.get(k) for k in keys), *numbers, *(s.states[k] for k in states), seeds])
     return out.getvalue()
+
+
+def _ends(effect: Effect | None) -> tuple[float, float, float] | tuple[str, str, str]:
+    return (effect.mean, effect.low, effect.high) if effect else ("", "", "")
 
 
 def drawings(report: Report, experiment: str) -> dict[str, Callable[[], "Figure | None"]]:

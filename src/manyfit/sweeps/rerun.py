@@ -23,13 +23,14 @@ def command(config: Config, mention: Iterable[str] = ()) -> str:
         config: What is to be run again.
         mention: Keys that are named even where they are the default's.
     """
-    named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention}
+    named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention} - {"data.fold"}
     alone = ["claim=null"] if config.choices.get("experiment") else []  # one run is none to judge a claim by
     return shlex.join([*place.called().split(), *_short(overrides(config, named), config), *alone])
 
 
 def _short(said: Iterable[str], config: Config) -> list[str]:
     """Without what goes by itself: what a guest decides, and the other keys of a group whose class is one's own."""
+    said = [one for one in said if not one.startswith("data.fold=")]  # data.folds alone is all of them
     said = [one for one in said if one.lstrip("~") not in _under(config.guests.decided, said)]
     own = tuple(f"{group}." for group in ("model", "data") if any(one.startswith(f"{group}._target_=") for one in said))
     said = [one for one in said if not (one.startswith("~") and one[1:].startswith(own))]

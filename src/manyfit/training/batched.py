@@ -10,7 +10,7 @@ from torch import Tensor
 from manyfit.data.draws import order_states, orders
 from manyfit.population import dense
 from manyfit.training.best import Best
-from manyfit.training.engine import Engine
+from manyfit.training.engine import Engine, Outputs
 from manyfit.training.evaluation import Evaluation, wide
 from manyfit.training.rates import Rates
 from manyfit.training.steps import Steps
@@ -38,7 +38,6 @@ class Batched(Engine):
         self.steps, self.evaluation, self.rates, self.seeds = steps, evaluation, rates, list(seeds)
         self.population, self.examples, self.ranks = steps.population, steps.examples, steps.ranks
         self.parts = -(-steps.per_epoch // BLOCK)
-        self.examples_per_epoch = len(self.examples)
         self.angles = Angles(self.population.weights) if angles else None
         if self.angles:
             steps.after.append(lambda: self.angles.note(self.population.weights))  # type: ignore[union-attr]
@@ -47,6 +46,11 @@ class Batched(Engine):
     def batch_sizes(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.full(len(self.population), self.steps.batch_size)
+
+    @property
+    def examples_per_epoch(self) -> np.ndarray:  # type: ignore[override]  # read-only here
+        """(members,)."""
+        return np.full(len(self.population), len(self.examples))
 
     @property
     def parameters(self) -> np.ndarray:  # type: ignore[override]  # read-only here
@@ -101,10 +105,11 @@ class Batched(Engine):
         its = self.population if best is None else best
         return self.evaluation.measure(its.weights, its.buffers, splits)
 
-    def outputs(self, split: str, best: Best | None = None) -> Tensor:
+    def outputs(self, split: str, best: Best | None = None) -> list[Outputs]:
         """See Engine."""
-        its = self.population if best is None else best
-        return self.evaluation.outputs(its.weights, its.buffers, split)
+        its, y = self.population if best is None else best, self.examples.split(split)[1]
+        every = self.evaluation.outputs(its.weights, its.buffers, split)
+        return [Outputs(z, y[k if len(y) > 1 else 0], self.examples.data) for k, z in enumerate(every)]
 
     def keep(self, stay: np.ndarray) -> None:
         """Compact everything."""

@@ -2,16 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from manyfit.data.splits import Dataset
 from manyfit.parallel.ranks import Ranks
 from manyfit.training.best import Best
-from manyfit.training.examples import Examples
 from manyfit.training.prepared import EngineName
 from manyfit.training.rates import Rates
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a member says of its examples of a split: outputs (n, width), targets (n,), and the data they are of."""
+
+    outputs: Tensor
+    targets: Tensor
+    data: Dataset
 
 
 class Engine(ABC):
@@ -22,9 +32,8 @@ class Engine(ABC):
         seeds: One for each member.
         rates: Theirs.
         ranks: The processes that train them together.
-        examples: What they are trained and measured on.
         parts: In how many an epoch is trained, each a batch to Lightning: an interrupt is heard between two.
-        examples_per_epoch: To train on.
+        examples_per_epoch: To train on, (members,).
         batch_sizes: (members,).
         parameters: How many each has, (members,).
     """
@@ -33,9 +42,8 @@ class Engine(ABC):
     seeds: list[int]
     rates: Rates
     ranks: Ranks
-    examples: Examples
     parts: int
-    examples_per_epoch: int
+    examples_per_epoch: np.ndarray
     batch_sizes: np.ndarray
     parameters: np.ndarray
 
@@ -76,8 +84,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def outputs(self, split: str, best: Best | None = None) -> Tensor:
-        """Outputs (members, n, width) for the examples of train, val or test; best as for `measure`."""
+    def outputs(self, split: str, best: Best | None = None) -> list[Outputs]:
+        """Those of each member for its examples of train, val or test; best as for `measure`."""
 
     @abstractmethod
     def keep(self, stay: np.ndarray) -> None:

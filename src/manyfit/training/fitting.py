@@ -89,7 +89,7 @@ def fit(
             if elsewhere:  # what travels there is the configs
                 run = functools.partial(train, save_to=save_to, resume=resume) if save_to or resume else Elsewhere
                 trained = elsewhere(run, configs, report, stops)
-                if trained.digest != jobs[0].data.digest:
+                if trained.digests != tuple(job.data.digest for job in jobs):
                     raise TrainingError("the data must not change while runs train on them, but they did.")
             else:
                 trained = train(jobs, report, stops, save_to=save_to, resume=resume)
@@ -156,7 +156,7 @@ def train(
         test=test,
         devices=(devices.name_of(engine.weights.device),) * ranks.world,
         engine=engine.name,
-        digest=jobs[0].data.digest,
+        digests=tuple(job.data.digest for job in jobs),
     )
 
 

@@ -25,7 +25,7 @@ SATURATED = 4 * 2**30  # likewise on a GPU, whose time per member is flat from t
 CLEARLY = 1.25  # times as long as by itself takes a step that does not pay in company
 TRIED = 4  # members whose step under vmap is compared with one by itself, on a CPU
 UNLIKE = 8  # times as many weights as another are too many for the same population
-NATIVE = 2**30  # bytes that members of the native engine may keep
+NATIVE = 2**30  # bytes that members of the native engine may keep; and their data sets, if there are several
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
 
@@ -72,7 +72,8 @@ def grouped(
     for number, job in jobs.items():
         alike[signature(job)].append(number)
     groups: list[Group] = []
-    for numbers in (band for those in alike.values() for band in _bands(those, jobs)):
+    held = (those for numbers in alike.values() for those in _held(numbers, jobs))
+    for numbers in (band for those in held for band in _bands(those, jobs)):
         first = jobs[numbers[0]]
         if len(numbers) == 1 and first.engine == "lightning":
             groups.append(Group(numbers))
@@ -86,6 +87,15 @@ def grouped(
             size = max(together, size - size % together)
         groups += [Group(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     return groups
+
+
+def _held(numbers: Sequence[int], jobs: Mapping[int, Job]) -> list[list[int]]:
+    """Job numbers, in order, whose data sets memory holds side by side; where it does not, those of one data set."""
+    apart: dict[str, list[int]] = defaultdict(list)
+    for number in numbers:
+        apart[jobs[number].data.digest].append(number)
+    bytes_of_all = sum(jobs[its[0]].data.x_train.nbytes for its in apart.values())
+    return [list(numbers)] if bytes_of_all <= NATIVE else list(apart.values())
 
 
 def _bands(numbers: Sequence[int], jobs: Mapping[int, Job]) -> list[list[int]]:
@@ -186,8 +196,9 @@ def _seconds(population: Population, job: Job) -> float:
 def _shared(job: Job) -> dict[str, Any]:
     """All of a config but what members may differ in.
 
-    To the native engine that is everything but the data, the epochs, what is measured and the precision. To the
-    batched engine it is lr, weight decay, schedule, seed, and dropout where the model is ours.
+    To the native engine that is everything but the width and task of the data, the epochs, what is measured and the
+    precision; with probes, which look at some training examples, the data are the same as well. To the batched engine
+    it is lr, weight decay, schedule, seed, and dropout where the model is ours.
     """
     config = job.config
     # by alias: a source may have an argument `target` beside its `_target_`
@@ -196,7 +207,8 @@ def _shared(job: Job) -> dict[str, Any]:
     if job.engine == "native":
         for key in ("optimizer", "model", "loss", "batch_size"):
             del values[key]
-        del values["data"]["label_noise"]
+        data = {"task": job.data.task, "inputs": job.data.x_train.shape[1]}
+        values["data"] = data | ({"digest": job.data.digest} if {*config.probes} - {"test_set"} else {})
         for key in ("gradient_clip", "patience", "cuda_graph"):
             del values["trainer"][key]
         return values

@@ -72,7 +72,7 @@ def train(
         test={name: np.array([value]) for name, value in test.items()},
         devices=(devices.name_of(trainer.strategy.root_device),) * ranks.world,
         engine="lightning",
-        digest=job.data.digest,
+        digests=(job.data.digest,),
         example=epochs.example,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from manyfit.data.draws import orders
 from manyfit.native import tables
@@ -15,9 +16,9 @@ from manyfit.native.task import SHORT, Task
 from manyfit.parallel.ranks import Ranks
 from manyfit.population import dense
 from manyfit.training.best import Best
-from manyfit.training.engine import Engine
+from manyfit.training.engine import Engine, Outputs
 from manyfit.training.evaluation import metrics
-from manyfit.training.examples import Examples
+from manyfit.training.gathered import Gathered, Sets
 from manyfit.training.prepared import Job, dtype_of
 from manyfit.training.rates import rates_of
 
@@ -40,14 +41,13 @@ class Native(Engine):
         dtype = dtype_of(jobs[0].config)
         self.networks = [_stack(job.network) for job in jobs]
         self.members = Members([_member(job, net) for job, net in zip(jobs, self.networks, strict=True)], dtype, angles)
-        self.examples = Examples.of(jobs, torch.device("cpu"), dtype)
+        self.sets = Sets(jobs, dtype)
         self.seeds, self.rates, self.ranks = [job.config.seed for job in jobs], rates_of(jobs), Ranks()
         self.present = np.arange(len(jobs))
-        self.examples_per_epoch = n = len(self.examples)
         self.all_batch_sizes = np.array([job.batch_size for job in jobs])
-        self.per_epoch = -(-n // self.all_batch_sizes)
-        x, y, order = self.examples.x_train, self.examples.y_train, torch.arange(n)[None]
-        self.steps = Task(self.members, tables.TRAIN, x, y, self.all_batch_sizes, order)
+        self.training = self.sets.training()
+        self.per_epoch = -(-self.training.counts // self.all_batch_sizes)
+        self.steps = self._task(tables.TRAIN, self.training, self.all_batch_sizes)
         self.parts = 1 + int(max(self.steps.seconds.sum() / self.members.threads, self.steps.seconds.max()) / SHORT)
         self.evaluations: dict[str, Task] = {}
 
@@ -55,6 +55,11 @@ class Native(Engine):
     def batch_sizes(self) -> np.ndarray:  # type: ignore[override]  # read-only here
         """(members,)."""
         return np.asarray(self.all_batch_sizes[self.present])
+
+    @property
+    def examples_per_epoch(self) -> np.ndarray:  # type: ignore[override]  # read-only here
+        """(members,)."""
+        return np.asarray(self.training.counts[self.present])
 
     @property
     def parameters(self) -> np.ndarray:  # type: ignore[override]  # read-only here
@@ -76,6 +81,12 @@ class Native(Engine):
         """(members,)."""
         return np.asarray(self.steps.integers[self.present, INTEGERS.done])
 
+    def _task(self, mode: int, on: Gathered, batch: int | np.ndarray) -> Task:
+        order, which = on.all()
+        task = Task(self.members, mode, on.x, on.y, batch, order, on.counts, on.targets)
+        task.integers[:, INTEGERS.order] = which
+        return task
+
     def _present(self, table: Tensor) -> Tensor:
         return table if len(self.present) == len(table) else table[torch.from_numpy(self.present)]
 
@@ -83,10 +94,17 @@ class Native(Engine):
         """Draw the orders, and ask for the rates: of the whole epoch, whatever the parts it is trained in."""
         k = self.present
         self.epoch_rates = self.rates.of(self.steps.integers[k, INTEGERS.done], self.per_epoch[k])
-        unique = list(dict.fromkeys(self.seeds))
-        rows = {seed: row for row, seed in enumerate(unique)}
-        self.steps.visit(orders(unique, epoch, self.examples_per_epoch))
-        self.steps.integers[self.present, INTEGERS.order] = [rows[seed] for seed in self.seeds]
+        firsts, counts = self.training.firsts[k], self.training.counts[k]
+        whose = list(zip(firsts.tolist(), counts.tolist(), self.seeds, strict=True))
+        drawn: list[Tensor] = []
+        rows: dict[tuple[int, int, int], int] = {}
+        for first, count in dict.fromkeys((first, count) for first, count, _ in whose):
+            unique = list(dict.fromkeys(seed for *its, seed in whose if its == [first, count]))
+            rows |= {(first, count, seed): len(rows) + row for row, seed in enumerate(unique)}
+            order = orders(unique, epoch, count)
+            drawn.append(order.add_(first) if first else order)
+        self.steps.visit(pad_sequence([row for order in drawn for row in order], True) if len(drawn) > 1 else drawn[0])
+        self.steps.integers[k, INTEGERS.order] = [rows[its] for its in whose]
 
     def train(self, part: int) -> None:
         """See Engine: each member does its share of its steps."""
@@ -109,28 +127,32 @@ class Native(Engine):
         found: dict[str, np.ndarray] = {}
         for split in splits:
             sums = self._sums(split, which, None if best is None else best.weights)
-            y = self.examples.split(split)[1]
-            measured = metrics(sums, y if len(y) == 1 else y[which], self.examples.data)
-            found |= {f"{name}/{split}": values for name, values in measured.items()}
+            for number in np.unique(self.sets.which[which]):
+                its = np.flatnonzero(self.sets.which[which] == number)
+                one = self.sets.sets[number]
+                y = one.split(split)[1]
+                measured = metrics(sums[:, its], y if len(y) == 1 else y[self.sets.rows[which[its]]], one.data)
+                for name, values in measured.items():
+                    found.setdefault(f"{name}/{split}", np.empty(len(which)))[its] = values
         return found
 
-    def outputs(self, split: str, best: Best | None = None) -> Tensor:
+    def outputs(self, split: str, best: Best | None = None) -> list[Outputs]:
         """See Engine; by torch's products, which differ from the kernel's in their last bits."""
         which = self.present if best is None else np.arange(len(self.all_batch_sizes))
-        weights, (x, _) = self.members.weights if best is None else best.weights, self.examples.split(split)
-        found = []
+        weights, found = self.members.weights if best is None else best.weights, []
         for k in which:
+            x, y = self.sets.of(int(k)).split(split)
             stack, parts = dense.Stack(list(self.networks[k])), parts_of(self.networks[k], weights[k])
-            found.append(stack.forward([dense.stored(part)[None] for part in parts], x[None])[0])
-        return torch.stack(found)
+            z = stack.forward([dense.stored(part)[None] for part in parts], x[None])[0]
+            found.append(Outputs(z, y[self.sets.rows[k] if len(y) > 1 else 0], self.sets.of(int(k)).data))
+        return found
 
     def _sums(self, split: str, which: np.ndarray, weights: Tensor | None) -> np.ndarray:
         """Of losses, and of those right or squared errors, (2, which)."""
         if split not in self.evaluations:
-            x, y = self.examples.split(split)
-            self.evaluations[split] = Task(self.members, tables.EVALUATE, x, y, EVALUATED, torch.arange(len(x))[None])
+            self.evaluations[split] = self._task(tables.EVALUATE, self.sets.split(split), EVALUATED)
         task, floats = self.evaluations[split], self.members.floats
-        steps, pieces = -(-len(task.x) // EVALUATED), 1 + int(task.seconds.max() / SHORT)
+        steps, pieces = -(-task.integers[:, INTEGERS.visited] // EVALUATED), 1 + int(task.seconds.max() / SHORT)
         floats[:, SUMS] = 0
         for piece in range(pieces):
             first, last = (at * steps // pieces for at in (piece, piece + 1))
@@ -169,8 +191,9 @@ class Native(Engine):
 
     def gradients(self, index: Tensor, members: np.ndarray) -> Tensor:
         """See Engine."""
-        k, x, y = self.present[members], self.examples.x_train, self.examples.y_train
-        task = Task(self.members, tables.GRADIENT, x, y, index.shape[1], index)
+        k, on = self.present[members], self.training
+        index = index + torch.from_numpy(on.firsts[k])[:, None]
+        task = Task(self.members, tables.GRADIENT, on.x, on.y, index.shape[1], index, targets=on.targets)
         task.integers[k, INTEGERS.order] = np.arange(len(k))
         found = torch.zeros_like(self.members.weights)
         task.run(k, gradients=found)
@@ -188,8 +211,9 @@ class Native(Engine):
 
     def dead_share(self, index: Tensor) -> Tensor:
         """See Engine."""
-        x, shares = self.examples.x_train[index][None], []
+        shares = []
         for k in self.present:
+            x = self.sets.of(int(k)).x_train[index][None]
             stack = dense.Stack(list(self.networks[k]))
             parts = parts_of(self.networks[k], self.members.weights[k])
             shares.append(dense.dead_share(stack, [dense.stored(part)[None] for part in parts], x))

@@ -102,7 +102,8 @@ class Preparation:
         source = _source(config)
         if source not in self._rows:
             self._rows[source] = len(self._read(source).target)
-        return splits.sizes(self._rows[source], config.val_fraction, config.test_fraction)[0]
+        test = 1 / config.folds if config.folds else config.test_fraction
+        return splits.sizes(self._rows[source], config.val_fraction, test)[0]
 
     def close(self) -> None:
         """No more data are to be split for now: what was read as a table is let go."""
@@ -124,8 +125,16 @@ class Preparation:
 WIDE = 10**8  # weights times examples of a step: from here on a lone member is better served by all cores at once
 TRIED = 512  # validation examples that metrics are tried on
 TAKEN = ("loss", "accuracy", "rmse", "r2", "lr", "time", "progress", "best", "test_set")  # by other metrics
-DATASETS, JOBS = 4, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
-SPLIT = {"split_seed", "val_fraction", "test_fraction", "train_size", "standardise"}  # of a table, not which table
+DATASETS, JOBS = 32, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
+SPLIT = {
+    "split_seed",
+    "val_fraction",
+    "test_fraction",
+    "train_size",
+    "standardise",
+    "folds",
+    "fold",
+}  # of a table, not which table
 
 
 def _put(known: dict[str, T], most: int, key: str, value: T) -> None:

@@ -55,7 +55,7 @@ class GradientNorm(Probe):
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         """See Probe. In units of the loss per unit of weight."""
         engine, members = module.engine, np.arange(len(module.history.members))
-        rows = spread(engine.examples_per_epoch, GRADIENT_ROWS).expand(len(members), -1)
+        rows = spread(int(engine.examples_per_epoch[0]), GRADIENT_ROWS).expand(len(members), -1)
         first, last = engine.ends(engine.gradients(rows, members))
         return {"gradient_norm/first": first, "gradient_norm/last": last, "gradient_norm/ratio": first / last}
 
@@ -68,7 +68,7 @@ class DeadUnits(Probe):
 
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         """See Probe. In [0, 1]."""
-        return {"dead_units": module.engine.dead_share(spread(module.engine.examples_per_epoch, DEAD_ROWS))}
+        return {"dead_units": module.engine.dead_share(spread(int(module.engine.examples_per_epoch[0]), DEAD_ROWS))}
 
 
 class GradientNoise(Probe):
@@ -81,7 +81,7 @@ class GradientNoise(Probe):
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:
         """See Probe. No unit, > 0; above 1 a step is more noise than gradient."""
         engine = module.engine
-        n, found = engine.examples_per_epoch, torch.full((len(engine.seeds),), torch.nan, dtype=torch.float64)
+        n, found = int(engine.examples_per_epoch[0]), torch.full((len(engine.seeds),), torch.nan, dtype=torch.float64)
         kinds = np.stack([engine.batch_sizes, engine.parameters], 1)
         for kind in np.unique(kinds, axis=0):  # a sum's bits depend on how long the rows are
             members, batch = np.flatnonzero((kinds == kind).all(1)), int(kind[0])

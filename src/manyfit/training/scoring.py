@@ -23,20 +23,21 @@ def scores(
         trusted: Modules that the user vouches for.
         best: As for `Engine.measure`.
     """
-    if not names:
-        return {}
-    data, found = engine.examples.data, dict[str, np.ndarray]()
-    functions = {called(name): measure(name, data.task, len(data.classes), trusted) for name in names}
-    for split in splits:
-        outputs = answers(engine.outputs(split, best), len(data.classes), data.y_mean, data.y_std).float()
-        y = engine.examples.split(split)[1]
-        targets = y.long() if data.classes else y * data.y_std + data.y_mean
-        finite = outputs.isfinite().all((1, 2)).tolist()
-        for name, function in functions.items():
-            values = np.full(len(outputs), np.nan)
-            for k, rows in enumerate(outputs if data.classes else outputs[..., 0]):
-                if finite[k]:
+    found: dict[str, np.ndarray] = {}
+    for split in splits if names else ():
+        of_all = engine.outputs(split, best)
+        for k, one in enumerate(of_all):
+            data, values = (
+                one.data,
+                answers(one.outputs, len(one.data.classes), one.data.y_mean, one.data.y_std).float(),
+            )
+            targets = one.targets.long() if data.classes else one.targets * data.y_std + data.y_mean
+            finite = bool(values.isfinite().all())
+            for name in names:
+                value = np.nan
+                if finite:
+                    function = measure(name, data.task, len(data.classes), trusted)
                     with torch.random.fork_rng(devices=[]):
-                        values[k] = float(function(rows, targets[k if len(targets) > 1 else 0]))
-            found[f"{name}/{split}"] = values
+                        value = float(function(values if data.classes else values[:, 0], targets))
+                found.setdefault(f"{called(name)}/{split}", np.empty(len(of_all)))[k] = value
     return found

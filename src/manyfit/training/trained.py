@@ -34,7 +34,7 @@ class Trained:
         test: (members,) by metric, with these weights.
         devices: What it ran on.
         engine: What computed it.
-        digest: Of the data that it was trained on.
+        digests: Of the data that each member was trained on.
     """
 
     history: Mapping[str, np.ndarray]
@@ -44,7 +44,7 @@ class Trained:
     test: Mapping[str, np.ndarray]
     devices: tuple[str, ...]
     engine: EngineName
-    digest: str
+    digests: tuple[str, ...]
     example: Tensor | None = None
     """Of a LightningModule, what it was given first to validate, (1, ...)."""
 
@@ -58,7 +58,8 @@ class Result:
     in a regression; `reason` is one of `STATUS`; `predictor` maps raw features to probabilities or values (of a
     LightningModule it is that), and `example` (1, *shape) is a row for it, `encoding` and `classes` say what its
     columns and outputs are; `weights` (parameters,) are the best epoch's, as the engine has them; `devices` and
-    `engine` are what trained it. Of a sweep's results most have no predictor and no weights any more.
+    `engine` are what trained it; `sizes` are the examples to train, validate and test, 0 where nobody knows. Of a
+    sweep's results most have no predictor and no weights any more.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class Result:
     classes: tuple[str, ...]
     devices: tuple[str, ...]
     engine: EngineName
+    sizes: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -143,6 +145,7 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
                 example=(d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
                 devices=trained.devices,
                 engine=trained.engine,
+                sizes=(len(d.y_train), len(d.y_val), len(d.y_test)),
             )
         )
     return found
@@ -170,4 +173,5 @@ def _of_guest(job: "Job", trained: Trained) -> Result:
         example=None if trained.example is None else trained.example.numpy(),
         devices=trained.devices,
         engine="lightning",
+        sizes=(len(job.data.y_train), len(job.data.y_val), len(job.data.y_test)),
     )
