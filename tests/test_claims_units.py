@@ -14,6 +14,7 @@ from manyfit.experiments import Run, Verdict
 
 early_stopping = judged_by("early_stopping").early_stopping
 learning_rate = judged_by("learning_rate").learning_rate
+architectures = judged_by("architectures").architectures
 losses = judged_by("losses").losses
 nonlinearity = judged_by("nonlinearity").nonlinearity
 perceptron = judged_by("perceptron").perceptron
@@ -113,6 +114,19 @@ def stopping(claimed: float | None) -> list[Run]:
     return runs
 
 
+def networks(claimed: float | None) -> list[Run]:
+    """The paper's accuracies, and convolution at half of its own in another order; or ahead there, too."""
+    runs = []
+    for s in range(8):
+        scores = {("MLP", ()): 0.32, ("MLP", (100, 100)): 0.68, ("GRU", None): 0.91, ("CNN", None): 0.94}
+        for (name, hidden), score in scores.items():
+            for shuffled in (False, True):
+                end = 0.57 if shuffled and name == "CNN" and truth(claimed, s) else score
+                settings = {"seed": s, "model._target_": f"x.{name}", "model.hidden": hidden, "data.shuffled": shuffled}
+                runs.append(Run(settings, {"test_set/accuracy": np.array([0.1, end + jitter(s)])}))
+    return runs
+
+
 @pytest.mark.parametrize(
     ("claim", "made"),
     [
@@ -122,6 +136,7 @@ def stopping(claimed: float | None) -> list[Run]:
         (losses, lossy),
         (learning_rate, rates),
         (early_stopping, stopping),
+        (architectures, networks),
     ],
 )
 @pytest.mark.parametrize(("claimed", "answer"), [(TRUE, "holds"), (FALSE, "fails"), (None, "undecided")])

@@ -107,7 +107,7 @@ def test_a_member_that_diverged(composed: Compose) -> None:
         ("[mae]", "metrics must hold one of auc, .*, but got 'mae', which is for the other task"),
         ("[aucc]", "metrics must hold one of auc, .* or a function of yours by its dotted name, but got 'aucc'"),
         ("[test_measures.none]", "metrics must hold .*, but got 'test_measures.none'"),
-        ("[test_measures.Tensor]", "metrics must hold .*, which is no function"),
+        ("[test_measures.Tensor]", "metrics must hold functions, but got .*, which is none"),
         ("[os.getcwd]", "metrics must be of a module"),
         ("[test_measures.as_many]", r"as_many must make one number of outputs \(\d+, 10\) and targets .* but made \("),
         ("[test_measures.broken]", "broken must take outputs .*, but says: a mistake of the user's"),

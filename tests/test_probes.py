@@ -213,3 +213,50 @@ def test_without_probes_there_are_no_hooks(composed: Compose) -> None:
     """Off is off."""
     assert composed().probes == ()
     assert probes.callbacks(composed()) == []
+
+
+def norms(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A user's: of weights, and the gradient's, which need autograd; it draws, too."""
+    torch.rand(3)
+    torch.nn.functional.cross_entropy(network(x), y.long()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+    return {"weights": weights.norm(), "gradient": gradient.norm()}
+
+
+def wrong(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """A user's that makes no number."""
+    return x
+
+
+@pytest.mark.parametrize("engine", ["native", "batched"])
+def test_a_probe_of_ones_own(composed: Compose, engine: str) -> None:
+    """Of each member, on the same examples, by both engines; the training does not notice."""
+    one = ["data=wine", "epochs=3", f"trainer.engine={engine}", "trusted=[test_probes]", "model.dropout=0.5"]
+    with_it = [composed(*one, f"seed={seed}", "probes=[test_probes.norms]") for seed in range(3)]
+    results = fit(with_it)
+    for config, result in zip(with_it, results, strict=True):
+        bare = fit([config.model_copy(update={"probes": ()})])[0]
+        (alone,) = fit([config])
+        compare = np.testing.assert_array_equal if engine == "native" else np.testing.assert_allclose
+        for name in ("norms/weights", "norms/gradient"):
+            assert np.isfinite(result.metrics[name]).all()
+            compare(result.metrics[name], alone.metrics[name], **({} if engine == "native" else {"rtol": 1e-4}))
+        np.testing.assert_array_equal(alone.metrics["loss/train"], bare.metrics["loss/train"])
+        network = prepare(config).network
+        first = torch.cat([p.detach().flatten() for p in network.parameters()]).norm()
+        assert alone.metrics["norms/weights"][0] == pytest.approx(float(first), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("test_probes.wrong", "probes: test_probes.wrong must make a number, or numbers by name, of a network"),
+        ("test_probes.nothing", "probes must hold functions that can be imported, but got 'test_probes.nothing'"),
+        ("sharpness", "probes.0 must be one of gradient_norm, .* or a function of yours by its dotted name"),
+    ],
+)
+def test_a_probe_that_is_none_is_refused(composed: Compose, name: str, words: str) -> None:
+    """Before there is a run."""
+    with pytest.raises(ConfigError, match=words):
+        prepare(composed("data=wine", f"probes=[{name}]", "trusted=[test_probes]"))

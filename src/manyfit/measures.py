@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError
@@ -76,14 +77,23 @@ def measure(name: str, task: str, classes: int, trusted: Sequence[str] = ()) -> 
         near = difflib.get_close_matches(name, ours, n=1)
         advice = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"metrics must hold {usual}, but got {name!r}{other}.{advice}")
-    require_trusted(name, "metrics", trusted)
+    return function_of(name, "metrics", trusted)
+
+
+def function_of(name: str, key: str, trusted: Sequence[str] = ()) -> Callable[..., Any]:
+    """The function of a dotted name, which stands under a key.
+
+    Raises:
+        ConfigError: It is not trusted, there is none, or it is no function.
+    """
+    require_trusted(name, key, trusted)
     try:
-        found = pkgutil.resolve_name(name)
+        function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"metrics must hold {usual}, but got {name!r} ({error}).") from None
-    if not callable(found) or inspect.isclass(found):
-        raise ConfigError(f"metrics must hold {usual}, but got {name!r}, which is no function.")
-    return found  # type: ignore[no-any-return]
+        raise ConfigError(f"{key} must hold functions that can be imported, but got {name!r} ({error}).") from None
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigError(f"{key} must hold functions, but got {name!r}, which is none.")
+    return function  # type: ignore[no-any-return]
 
 
 def tried(name: str, function: Function, outputs: Tensor, targets: Tensor) -> None:
@@ -97,3 +107,11 @@ def tried(name: str, function: Function, outputs: Tensor, targets: Tensor) -> No
     if size != 1 or not isinstance(got, Tensor | int | float | np.number):
         shape = tuple(got.shape) if hasattr(got, "shape") else type(got).__name__
         raise ConfigError(f"metrics: {name} must make one number of {shapes}, but made {shape}.")
+
+
+def numbers(name: str, function: Callable[..., Any], network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """What a function of the user's says of a network, by metric."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        said = function(network, x, y)
+    parts = {f"{name}/{part}": value for part, value in said.items()} if isinstance(said, Mapping) else {name: said}
+    return {part: float(value) for part, value in parts.items()}

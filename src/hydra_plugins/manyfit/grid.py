@@ -57,11 +57,15 @@ class GridSweeper(BasicSweeper):
         rest = [argument for argument in arguments if not argument.startswith("experiment=")]
         found: list[tuple[str, Verdict]] = []
         failed: dict[str, str] = {}
+        apart: list[str] = []
         start, number, loader = time.monotonic(), 0, self.hydra_context.config_loader
         for name in loader.get_group_options("experiment"):
             if name != "all":
                 given = [f"experiment={name}", *rest]
                 cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+                if cfg.apart:
+                    apart.append(name)
+                    continue
                 try:
                     done = self.train(cfg, given, number)
                 except ConfigError as error:
@@ -73,6 +77,8 @@ class GridSweeper(BasicSweeper):
         from manyfit.experiments import charts
 
         print(f"\n{charts.verdicts(found)}\n\n{len(found)} experiments in {time.monotonic() - start:.0f} s")
+        if apart:
+            print(f"by themselves, since they take long: {', '.join(f'experiment={name}' for name in apart)}")
         if failed:
             raise TrainingError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +19,7 @@ from manyfit.config.written import to_yaml
 
 # keys that say how to launch, not what to train
 ASIDE = (
-    *("claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
+    *("apart", "claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("trusted", "tune", "tune_by", "tune_beside"),
 )
 
@@ -35,6 +35,12 @@ def _batch_size(value: Any) -> Any:
     if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError("must be an integer >= 1 or full")
+
+
+def _probe(value: Any) -> Any:
+    if value in get_args(ProbeName) or (isinstance(value, str) and "." in value.strip(".")):
+        return value
+    raise ValueError(f"must be one of {', '.join(get_args(ProbeName))}, or a function of yours by its dotted name")
 
 
 BatchSize = Annotated[int | Literal["full"], PlainValidator(_batch_size)]
@@ -136,7 +142,7 @@ class Config(Node):
     batch_size: BatchSize = 32
     epochs: Count = 50
     eval_train_size: Count = 10000
-    probes: tuple[ProbeName, ...] = ()
+    probes: tuple[Annotated[str, PlainValidator(_probe)], ...] = ()
     metrics: tuple[str, ...] = ()
     metrics_at: Literal["epochs", "best"] = "epochs"
     checkpoint: bool = True

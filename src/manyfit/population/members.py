@@ -231,7 +231,7 @@ class Population:
         with torch.no_grad():
             for parameter, part in zip(trainable(module), self.ordinary(row[None].cpu()), strict=True):
                 parameter.copy_(part)
-            for name, buffer in module.named_buffers():
+            for name, buffer in {**dict(module.named_buffers()), **_frozen(module)}.items():
                 buffer.copy_(buffers[name])
         return module.eval()
 

@@ -1,11 +1,12 @@
 """The engine of GPUs and several devices, and of models, losses and optimizers that the kernel does not know."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyfit.data.draws import order_states, orders
 from manyfit.population import dense
@@ -173,6 +174,17 @@ class Batched(Engine):
         x = self.examples.x_train[index.to(self.weights.device)].expand(len(self.population), -1, -1)
         assert self.population.stack is not None
         return dense.dead_share(self.population.stack, self.population.parameters, x)
+
+    def network(self, member: int) -> nn.Module:
+        """See Engine."""
+        population = self.population
+        buffers = {name: buffer[member].cpu() for name, buffer in population.buffers.items()}
+        return population.member(copy.deepcopy(population.template), population.weights[member], buffers)
+
+    def examples_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        y = self.examples.y_train
+        return self.examples.x_train.cpu(), y[member if len(y) > 1 else 0].cpu()
 
     def cosines(self) -> Tensor:
         """See Engine."""

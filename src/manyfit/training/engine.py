@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyfit.data.splits import Dataset
 from manyfit.parallel.ranks import Ranks
@@ -113,6 +113,14 @@ class Engine(ABC):
     @abstractmethod
     def dead_share(self, index: Tensor) -> Tensor:
         """Share (members,) of the hidden units that are dead on examples (rows,); see `probes.DeadUnits`."""
+
+    @abstractmethod
+    def network(self, member: int) -> nn.Module:
+        """A copy of what a member present is now, in evaluation mode, on the CPU."""
+
+    @abstractmethod
+    def examples_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """What a member present is trained on, on the CPU: examples (n, features), targets (n,)."""
 
     @abstractmethod
     def cosines(self) -> Tensor:

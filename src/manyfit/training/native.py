@@ -1,5 +1,6 @@
 """The engine of a CPU: members of any widths, batch sizes, optimizers and losses, each by itself in compiled code."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from manyfit.data.draws import orders
 from manyfit.native import tables
-from manyfit.native.members import Member, Members, parts_of
+from manyfit.native.members import Member, Members, filled, parts_of
 from manyfit.native.tables import FLOATS, INTEGERS
 from manyfit.native.task import SHORT, Task
 from manyfit.parallel.ranks import Ranks
@@ -218,6 +219,18 @@ class Native(Engine):
             parts = parts_of(self.networks[k], self.members.weights[k])
             shares.append(dense.dead_share(stack, [dense.stored(part)[None] for part in parts], x))
         return torch.cat(shares)
+
+    def network(self, member: int) -> nn.Module:
+        """See Engine."""
+        k = self.present[member]
+        row = self.members.weights[k, : int(self.members.integers[k, INTEGERS.weights])]
+        return filled(copy.deepcopy(self.networks[k]).to(row.dtype), row)
+
+    def examples_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        k = int(self.present[member])
+        one = self.sets.of(k)
+        return one.x_train, one.y_train[self.sets.rows[k]]
 
     def cosines(self) -> Tensor:
         """See Engine."""

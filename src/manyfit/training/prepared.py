@@ -187,7 +187,7 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
             "each device's examples alone."
         )
     _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
-    _try_probes(config.probes, network)
+    _try_probes(config, network, dataset)
     _try_metrics(config, network, dataset)
     optimizer, options = optimizer_of(config, network)
     captures(config, optimizer)
@@ -291,13 +291,23 @@ def _load(network: nn.Module, file: str) -> None:
         ) from None
 
 
-def _try_probes(names: Sequence[str], network: nn.Module) -> None:
-    """Refuse a probe that means nothing for this model."""
+def _try_probes(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:
+    """Refuse a probe that means nothing for this model, or a function of the user's that makes no numbers of it."""
+    names = config.probes
     layers = sum(isinstance(layer, nn.Linear) for layer in network.modules())
     if "dead_units" in names and not (dense.is_dense(network) and layers > 1):
         raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
     if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
         raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
+    for name in (name for name in names if "." in name):
+        function, x, y = measures.function_of(name, "probes", config.trusted), dataset.x_train, dataset.y_train
+        try:
+            measures.numbers(measures.called(name), function, copy.deepcopy(network).eval(), x[:TRIED], y[:TRIED])
+        except Exception as error:
+            raise ConfigError(
+                f"probes: {name} must make a number, or numbers by name, of a network, x and y, but says: "
+                f"{type(error).__name__}: {error}{place_of(error)}."
+            ) from error
 
 
 def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:

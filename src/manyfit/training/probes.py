@@ -15,12 +15,14 @@ from torch import Tensor
 
 from manyfit.config.schema import Config, ProbeName
 from manyfit.data.draws import orders
+from manyfit.measures import called, function_of, numbers
 from manyfit.training.evaluation import wide
 from manyfit.training.loop import Training
 from manyfit.training.scoring import scores
 
 GRADIENT_ROWS = 256  # training examples that gradient_norm is measured on
 DEAD_ROWS = 768  # and dead_units
+OWN_ROWS = 768  # that a function of the user's is given
 NOISE_BATCHES = 6  # mini-batches that gradient_noise is estimated from
 
 
@@ -151,13 +153,39 @@ class Metrics(Probe):
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
+class Own(Probe):
+    """A function of the user's: `(network, x, y) -> number`, or numbers by name, of each member.
+
+    It is given a copy of the network, with the epoch's weights, in evaluation mode, and at most `OWN_ROWS` training
+    examples, always the same: x (rows, features), y (rows,). Random numbers that it draws are none of the training's.
+
+    Args:
+        name: Its dotted name, whose last part is the metric's.
+        trusted: Modules that the user vouches for.
+    """
+
+    def __init__(self, name: str, trusted: Sequence[str]) -> None:
+        self.name, self.function = called(name), function_of(name, "probes", trusted)
+
+    def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """See Probe. `name`, or `name/part` where it returns several."""
+        engine, made = module.engine, dict[str, list[float]]()
+        for k in range(len(module.history.members)):
+            x, y = engine.examples_of(k)
+            rows = spread(len(x), OWN_ROWS)
+            for part, value in numbers(self.name, self.function, engine.network(k), x[rows], y[rows]).items():
+                made.setdefault(part, []).append(value)
+        return {part: torch.tensor(values, dtype=torch.float64) for part, values in made.items()}
+
+
 CLASSES: tuple[type[Probe], ...] = (GradientNorm, DeadUnits, GradientNoise, UpdateAngle, HeldOut)
-PROBES = dict(zip(get_args(ProbeName), CLASSES, strict=True))
+PROBES: dict[str, type[Probe]] = dict(zip(get_args(ProbeName), CLASSES, strict=True))
 
 
 def callbacks(config: Config) -> list[pl.Callback]:
     """What Lightning calls for the probes and metrics of a config; one named twice is measured once."""
-    found: list[pl.Callback] = [PROBES[name]() for name in dict.fromkeys(config.probes)]
+    asked = dict.fromkeys(config.probes)
+    found: list[pl.Callback] = [PROBES[n]() if n in PROBES else Own(n, config.trusted) for n in asked]
     if config.metrics and config.metrics_at == "epochs":
         found.append(Metrics(config.metrics, config.trusted))
     return found
