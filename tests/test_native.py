@@ -24,7 +24,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "Identity": nn.Identity,
     "LeakyReLU(0.3)": lambda: nn.LeakyReLU(0.3),
 }
-LOSSES: dict[str, Loss] = {kind.__name__: kind() for kind in known.LOSSES} | {"Huber(0.3)": all_losses.Huber(0.3)}
+LOSSES: dict[str, Loss] = {kind.__name__: kind() for kind in known.LOSSES} | {
+    "Huber(0.3)": all_losses.Huber(0.3),
+    "CrossEntropy(0.2)": all_losses.CrossEntropy(0.2),
+    "BCE(0.2)": all_losses.BCE(0.2),
+    "balanced CrossEntropy": all_losses.Balanced(all_losses.CrossEntropy(0.1), [9, 5, 1, 4]),
+    "balanced BCE": all_losses.Balanced(all_losses.BCE(0.1), [15, 4]),
+}
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     **{kind.__name__: (kind, {}) for kind in known.OPTIMIZERS},
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
@@ -63,11 +69,11 @@ def examples(n: int, features: int, loss: Loss, dtype: torch.dtype) -> tuple[Ten
     x = torch.randn(n, features, generator=draw, dtype=dtype)
     if loss.task == all_losses.REGRESSION:
         return x, torch.randn(n, generator=draw, dtype=dtype)
-    return x, torch.randint(0, 2 if isinstance(loss, all_losses.BCE) else 4, (n,), generator=draw)
+    return x, torch.randint(0, 2 if isinstance(known.plain(loss), all_losses.BCE) else 4, (n,), generator=draw)
 
 
 def width_of(loss: Loss) -> int:
-    return 4 if isinstance(loss, all_losses.CrossEntropy) else 1
+    return 4 if isinstance(known.plain(loss), all_losses.CrossEntropy) else 1
 
 
 def gradient_of(members: Members, x: Tensor, y: Tensor) -> Tensor:

@@ -42,41 +42,66 @@ class Loss(ABC):
         return float(self.per_example(outputs, targets[None]).double().mean())
 
 
-class CrossEntropy(Loss):
+class Smoothed(Loss):
+    """A cross-entropy whose targets are spread: `(1 - s) onehot(y) + s / classes`. Source: Szegedy et al. 2016, sec. 7.
+
+    Args:
+        label_smoothing: s, in [0, 1); it is part of every loss that is reported.
+    """
+
+    task = CLASSIFICATION
+    unit = "nats"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must be in [0, 1), but got {label_smoothing}.")
+        self.label_smoothing = label_smoothing
+
+
+class CrossEntropy(Smoothed):
     """Softmax cross-entropy, `-log softmax(z)_y`, in nats."""
 
-    task = CLASSIFICATION
-    unit = "nats"
-
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
-        return -F.log_softmax(outputs, -1).gather(-1, targets[..., None]).squeeze(-1)
+        return self._of(F.log_softmax(outputs, -1), targets)
+
+    def _of(self, logs: Tensor, targets: Tensor) -> Tensor:
+        losses = -logs.gather(-1, targets[..., None]).squeeze(-1)
+        if self.label_smoothing == 0:
+            return losses
+        return (1 - self.label_smoothing) * losses - self.label_smoothing * logs.mean(-1)
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """By the outputs: `softmax(z) - onehot(y)`."""
-        logs, index = F.log_softmax(outputs, -1), targets[..., None]
-        here = index == torch.arange(logs.shape[-1], device=logs.device)
-        return -logs.gather(-1, index).squeeze(-1), logs.exp().sub_(here.to(logs.dtype))
+        """By the outputs: `softmax(z) - onehot(y)`, with smoothing less of it."""
+        logs = F.log_softmax(outputs, -1)
+        here = (targets[..., None] == torch.arange(logs.shape[-1], device=logs.device)).to(logs.dtype)
+        if self.label_smoothing:
+            here = here * (1 - self.label_smoothing) + self.label_smoothing / logs.shape[-1]
+        return self._of(logs, targets), logs.exp().sub_(here)
 
     def constant(self, targets: Tensor) -> Tensor:
-        """Log class frequencies."""
-        return torch.bincount(targets).float().log() - torch.tensor(float(len(targets))).log()
+        """Log class frequencies, spread."""
+        counts = torch.bincount(targets).float()
+        spread = self.label_smoothing * (len(targets) / len(counts) - counts)
+        return (counts + spread).log() - torch.tensor(float(len(targets))).log()
 
 
-class BCE(Loss):
+class BCE(Smoothed):
     """Binary cross-entropy of one logit, `-[y log p + (1 - y) log(1 - p)]` with `p = sigmoid(z)`, in nats."""
 
-    task = CLASSIFICATION
-    unit = "nats"
+    def _spread(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        y = targets.to(dtype)
+        return y if self.label_smoothing == 0 else y * (1 - self.label_smoothing) + self.label_smoothing / 2
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
-        z, y = outputs.squeeze(-1), targets.to(outputs.dtype)
+        z, y = outputs.squeeze(-1), self._spread(targets, outputs.dtype)
         return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """By the logit: `sigmoid(z) - y`."""
-        return self.per_example(outputs, targets), torch.sigmoid(outputs) - targets[..., None].to(outputs.dtype)
+        gradient = torch.sigmoid(outputs) - self._spread(targets, outputs.dtype)[..., None]
+        return self.per_example(outputs, targets), gradient
 
     def width(self, classes: int) -> int:
         """One logit; two classes only."""
@@ -87,14 +112,17 @@ class BCE(Loss):
         return 1
 
     def constant(self, targets: Tensor) -> Tensor:
-        """Logit of the frequency of class 1."""
-        return torch.logit(targets.float().mean())[None]
+        """Logit of the frequency of class 1, spread."""
+        return torch.logit(self._spread(targets, torch.float32).mean())[None]
 
 
 class SquaredProbability(BCE):
     """`(p - y)^2` of one logit, with `p = sigmoid(z)`. Source: Brier 1950, halved to the one probability."""
 
     unit = "squared error"
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See Loss."""
@@ -190,11 +218,19 @@ class Huber(Loss):
         return targets.median()[None]
 
 
-def auto(task: str, classes: int) -> Loss:
-    """The task's usual loss: bce for two classes, cross-entropy for more, squared error for numbers."""
+def auto(task: str, classes: int, label_smoothing: float = 0.0) -> Loss:
+    """The task's usual loss: bce for two classes, cross-entropy for more, squared error for numbers.
+
+    Args:
+        task: `classification` or `regression`.
+        classes: How many.
+        label_smoothing: See Smoothed; 0 in a regression.
+    """
     if task == REGRESSION:
+        if label_smoothing:
+            raise ValueError(f"loss.label_smoothing must be 0 in a regression, but got {label_smoothing}.")
         return MSE()
-    return BCE() if classes == 2 else CrossEntropy()
+    return BCE(label_smoothing) if classes == 2 else CrossEntropy(label_smoothing)
 
 
 def balanced(task: str, classes: int, counts: Sequence[int]) -> Loss:

@@ -224,6 +224,7 @@ def entry(kind: Any) -> Any:
         rates, scratch = at(types.float64, table[CALL.rates]), at(kind, table[CALL.scratch])
         all_streams, drops = at(types.int64, table[CALL.streams]), table[CALL.drops]
         all_dropout = at(types.float64, table[CALL.dropout])
+        all_classes, most_classes = at(types.float64, table[CALL.class_weights]), table[CALL.classes]
         gradients, updates = at(kind, table[CALL.gradients]), at(kind, table[CALL.updates])
         before_call = flushing(-1)
         for i in range(table[CALL.todo]):
@@ -246,6 +247,7 @@ def entry(kind: Any) -> Any:
             free += integers[INTEGERS.largest] + count
             own = part(scratch, free, count)
             gradient = part(gradients, k * most, count) if mode == GRADIENT else own
+            classes = part(all_classes, k * most_classes, most_classes)
             streams, dropout = part(all_streams, k * drops, drops), grid(all_dropout, 2 * k * drops, drops, 2)
             own_y, own_order = integers[INTEGERS.targets], integers[INTEGERS.order] * longest
             width_out = program[0, 1]
@@ -263,7 +265,7 @@ def entry(kind: Any) -> Any:
                 last = forward(program, values, w, a, d, p, slope, rows, streams, dropout, step, mode != EVALUATE)
                 z = grid(a, last * size, rows, width_out)
                 loss, score = loss_and_gradient(
-                    integers[INTEGERS.loss], floats[FLOATS.loss_option], z, part(targets, 0, rows)
+                    integers[INTEGERS.loss], floats[FLOATS.loss_option], classes, z, part(targets, 0, rows)
                 )
                 if mode == EVALUATE:
                     floats[FLOATS.loss] += loss

@@ -17,6 +17,25 @@ ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.SiLU: tables.SILU,
     nn.GELU: tables.GELU,
 }
+
+
+def plain(loss: losses.Loss) -> losses.Loss:
+    """What a loss is of an example, apart from the weight of its class."""
+    return loss.loss if type(loss) is losses.Balanced else loss
+
+
+def class_weights(loss: losses.Loss) -> list[float]:
+    """What the loss of an example of each class is multiplied by; empty: by nothing."""
+    return list(loss.weights.tolist()) if type(loss) is losses.Balanced else []
+
+
+def option_of(loss: losses.Loss) -> float:
+    """The number that the kernel is told of a loss."""
+    if isinstance(loss, losses.Huber):
+        return loss.delta
+    return loss.label_smoothing if isinstance(loss, losses.Smoothed) else 0.0
+
+
 LOSSES: dict[type[losses.Loss], int] = {
     losses.CrossEntropy: tables.CROSS_ENTROPY,
     losses.BCE: tables.BCE,

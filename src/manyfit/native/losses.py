@@ -8,28 +8,29 @@ from manyfit.native.tables import BCE, CROSS_ENTROPY, MSE, SQUARED_PROBABILITY
 
 
 @compiled
-def loss_and_gradient(code: int, option: float, z: Reals, y: Reals) -> tuple[float, float]:
+def loss_and_gradient(code: int, option: float, weights: Reals, z: Reals, y: Reals) -> tuple[float, float]:
     """Sums over examples: of the loss; and of those classified right, or of squared errors.
 
     Args:
         code: Of `tables`.
-        option: Huber's delta.
+        option: Huber's delta; of classes the share of a target that is spread over all of them.
+        weights: What the loss of an example is multiplied by, for each class (classes,).
         z: Outputs (rows, width); becomes the gradient of the summed loss by them.
         y: Targets (rows,): class numbers, or values; may be overwritten.
     """
     if code == CROSS_ENTROPY:
-        return _cross_entropy(z, y)
+        return _cross_entropy(option, weights, z, y)
     column = part(z, 0, len(y))
     if code == BCE:
-        return _bce(column, y)
+        return _bce(real(option, z), real(weights[0], z), real(weights[1], z), column, y)
     if code == SQUARED_PROBABILITY:
         return _squared_probability(column, y)
     return _regression(code, real(option, z), column, y)
 
 
 @compiled
-def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
-    """`-log softmax(z)_y`; by the outputs `softmax(z) - onehot(y)`."""
+def _cross_entropy(spread: float, weights: Reals, z: Reals, y: Reals) -> tuple[float, float]:
+    """`-sum_j t_j log softmax(z)_j`, `t = (1 - spread) onehot(y) + spread / classes`; by z `softmax(z) - t`."""
     rows, width = z.shape
     total = right = 0.0
     for r in range(rows):
@@ -38,9 +39,14 @@ def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
             larger = z[r, j] > top or z[r, j] != z[r, j]
             guess, top = (j, z[r, j]) if larger else (guess, top)
         right += guess == target
-        total += top - z[r, target]
+        total += weights[target] * (top - z[r, target])
         for j in range(width):
             z[r, j] -= top
+        if spread > 0:
+            beside = 0.0
+            for j in range(width):
+                beside += z[r, target] - z[r, j]
+            total += weights[target] * spread * beside / width
     flat = part(z, 0, rows * width)
     for e in range(rows * width):
         flat[e] = exp(flat[e])
@@ -48,25 +54,34 @@ def _cross_entropy(z: Reals, y: Reals) -> tuple[float, float]:
         whole = real(0, z)
         for j in range(width):
             whole += z[r, j]
-        total += math.log(whole)
+        target = int(y[r])
+        weight = weights[target]
+        total += weight * math.log(whole)
         for j in range(width):
             z[r, j] /= whole
-        z[r, int(y[r])] -= real(1, z)
+        z[r, target] -= real(1 - spread, z)
+        if spread > 0 or weight != 1:
+            for j in range(width):
+                z[r, j] = (z[r, j] - real(spread / width, z)) * real(weight, z)
     return total, right
 
 
 @compiled
-def _bce(z: Reals, y: Reals) -> tuple[float, float]:
-    """`max(z, 0) - z y + log(1 + e^-|z|)`; by the logit `sigmoid(z) - y`."""
-    zero, one = real(0, z), real(1, z)
+def _bce(spread: Real, first: Real, second: Real, z: Reals, y: Reals) -> tuple[float, float]:
+    """`max(z, 0) - z t + log(1 + e^-|z|)`, `t = (1 - spread) y + spread / 2`; by the logit `sigmoid(z) - t`.
+
+    Times `first` or `second`, as the class is.
+    """
+    zero, one, rest, half, more = real(0, z), real(1, z), real(1, z) - spread, spread * real(0.5, z), second - first
     total = right = 0.0
     for r in range(len(z)):
         right += (z[r] > zero) == (y[r] > zero)
     for r in range(len(z)):
         small = exp(-abs(z[r]))
-        loss = (z[r] if z[r] > zero else zero) - z[r] * y[r] + log1p(small)
-        z[r] = (one if z[r] > zero else small) / (one + small) - y[r]
-        y[r] = loss
+        soft, weight = rest * y[r] + half, first + more * y[r]
+        loss = (z[r] if z[r] > zero else zero) - z[r] * soft + log1p(small)
+        z[r] = ((one if z[r] > zero else small) / (one + small) - soft) * weight
+        y[r] = loss * weight
     for r in range(len(z)):
         total += y[r]
     return total, right

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from manyfit.losses import Huber, Loss
+from manyfit.losses import Loss
 from manyfit.native import known, tables
 from manyfit.native.machine import Kernel, kind_of, load
 from manyfit.native.tables import FLOATS, INTEGERS
@@ -26,7 +26,7 @@ def why_not(network: nn.Module, loss: Loss, optimizer: type[torch.optim.Optimize
         return "the model is no stack of dense layers with activations that it knows"
     if isinstance(network, nn.Sequential) and not _few_prelus(network):
         return "the model has two PReLUs between two dense layers"
-    if type(loss) not in known.LOSSES:
+    if type(known.plain(loss)) not in known.LOSSES:
         return f"it does not know the loss {type(loss).__name__}"
     if optimizer not in known.OPTIMIZERS:
         return f"it does not know the optimizer {optimizer.__name__}"
@@ -147,6 +147,12 @@ class Members:
             self.streams[k, : len(its)] = hashed.streams[0]
             self.dropout[k, : len(its)] = torch.stack([hashed.thresholds[0].double(), hashed.scales[0].double()], 1)
         self.updates = torch.zeros_like(self.weights) if angles else None
+        weights = [known.class_weights(member.loss) for member in given]
+        self.class_weights = np.ones(
+            (len(given), max(2, *map(len, weights), *(its[:, 2].max() for its, _ in programs)))
+        )
+        for k, its_weights in enumerate(weights):
+            self.class_weights[k, : len(its_weights)] = its_weights
 
     def _describe(self, k: int, member: Member, program: NDArray[np.int64], weights: int) -> int:
         """Fill in the numbers of a member; returns how many moments its optimizer keeps."""
@@ -155,7 +161,8 @@ class Members:
         options = known.options_of(member.optimizer, member.options)
         assert options is not None
         integers, floats = self.integers[k], self.floats[k]
-        integers[INTEGERS.loss] = known.LOSSES[type(member.loss)]
+        loss = known.plain(member.loss)
+        integers[INTEGERS.loss] = known.LOSSES[type(loss)]
         integers[INTEGERS.optimizer] = code
         integers[INTEGERS.decoupled] = known.decoupled(member.optimizer, member.options)
         integers[INTEGERS.length] = len(program)
@@ -163,7 +170,7 @@ class Members:
         integers[INTEGERS.widest] = dense_layers[:, 1:3].max()
         integers[INTEGERS.largest] = dense_layers[:, 1:3].prod(1).max()
         integers[INTEGERS.weights] = weights
-        floats[FLOATS.loss_option] = member.loss.delta if isinstance(member.loss, Huber) else 0.0
+        floats[FLOATS.loss_option] = known.option_of(loss)
         floats[FLOATS.weight_decay] = member.weight_decay
         floats[FLOATS.clip] = member.gradient_clip or 0.0
         floats[FLOATS.options : FLOATS.options + len(options)] = options

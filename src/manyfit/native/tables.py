@@ -27,6 +27,8 @@ class Call(NamedTuple):
     streams: int  # int64 (drops,): of the masks
     dropout: int  # float64 (drops, 2): the threshold of the hash, and what is left is multiplied by
     drops: int
+    class_weights: int  # float64 (classes,): what the loss of an example of each is multiplied by
+    classes: int  # at least 2
     gradients: int  # real (parameters,)
     updates: int  # real (parameters,): the last update, for the angle; 0: not asked for
     scratch: int  # real: working space
@@ -56,7 +58,7 @@ class Integers(NamedTuple):
 class Floats(NamedTuple):
     """Of a member, float64."""
 
-    loss_option: int
+    loss_option: int  # Huber's delta; of classes the share of a target that is spread over all
     weight_decay: int
     clip: int  # largest norm of a gradient; 0: any
     options: int  # of the optimizer, four

@@ -71,6 +71,7 @@ class Task:
         self._tell(CALL.moments, members.moments)
         self._tell(CALL.streams, members.streams)
         self._tell(CALL.dropout, members.dropout)
+        self._tell(CALL.class_weights, members.class_weights)
         self._tell(CALL.x, self.x)
         self._tell(CALL.y, self.y)
         if mode == tables.TRAIN and members.updates is not None:
@@ -78,7 +79,7 @@ class Task:
         self.call[CALL.mode], self.call[CALL.layers] = mode, members.values.shape[1]
         self.call[CALL.parameters], self.call[CALL.kept] = members.weights.shape[1], members.moments.shape[1]
         self.call[CALL.features] = x.shape[1]
-        self.call[CALL.drops] = members.streams.shape[1]
+        self.call[CALL.drops], self.call[CALL.classes] = members.streams.shape[1], members.class_weights.shape[1]
         self.visit(order)
 
     def _tell(self, place: int, table: Tensor | NDArray[Any]) -> None:

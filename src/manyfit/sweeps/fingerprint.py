@@ -25,6 +25,7 @@ EARLIER: dict[str, Any] = {
     "model.weights": None,
     "model.curves.train": None,
     "model.curves.val": None,
+    "loss.label_smoothing": 0.0,
     "metrics": [],
     "metrics_at": "epochs",
     "trainer.engine": "auto",
