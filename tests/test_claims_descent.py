@@ -106,8 +106,9 @@ def trained(run: Run, loss: Loss | None = None) -> Run:
     network = MLP(3, loss.width(len(classes)), [16], dropout=float(run["model.dropout"]))
     x, zero, one = torch.randn(20, 3), torch.zeros(3), torch.ones(3)
     y = (x[:, 0] > 0).long() if classes else x[:, 0]
-    data = SimpleNamespace(x_val=x, y_val=y, x_mean=zero, x_std=one, classes=classes, y_mean=scale[0], y_std=scale[1])
-    result = SimpleNamespace(predictor=Predictor(network, zero, one, *scale, len(classes)).eval())
+    units = {"classes": classes, "y_mean": scale[0], "y_std": scale[1], "y_scale": None, "y_knots": None}
+    data = SimpleNamespace(x_val=x, y_val=y, x_mean=zero, x_std=one, **units)
+    result = SimpleNamespace(predictor=Predictor(network, data).eval())
     return replace(run, job=cast("Any", SimpleNamespace(data=data, loss=loss)), result=cast("Any", result))
 
 

@@ -1,6 +1,7 @@
 """Models: the lecture's perceptron, initialisations, and predictions in the user's units."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,9 +52,11 @@ def test_predictor_speaks_the_users_units() -> None:
     """Raw features in; probabilities that sum to 1, or values in the target's own units, out."""
     x, mean, std = torch.randn(5, 3) * 7 + 2, torch.full((3,), 2.0), torch.full((3,), 7.0)
     net = MLP(3, 1).eval()
-    value = Predictor(net, mean, std, 100.0, 10.0, 0)(x)
+    of = SimpleNamespace(x_mean=mean, x_std=std, y_mean=100.0, y_std=10.0, classes=(), y_scale=None, y_knots=None)
+    value = Predictor(net, of)(x)
     torch.testing.assert_close(value, net((x - 2) / 7) * 10 + 100)
     for classes, width in ((2, 1), (2, 2), (4, 4)):
-        p = Predictor(MLP(3, width).eval(), mean, std, 0.0, 1.0, classes)(x)
+        of.classes, of.y_mean, of.y_std = ["one"] * classes, 0.0, 1.0
+        p = Predictor(MLP(3, width).eval(), of)(x)
         assert p.shape == (5, classes)
         torch.testing.assert_close(p.sum(1), torch.ones(5))

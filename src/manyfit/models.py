@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyfit.data.scales import unscaled
+from manyfit.data.splits import Dataset
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
     "sigmoid": nn.Sigmoid,
@@ -85,35 +88,39 @@ class Predictor(nn.Module):
 
     Args:
         network: The trained module, on standardised features.
-        x_mean, x_std: (features,) of the training set.
-        y_mean, y_std: Of the training targets; 0 and 1 in classification.
-        classes: How many; 0 for regression.
+        data: What it was trained on: how its features and targets were scaled.
     """
 
-    def __init__(
-        self, network: nn.Module, x_mean: Tensor, x_std: Tensor, y_mean: float, y_std: float, classes: int
-    ) -> None:
+    def __init__(self, network: nn.Module, data: Dataset) -> None:
         super().__init__()
-        self.network, self.classes, self.y_mean, self.y_std = network, classes, y_mean, y_std
+        self.network, self.classes = network, data.classes
+        self.y_mean, self.y_std, self.y_scale = data.y_mean, data.y_std, data.y_scale
         self.x_mean: Tensor
         self.x_std: Tensor
-        self.register_buffer("x_mean", x_mean)
-        self.register_buffer("x_std", x_std)
+        self.y_knots: Tensor | None
+        self.register_buffer("x_mean", data.x_mean)
+        self.register_buffer("x_std", data.x_std)
+        self.register_buffer("y_knots", data.y_knots)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, features), or in the shape of an example, -> (rows, classes) probabilities, or (rows, 1) values."""
         z: Tensor = self.network((x.flatten(1) - self.x_mean) / self.x_std)
-        return answers(z, self.classes, self.y_mean, self.y_std)
+        return answers(z, self)
 
 
-def answers(z: Tensor, classes: int, y_mean: float, y_std: float) -> Tensor:
+def answers(z: Tensor, of: Dataset | Predictor) -> Tensor:
     """A network's outputs (..., width) as people read them: probabilities (..., classes), or values (..., 1)."""
-    if classes == 0:
-        return z * y_std + y_mean
+    if not of.classes:
+        return own_units(z, of)
     if z.shape[-1] == 1:
         p = torch.sigmoid(z)
         return torch.cat([1 - p, p], -1)
     return torch.softmax(z, -1)
+
+
+def own_units(y: Tensor, of: Dataset | Predictor) -> Tensor:
+    """Numbers that a network learns, or says, in the units of the target."""
+    return unscaled(of.y_scale, of.y_knots, y * of.y_std + of.y_mean)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,17 @@ from manyfit.config.trust import require_trusted
 
 MODULE = ("loss", "probes", "metrics", "metrics_at", "eval_train_size", "trainer.engine", "trainer.cuda_graph")
 OPTIMIZERS = ("optimizer", "schedule")
-DATA = ("split_seed", "val_fraction", "test_fraction", "train_size", "label_noise", "standardise", "folds", "fold")
+DATA = (
+    "split_seed",
+    "val_fraction",
+    "test_fraction",
+    "train_size",
+    "label_noise",
+    "standardise",
+    "target_scale",
+    "folds",
+    "fold",
+)
 PACKAGES = ("lightning", "pytorch_lightning")
 OURS = ("manyfit.", "torch.")
 

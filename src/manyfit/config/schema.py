@@ -73,6 +73,7 @@ class DataConfig(Component):
     train_size: Count | None = None
     label_noise: Share = 0.0
     standardise: bool | Literal["channels"] = True
+    target_scale: Literal["log", "rank"] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] | None = None
 

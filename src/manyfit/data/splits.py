@@ -17,6 +17,8 @@ from torch import Tensor
 from manyfit.data.columns import MISSING
 from manyfit.data.draws import TRAIN_SIZE
 from manyfit.data.encoding import RARE, Encoding, fitted
+from manyfit.data.scales import TargetScale, fitted_knots
+from manyfit.data.scales import scaled as rescaled
 from manyfit.data.table import Input, Reals, Table, name_of
 
 
@@ -43,6 +45,10 @@ class Dataset:
     """(d,) float32. 1 for constant columns, flags and categories, and when not standardised."""
     y_mean: float
     y_std: float
+    y_scale: TargetScale | None
+    """Of a regression: y is `(scaled - y_mean) / y_std`, see `scales`."""
+    y_knots: Tensor | None
+    """Likewise."""
     shape: tuple[int, ...]
     """Of an example: its d numbers are a row, (d,), or stand for more."""
     digest: str
@@ -81,6 +87,7 @@ def split(
     test_fraction: float,
     train_size: int | None,
     standardise: bool | Literal["channels"],
+    target_scale: TargetScale | None = None,
     folds: int | None = None,
     fold: int | None = None,
 ) -> Dataset:
@@ -98,6 +105,7 @@ def split(
             the validation and test rows stay the same.
         standardise: whether x (and a regression target) get mean 0 and deviation 1 over the training rows; "channels":
             all numbers of a channel (the first of three axes) alike, of fewer axes all numbers.
+        target_scale: on which a number is learnt: log, or rank, which is learnt from the final training rows.
         folds: into so many parts of equal size the table is cut; the test rows are one of them. None: `test_fraction`.
         fold: which, 0..folds-1.
 
@@ -119,12 +127,17 @@ def split(
     x_mean, x_std = np.pad(x_mean, others), np.pad(x_std, others, constant_values=1.0)
     scaled = _float32(table, x, x_mean, x_std)
 
+    knots = None
     if table.task == "classification":
+        if target_scale:
+            raise ValueError(f"data.target_scale must be null with classes, but got {target_scale}.")
         y_mean, y_std, target = 0.0, 1.0, torch.from_numpy(table.target)
     else:
-        moments = _moments(table.target[train, None], bool(standardise), ())
+        knots = fitted_knots(target_scale, table.target[train])
+        learnt = rescaled(target_scale, knots, table.target)
+        moments = _moments(learnt[train, None], bool(standardise), ())
         y_mean, y_std = float(moments[0][0]), float(moments[1][0])
-        target = _float32(table, table.target, y_mean, y_std)
+        target = _float32(table, learnt, y_mean, y_std)
 
     return Dataset(
         name=table.name,
@@ -141,14 +154,21 @@ def split(
         x_std=torch.from_numpy(x_std.astype(np.float32)),
         y_mean=y_mean,
         y_std=y_std,
+        y_scale=target_scale,
+        y_knots=knots,
         shape=table.shape or (len(encoding.inputs),),
         digest=_digest(
             table,
             encoding,
-            (split_seed, val_fraction, test_fraction, train_size, standardise, *((folds, fold) if folds else ())),
+            (split_seed, val_fraction, test_fraction, train_size, standardise, *_further(target_scale, folds, fold)),
         ),
         note=table.note,
     )
+
+
+def _further(scale: TargetScale | None, folds: int | None, fold: int | None) -> tuple[object, ...]:
+    """Options that there were not when digests were first stored: of those that are not used they know nothing."""
+    return (*((scale,) if scale else ()), *((folds, fold) if folds else ()))
 
 
 def unread(name: str, identity: str) -> Dataset:
@@ -169,6 +189,8 @@ def unread(name: str, identity: str) -> Dataset:
         x_std=real,
         y_mean=0.0,
         y_std=1.0,
+        y_scale=None,
+        y_knots=None,
         shape=(),
         digest=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
     )

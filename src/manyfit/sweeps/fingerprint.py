@@ -19,6 +19,7 @@ EARLIER: dict[str, Any] = {
     "data.decimal": ".",
     "data.groups": None,
     "data.time": None,
+    "data.target_scale": None,
     "data.folds": None,
     "data.fold": None,
     "data.shuffled": False,

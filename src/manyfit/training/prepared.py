@@ -19,7 +19,7 @@ from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
-from manyfit.models import answers, inside
+from manyfit.models import answers, inside, own_units
 from manyfit.native.machine import compilation, kind_of
 from manyfit.native.members import why_not
 from manyfit.parallel import devices
@@ -132,6 +132,7 @@ SPLIT = {
     "test_fraction",
     "train_size",
     "standardise",
+    "target_scale",
     "folds",
     "fold",
 }  # of a table, not which table
@@ -320,8 +321,8 @@ def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) ->
             raise ConfigError(f"metrics must each have a name of their own, but got {name!r} besides another.")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         z = network.eval()(dataset.x_val[:TRIED])
-        outputs = answers(z, len(dataset.classes), dataset.y_mean, dataset.y_std)
-        y = dataset.y_val[:TRIED] if dataset.classes else dataset.y_val[:TRIED] * dataset.y_std + dataset.y_mean
+        outputs = answers(z, dataset)
+        y = dataset.y_val[:TRIED] if dataset.classes else own_units(dataset.y_val[:TRIED], dataset)
         for name in config.metrics:
             function = measures.measure(name, dataset.task, len(dataset.classes), config.trusted)
             measures.tried(name, function, outputs if dataset.classes else outputs[:, 0], y)

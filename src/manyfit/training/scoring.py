@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from manyfit.measures import called, measure
-from manyfit.models import answers
+from manyfit.models import answers, own_units
 from manyfit.training.best import Best
 from manyfit.training.engine import Engine
 
@@ -29,9 +29,9 @@ def scores(
         for k, one in enumerate(of_all):
             data, values = (
                 one.data,
-                answers(one.outputs, len(one.data.classes), one.data.y_mean, one.data.y_std).float(),
+                answers(one.outputs, one.data).float(),
             )
-            targets = one.targets.long() if data.classes else one.targets * data.y_std + data.y_mean
+            targets = one.targets.long() if data.classes else own_units(one.targets, data)
             finite = bool(values.isfinite().all())
             for name in names:
                 value = np.nan

@@ -129,7 +129,7 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
         else:
             row = row[: sum(parameter.numel() for parameter in network.parameters())]  # its own
             network = filled(network.to(row.dtype), row).float()
-        predictor = Predictor(network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
+        predictor = Predictor(network, d).eval()
         found.append(
             Result(
                 config=job.config,

@@ -58,7 +58,9 @@ def score(result: Result) -> str:
         return f"accuracy {result.test['accuracy/test']:.1%}{guessed}"
     if result.config.guests.model:
         return ", ".join(f"{name.removesuffix('/test')} {value:.4g}" for name, value in result.test.items())
-    return f"RMSE {result.test['rmse/test']:.4g} (R2 {result.test['r2/test']:.2f})"
+    scale = result.config.data.target_scale
+    of = {"log": " of the logarithm", "rank": " of the rank"}[scale] if scale else ""
+    return f"RMSE {result.test['rmse/test']:.4g}{of} (R2 {result.test['r2/test']:.2f})"
 
 
 def _on(result: Result) -> str:
