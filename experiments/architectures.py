@@ -27,8 +27,12 @@ def architectures(runs: Sequence[Run]) -> Verdict:
         "of test accuracy that the convolution is ahead of dense layers, samples in another order",
         f"In order: {said}; the convolution is ahead of dense layers by {lead[False].mean:.1%}, in another order by "
         f"{lead[True].mean:.1%}.",
-        "Convolution is best where neighbours belong together",
-        (Chart("", "test accuracy", [_bars("in order", found[False]), _bars("in another", found[True]), _paper()]),),
+        "Neighbours make convolution best",
+        (
+            Chart(
+                "", "test accuracy", [_bars("in order", found[False]), _bars("in another order", found[True]), _paper()]
+            ),
+        ),
         [
             ["network", "in order", "paper", "in another order"],
             *[
