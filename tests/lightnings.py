@@ -1,8 +1,10 @@
 """LightningModules and LightningDataModules of three styles, as people write them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torchmetrics
@@ -102,7 +104,7 @@ class Bare(pl.LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         x, y = batch
         self.log("val/loss", F.cross_entropy(self(x), y))
 
@@ -136,6 +138,35 @@ class Stopping(Bare):
         return [pl.callbacks.EarlyStopping("val/loss", patience=1, min_delta=10.0)]
 
 
+class Falling(Bare):
+    """Breaks off in the sixth epoch, the first time."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 5 and not Path("broken").exists():
+            Path("broken").touch()
+            raise RuntimeError("the power went")
+
+
+class Doubted(Bare):
+    """Logs nothing in Lightning's sanity check."""
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, index)
+
+
+class Odd(Bare):
+    """Names that MLflow would not take, and a test score of no split."""
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        super().validation_step(batch, index)
+        self.log("val/recall@5", 1.0)
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        x, y = batch
+        self.log("score", (self(x).argmax(1) == y).float().mean())
+
+
 def iris() -> TensorDataset:
     """Standardised and shuffled, always the same."""
     table = load_iris()
@@ -166,6 +197,19 @@ class Tensors(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.test, 30)
+
+
+class Split(Tensors):
+    """Drawn by chance, every time that it is set up; tested on two loaders."""
+
+    def setup(self, stage: str) -> None:
+        x, y = iris().tensors
+        order = np.random.permutation(150)
+        parts = [TensorDataset(x[rows], y[rows]) for rows in np.split(order, [90, 120])]
+        self.train, self.val, self.test = parts
+
+    def test_dataloader(self) -> Any:
+        return [DataLoader(self.test, 30), DataLoader(self.val, 30)]
 
 
 class Stream(pl.LightningDataModule):

@@ -1,6 +1,5 @@
 """Every command that README and docs/ show is run, with an epoch or two trials where it says more."""
 
-import re
 import shlex
 from pathlib import Path
 
@@ -18,6 +17,7 @@ ELSEWHERE = {  # what shows that it runs
     "trainer=ddp": "test_ddp.py, test_gpu.py",
     "workers=auto": "test_workers.py",
 }
+COMMANDS = ("python run.py", "manyfit run")
 MODULES = {
     "mynets.py": """
 from torch import nn
@@ -49,12 +49,9 @@ def shown() -> list[str]:
     """The commands of all pages, once each."""
     found: dict[str, None] = {}
     for page in PAGES:
-        for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.splitlines():
-                if line.startswith(("python run.py", "manyfit run")) and not any(
-                    one in line for one in (*ELSEWHERE, "...")
-                ):
-                    found[line.partition("  #")[0].strip()] = None
+        for line in (ROOT / page).read_text().splitlines():
+            if line.startswith(COMMANDS) and not any(one in line for one in (*ELSEWHERE, "...")):
+                found[line.partition("  #")[0].strip()] = None
     return list(found)
 
 
@@ -81,8 +78,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_there_are_commands() -> None:
-    """That they are found at all."""
-    assert len(shown()) > 20
+    """That they are found at all, on every page that is about something to bring."""
+    assert len(shown()) > 25
+    for page in ("data", "network", "measure", "lightning"):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        assert any(line in text for line in shown())
 
 
 @pytest.mark.slow

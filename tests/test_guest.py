@@ -17,6 +17,7 @@ from lightnings import Automatic, Bare, Manual, Stopping, Stream, Tensors
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Curves
 from manyfit.results import Run
+from manyfit.training.guest import module_of
 from manyfit.training.logged import curve, named
 from manyfit.training.prepared import prepare
 
@@ -163,15 +164,111 @@ def test_stopped_by_patience_and_by_a_callback() -> None:
 
 def test_two_ranks() -> None:
     """DDP, by the strategy of the config: what is logged is the mean of the ranks."""
-    lone = trained("bare", "batch_size=full").curves
-    both = trained("bare", "trainer=ddp_cpu", "trainer.devices=2", "batch_size=106").curves
-    np.testing.assert_allclose(lone["loss/train"], both["loss/train"], rtol=1e-5)
+    lone = trained("bare", "batch_size=full").curves  # one batch: the order of examples is none
+    run = trained("bare", "trainer=ddp_cpu", "trainer.devices=2", "batch_size=106")
+    np.testing.assert_allclose(lone["loss/train"], run.curves["loss/train"], rtol=1e-5)
+    data = prepare(run.config).data
+    with torch.no_grad():
+        outputs = torch.from_numpy(run.predict(data.x_test))
+    loss = float(torch.nn.functional.cross_entropy(outputs, data.y_test))
+    assert run.test["loss/test"] == pytest.approx(loss, rel=0.1)  # of 22 rows, which two ranks share
+
+
+def test_the_best_weights_are_those_of_the_best_epoch() -> None:
+    """Also where that is the last, whose smoothed loss is known at the end alone."""
+    run = trained("bare", "optimizer.lr=0.01", "schedule=constant", epochs=4)
+    assert run.result.summary.best_epoch == 4
+    data = prepare(run.config).data
+    with torch.no_grad():
+        outputs = torch.from_numpy(run.predict(data.x_val))
+    loss = float(torch.nn.functional.cross_entropy(outputs, data.y_val))
+    assert loss == pytest.approx(run.curves["loss/val"][4], rel=1e-5)
+
+
+def test_resumed_after_a_break(folder: Path) -> None:
+    """What was kept before it ends in the midst goes on to the same bits."""
+    given = ["model._target_=lightnings.Falling", "data=iris", "optimizer.lr=0.01"]
+    (folder / "broken").touch()
+    whole = mf.fit(*given, "trusted=[lightnings]", epochs=9)
+    (folder / "broken").unlink()
+    with pytest.raises(RuntimeError, match="the power went"):
+        mf.fit(*given, "trusted=[lightnings]", epochs=9)
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    (broken,) = client.search_runs(["1"], "attributes.status = 'FAILED'")
+    done = command(folder, f"resume={broken.info.run_id}", run=folder / "run.py")
+    assert done.returncode == 0, done.stderr
+    after = mf.histories([broken.info.run_id])
+    for name in ("loss/train", "loss/val", "progress/steps", "progress/examples"):
+        np.testing.assert_array_equal(whole.curves[name], after[name], err_msg=name)
+
+
+def test_what_data_draw_in_setup_is_the_seeds() -> None:
+    """Split by chance, and tested on the same split; another seed has another. Scores of two loaders."""
+    split = {"model": Bare, "data": lightnings.Split}
+    given = ["model.in_features=4", "model.out_features=3"]
+    runs = [trained("bare", *given, f"seed={seed}", epochs=3, **split) for seed in (0, 0, 1)]
+    assert runs[0].test == runs[1].test
+    assert runs[0].curves["loss/val"][0] != runs[2].curves["loss/val"][0]
+    loaders = [f"loss_dataloader_idx_{i}/test" for i in (0, 1)]
+    assert set(runs[0].test) == {*loaders}
+    best = runs[0].result.summary.best_loss_val
+    assert runs[0].test[loaders[1]] == pytest.approx(best, rel=1e-5)  # the same rows are validated on
+
+
+def test_double_precision() -> None:
+    """All of it: weights, best weights, the stored model."""
+    run = trained("bare", "trainer.precision=64-true", tracking="sqlite")
+    stored = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(str(run.id))
+    assert "not_stored" not in stored.data.tags
+
+
+def test_noise_is_in_the_labels() -> None:
+    """Of a data set of ours, as for any network."""
+    clean, noisy = (trained("bare", f"data.label_noise={share}", epochs=4) for share in (0, 0.6))
+    assert noisy.curves["loss/train"].iloc[-1] > clean.curves["loss/train"].iloc[-1]
+    assert noisy.config.title().endswith("noise=0.6 s=0")
+
+
+def test_a_schedule_without_end_counts_epochs() -> None:
+    """Nobody knows how many batches an iterable has."""
+    sizes = ["model.in_features=4", "model.out_features=3"]
+    run = mf.fit("schedule=linear", *sizes, model=Bare, data=Stream, epochs=4, lr=0.1, tracking="off")
+    np.testing.assert_allclose(run.curves["lr"][1:], [0.1, 0.075, 0.05, 0.025], rtol=1e-6)
+
+
+def test_no_decay_is_none() -> None:
+    """AdamW's own default is another."""
+    config = trained("bare", "optimizer=adamw", "optimizer.weight_decay=0.0", epochs=1).config
+    (optimizer,) = [module_of(prepare(config)).configure_optimizers()]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["weight_decay"] == 0
+
+
+def test_names_that_are_odd() -> None:
+    """MLflow takes them, and a test score is one."""
+    run = trained("bare", model=lightnings.Odd, tracking="sqlite")
+    assert set(run.test) == {"score/test"}
+    assert "recall_5/val" in run.curves
+    stored = mf.histories([str(run.id)])
+    assert stored["recall_5/val"].dropna().eq(1.0).all()
+
+
+def test_accumulated() -> None:
+    """Steps of several batches; for others a larger batch is the same."""
+    run = trained("bare", "trainer.accumulate=2")
+    assert run.curves["progress/steps"].iloc[-1] == 12
+    with pytest.raises(ConfigError, match="trainer.accumulate must be 1 but with a LightningModule"):
+        mf.fit("data=iris", "trainer.accumulate=2")
 
 
 REFUSED = {
+    "nothing before the first step": (
+        {"model._target_": "lightnings.Doubted", "data": "iris"},
+        "model must log its validation loss before the first step as well, but Doubted logs nothing",
+    ),
     "no loss of validation": (
         {"model._target_": "lightnings.Silent", "data": "iris"},
-        "model must log val_loss, or the like, but only loss/train, size/val was logged ",
+        "model must log val_loss, or the like, but only train/loss, val/size was logged ",
     ),
     "names nobody knows": (
         {"model._target_": "lightnings.Manual", "data._target_": "lightnings.Stream"},

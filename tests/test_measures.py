@@ -111,8 +111,8 @@ def test_a_member_that_diverged(composed: Compose) -> None:
         ("[os.getcwd]", "metrics must be of a module"),
         ("[test_measures.as_many]", r"as_many must make one number of outputs \(\d+, 10\) and targets .* but made \("),
         ("[test_measures.broken]", "broken must take outputs .*, but says: a mistake of the user's"),
-        ("[auc,mine.auc]", "metrics must each have a name of their own, but got 'auc' besides another"),
-        ("[mine.loss]", "metrics must each have a name of their own, but got 'loss' besides another"),
+        ("[auc,mine.auc]", "metrics and probes must have names of their own, but got 'auc' besides another"),
+        ("[mine.loss]", "metrics and probes must have names of their own, but got 'loss' besides another"),
     ],
 )
 def test_refused(composed: Compose, given: str, message: str) -> None:

@@ -260,3 +260,29 @@ def test_a_probe_that_is_none_is_refused(composed: Compose, name: str, words: st
     """Before there is a run."""
     with pytest.raises(ConfigError, match=words):
         prepare(composed("data=wine", f"probes=[{name}]", "trusted=[test_probes]"))
+
+
+def each(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG001
+    """A user's: parts that a deeper network has more of."""
+    if not all(p.isfinite().all() for p in network.parameters()):
+        raise ValueError("a function that cannot do with NaN")
+    return {name: p.detach().norm() for name, p in network.named_parameters() if p.ndim > 1}
+
+
+def test_a_probe_of_unlike_networks(composed: Compose) -> None:
+    """Each has its own parts; one that diverges has none any more, and does not disturb the others."""
+    given = ("data=wine", "epochs=3", "trusted=[test_probes]", "probes=[test_probes.each]", "optimizer=sgd")
+    own = (("model.hidden=[8]",), ("model.hidden=[8,8]",), ("model.hidden=[8,8]", "optimizer.lr=1e30"))
+    small, deep, lost = fit([composed(*given, *its) for its in own])
+    assert np.isfinite(small.metrics["each/0.weight"]).all()
+    assert np.isfinite(deep.metrics["each/6.weight"]).all()
+    assert np.isnan(small.metrics["each/6.weight"]).all()
+    assert lost.reason == "diverged"
+
+
+@pytest.mark.parametrize("taken", ["metrics=[test_probes.each]", "probes=[test_probes.each,conftest.each]"])
+def test_two_of_one_name_are_refused(composed: Compose, taken: str) -> None:
+    """Metrics and probes are curves of one run."""
+    more = [] if taken.startswith("probes") else ["probes=[test_probes.each]"]
+    with pytest.raises(ConfigError, match="metrics and probes must have names of their own, but got 'each' besides"):
+        prepare(composed("data=wine", taken, *more, "trusted=[test_probes,conftest]"))

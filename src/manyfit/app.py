@@ -239,6 +239,11 @@ def _accepted(
     with screen.stage(f"checking {len(jobs)} jobs"):
         experiment = Experiment.of(first)
         checked = checking.check(jobs, compose, preparation, wish)
+        if experiment and first.data.get("folds") is not None:
+            raise ConfigError(
+                f"data.folds must be null in an experiment, but got {first.data.folds}: its claim takes runs for "
+                "independent, which folds are not."
+            )
         if experiment:
             apart = checking.check(beside, compose, preparation, wish)
             experiment = replace(experiment, beside=tuple(apart.configs.values()))

@@ -233,11 +233,11 @@ def auto(task: str, classes: int, label_smoothing: float = 0.0) -> Loss:
     return BCE(label_smoothing) if classes == 2 else CrossEntropy(label_smoothing)
 
 
-def balanced(task: str, classes: int, counts: Sequence[int]) -> Loss:
-    """The usual loss of classes, weighted so that all weigh alike."""
+def balanced(task: str, classes: int, counts: Sequence[int], label_smoothing: float = 0.0) -> Loss:
+    """The usual loss of classes, weighted so that all weigh alike; arguments as for `auto`."""
     if task == REGRESSION:
         raise ValueError("loss must suit the data: balanced is for classification, but got a regression task.")
-    return Balanced(auto(task, classes), counts)
+    return Balanced(auto(task, classes, label_smoothing), counts)
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:

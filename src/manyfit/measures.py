@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -114,4 +115,4 @@ def numbers(name: str, function: Callable[..., Any], network: nn.Module, x: Tens
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         said = function(network, x, y)
     parts = {f"{name}/{part}": value for part, value in said.items()} if isinstance(said, Mapping) else {name: said}
-    return {part: float(value) for part, value in parts.items()}
+    return {re.sub(r"[^\w\-./: ]", "_", part): float(value) for part, value in parts.items()}  # as MLflow takes it

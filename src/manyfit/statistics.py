@@ -77,16 +77,19 @@ def effect(
     finite = v[np.isfinite(v)]
     if not len(finite):
         return Effect(math.nan, math.nan, math.nan, 0, len(v))
-    low, high = corrected(finite, level, limits, overlap) if overlap else interval(finite, level, limits)
+    low, high = interval(finite, level, limits, overlap)
     return Effect(float(finite.mean()), float(low), float(high), len(finite), len(v) - len(finite))
 
 
-def interval(values: np.ndarray, level: float = LEVEL, limits: Limits = ANY) -> tuple[np.ndarray, np.ndarray]:
+def interval(
+    values: np.ndarray, level: float = LEVEL, limits: Limits = ANY, overlap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Both ends (...,) of the interval of the mean over the first axis of finite values (n, ...); NaN where n < 2.
 
     On each side the wider of Student's and the bootstrap's (BCa; Efron 1987), which alone covers the mean of eight
     values in 88% of the cases instead of 95%. Student's is computed on a scale on which `limits` are infinitely far
-    (logarithm or logit, by the delta method), so that no interval of a loss reaches below 0.
+    (logarithm or logit, by the delta method), so that no interval of a loss reaches below 0. Of folds that overlap, see
+    `effect`, it is Student's.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap
 
@@ -94,7 +97,9 @@ def interval(values: np.ndarray, level: float = LEVEL, limits: Limits = ANY) -> 
         unknown = np.full(values.shape[1:], np.nan)
         return unknown, unknown
     mean = values.mean(0)
-    low, high = _student(values, mean, level, limits)
+    low, high = _student(values, mean, level, limits, overlap)
+    if overlap:
+        return low, high
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():  # of two values BCa may know none
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(
@@ -110,15 +115,6 @@ def interval(values: np.ndarray, level: float = LEVEL, limits: Limits = ANY) -> 
     same = np.ptp(values, 0) <= 1e-12 * np.abs(values).max(0)  # but for rounding
     low, high = np.fmin(low, found.low), np.fmax(high, found.high)
     return np.where(same, mean, low), np.where(same, mean, high)
-
-
-def corrected(
-    values: np.ndarray, level: float, limits: Limits, overlap: float
-) -> tuple[np.ndarray | float, np.ndarray | float]:
-    """Student's interval of the mean over folds (n,), see `effect`; NaN where n < 2."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    return _student(values, values.mean(0), level, limits, overlap)
 
 
 def _student(

@@ -116,6 +116,7 @@ class TrainerConfig(Node):
     engine: Literal["auto", "native", "batched"] = "auto"
     cuda_graph: bool | Literal["auto"] = "auto"
     gradient_clip: Positive | None = None
+    accumulate: Count = 1
     patience: Count | None = None
     deterministic: bool = True
 
@@ -200,15 +201,15 @@ class Config(Node):
             parts.append(f"wd={self.optimizer.weight_decay:g}")
         if self.choices.get("schedule", "constant") != "constant":
             parts.append(self.choices["schedule"])
-        if self.data.label_noise:
-            parts.append(f"noise={self.data.label_noise:g}")
+        return " ".join([*parts, *self._of_the_data(), f"s={self.seed}"])
+
+    def _of_the_data(self) -> list[str]:
+        """What is unusual about them."""
+        said = [f"noise={self.data.label_noise:g}"] if self.data.label_noise else []
         if self.choices.get("data") == "csv":  # of one table several columns may be predicted
-            parts.append(f"target={self.data.arguments['target']}")
-        if self.data.train_size:
-            parts.append(f"n={self.data.train_size}")
-        if self.data.folds:
-            parts.append(f"fold={self.data.fold}")
-        return " ".join([*parts, f"s={self.seed}"])
+            said.append(f"target={self.data.arguments['target']}")
+        said += [f"n={self.data.train_size}"] if self.data.train_size else []
+        return said + ([f"fold={self.data.fold}"] if self.data.folds else [])
 
     def _title_of_guest(self) -> str:
         """`Net width=32 s=0`, with the optimizer where it is ours to choose."""
@@ -217,6 +218,7 @@ class Config(Node):
         if "optimizer" not in self.guests.decided:
             said += [self.choices.get("optimizer", "optimizer"), f"lr={self.optimizer.lr:g}"]
         said += [f"b={self.batch_size}"] if "batch_size" not in self.guests.decided else []
+        said += self._of_the_data()
         return " ".join([self.network or self.model.target.rpartition(".")[2], *said, f"s={self.seed}"])
 
 
@@ -330,6 +332,11 @@ def _check_together(config: Config) -> None:
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")
     if not config.guests.model:
+        if config.trainer.accumulate > 1:
+            raise ConfigError(
+                f"trainer.accumulate must be 1 but with a LightningModule, but got {config.trainer.accumulate}: a "
+                "batch_size as many times as large is the same step."
+            )
         for split, name in config.model.curves:
             if name is not None:
                 raise ConfigError(

@@ -58,7 +58,9 @@ def conclude(
         report = _confirmed(sweep, report, default, confirm_seeds)
     report = replace(
         report,
-        command=rerun.command(report.config, report.row.params) if report.row and report.config else None,
+        command=rerun.command(report.config, report.row.params, _folded(rows))
+        if report.row and report.config
+        else None,
         warnings=[]
         if verdict
         else copies * (given > len(rows))
@@ -70,6 +72,12 @@ def conclude(
             _store(sweep, report, one_by_one=space is not None or default is not None)
     sweep.screen.say(summary(report))
     return report
+
+
+def _folded(rows: Sequence[Row]) -> bool:
+    """Whether all folds of the data were trained."""
+    folds = {row.fold for row in rows}
+    return bool(rows and rows[0].config and len(folds - {None}) == rows[0].config.data.folds)
 
 
 def _store(sweep: Sweep, report: Report, one_by_one: bool) -> None:

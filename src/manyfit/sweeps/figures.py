@@ -9,7 +9,7 @@ import numpy as np
 
 from manyfit.plots.style import BLUE, FONT, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, canvas, panel, scale
 from manyfit.statistics import POSITIVE, interval
-from manyfit.sweeps.findings import NEAR, Row, Setting, is_number, text, tolerance, varying
+from manyfit.sweeps.findings import NEAR, Row, Setting, by_fold, is_number, overlap, text, tolerance, varying
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,10 +191,13 @@ def _sensitivity(axes: "Axes", settings: Sequence[Setting], colour: str, joined:
 
 def _mean_and_band(axes: "Axes", setting: Setting, colour: str) -> None:
     """Mean of its curves with its interval, as far as the shortest goes."""
-    found = [_finite(row.loss_val) for row in setting.counted if row.loss_val is not None]
+    rows = [row for row in setting.counted if row.loss_val is not None]
+    found = [_finite(row.loss_val) for row in rows if row.loss_val is not None]
     stack = np.stack([curve[: min(map(len, found))] for curve in found])
+    shared = overlap(rows)
+    stack = by_fold(rows, stack) if shared else stack
     epochs = np.flatnonzero(np.isfinite(stack).all(axis=0))
-    low, high = interval(stack[:, epochs], limits=POSITIVE)
+    low, high = interval(stack[:, epochs], limits=POSITIVE, overlap=shared)
     axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
     axes.plot(epochs, stack[:, epochs].mean(axis=0), color=colour, linewidth=2.2, zorder=4)
 

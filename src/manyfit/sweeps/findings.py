@@ -138,13 +138,25 @@ def over_folds(rows: Sequence[Row], values: Sequence[float], limits: Limits = AN
 
     Training sets of different folds overlap, which the interval is corrected for: see `statistics.effect`.
     """
-    folds: dict[int | None, list[float]] = defaultdict(list)
-    for row, value in zip(rows, values, strict=True):
-        folds[row.fold].append(value)
-    if set(folds) <= {None}:
+    if {row.fold for row in rows} <= {None}:
         return effect(values, limits=limits)
+    means = by_fold(rows, np.array(values))
+    return effect(means, limits=limits, overlap=overlap(rows))
+
+
+def by_fold(rows: Sequence[Row], values: np.ndarray) -> np.ndarray:
+    """Means over the seeds of each fold (folds, ...) of what each row has (rows, ...)."""
+    folds = np.array([-1 if row.fold is None else row.fold for row in rows])
+    return np.stack([values[folds == fold].mean(0) for fold in np.unique(folds)])
+
+
+def overlap(rows: Sequence[Row]) -> float:
+    """How many examples of a fold are tested on for one that is trained on; 0 where there are no folds."""
     train, _, test = next((row.result.sizes for row in rows if row.result), (0, 0, 0))
-    return effect([float(np.mean(found)) for found in folds.values()], limits=limits, overlap=test / max(train, 1))
+    folds = next((row.config.data.folds for row in rows if row.config and row.config.data.folds), None)
+    if folds is None:
+        return 0.0
+    return test / train if train else 1 / (folds - 1)  # of data that nobody here has counted
 
 
 def _setting(rows: Sequence[Row], limits: Limits) -> Setting:

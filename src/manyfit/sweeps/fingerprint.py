@@ -30,6 +30,7 @@ EARLIER: dict[str, Any] = {
     "metrics": [],
     "metrics_at": "epochs",
     "trainer.engine": "auto",
+    "trainer.accumulate": 1,
 }  # of studies that are older than the key
 WHERE = ("trainer.cuda_graph",)  # how it runs, not what: part of older studies' fingerprints
 DATA = "data, by their digest,"  # which older studies do not know

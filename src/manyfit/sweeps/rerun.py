@@ -16,21 +16,22 @@ from manyfit.config.schema import Config
 SEARCHING = {"sweep", "sampler", "pruner"}  # groups that say how to search, not what to run
 
 
-def command(config: Config, mention: Iterable[str] = ()) -> str:
+def command(config: Config, mention: Iterable[str] = (), folded: bool = False) -> str:
     """The shortest command that composes exactly this config, for a shell.
 
     Args:
         config: What is to be run again.
         mention: Keys that are named even where they are the default's.
+        folded: Whether all folds of its data are meant.
     """
     named = {"data", "optimizer", "optimizer.lr", "batch_size", "seed", *mention} - {"data.fold"}
     alone = ["claim=null"] if config.choices.get("experiment") else []  # one run is none to judge a claim by
-    return shlex.join([*place.called().split(), *_short(overrides(config, named), config), *alone])
+    return shlex.join([*place.called().split(), *_short(overrides(config, named), config, folded), *alone])
 
 
-def _short(said: Iterable[str], config: Config) -> list[str]:
+def _short(said: Iterable[str], config: Config, folded: bool) -> list[str]:
     """Without what goes by itself: what a guest decides, and the other keys of a group whose class is one's own."""
-    said = [one for one in said if not one.startswith("data.fold=")]  # data.folds alone is all of them
+    said = [one for one in said if not (folded and one.startswith("data.fold="))]  # data.folds alone is all of them
     said = [one for one in said if one.lstrip("~") not in _under(config.guests.decided, said)]
     own = tuple(f"{group}." for group in ("model", "data") if any(one.startswith(f"{group}._target_=") for one in said))
     said = [one for one in said if not (one.startswith("~") and one[1:].startswith(own))]

@@ -38,16 +38,31 @@ class Epochs(Checkpoint):
         logger: Of the trainer.
         observers: Are told of every epoch, and asked.
         ranks: That train together: what each has logged is averaged.
-        best: Begins with the weights of the untrained network, as buffers.
+        scheduled: The config's schedule, where that is the module's.
+        state: To go on from, see `_state`.
     """
 
-    def __init__(self, config: Config, logger: Curves, observers: Observers, ranks: Ranks, best: Best) -> None:
-        self.config, self.logger, self.observers, self.ranks, self.best = config, logger, observers, ranks, best
+    def __init__(
+        self,
+        config: Config,
+        logger: Curves,
+        observers: Observers,
+        ranks: Ranks,
+        scheduled: "Scheduled | None" = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.logger, self.observers, self.ranks = config, logger, observers, ranks
+        self.scheduled, self.state_before = scheduled, state
         self.history = History(1, config.epochs, [config.trainer.patience])
+        self.best: Best | None = None  # of copies on the CPU
         self.example: Tensor | None = None  # (1, ...), of the first batch of validation
         self.epochs_done = self.examples = 0
         self.rates: list[float | Tensor] = []  # of the last step, for each optimizer
+        self.names: list[str] = []  # that were logged in the last epoch
         self.started = time.perf_counter()
+        if state:
+            self.history.load_state(state["history"], {})
+            self.epochs_done, self.examples, self.example = state["epoch"], state["examples"], state["example"]
         self._begin()
 
     def _begin(self) -> None:
@@ -57,7 +72,10 @@ class Epochs(Checkpoint):
         self.weight = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The order of the first epoch's examples is drawn after this."""
+        """The weights are where they are trained, and as; the order of the first epoch's examples is drawn next."""
+        self.best = Best(NO_WEIGHTS, weights_of(pl_module))
+        if self.state_before:
+            self.best.load_state(self.state_before["best"], NO_WEIGHTS, weights_of(pl_module))
         self._seed()
 
     def on_validation_batch_start(
@@ -72,6 +90,7 @@ class Epochs(Checkpoint):
         x = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
         if self.example is None and isinstance(x, Tensor) and x.ndim > 0:
             self.example = x[:1].detach().cpu().clone()
+            self.example = self.example.float() if x.is_floating_point() else self.example
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Epoch 0, the untrained network. To it training and validation examples are alike: it has seen neither."""
@@ -123,9 +142,11 @@ class Epochs(Checkpoint):
         self._save(trainer, last=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Likewise; what stopped it, if we have not, is a callback of its own."""
+        """Likewise; what stopped it, if we have not, is a callback of its own. The last epoch is judged, too."""
         self.history.ended.setdefault(0, "stopped early")
         self._save(trainer, last=True)
+        assert self.best
+        self.best.leave(self.history.members, self.history.of("loss/val", self.epochs_done), np.zeros(1, bool))
 
     def _measured(self, trainer: pl.Trainer) -> dict[str, float]:
         """Curves of an epoch, the same on all ranks."""
@@ -134,17 +155,16 @@ class Epochs(Checkpoint):
             if name in logged and torch.equal(logged[name], value):  # as its last step was: no mean was made of it
                 logged[name] = self.sums[name] / self.weight
         direct = {name: torch.tensor(float(v)) for name, v in self.logger.taken().items() if name not in logged}
-        both = {name: value.detach().double().cpu().reshape(()) for name, value in (direct | logged).items()}
-        names = sorted(self.ranks.agree(list(both)))
-        values = torch.stack([both.get(name, torch.tensor(math.nan).double()) for name in names] or [torch.zeros(())])
-        self.ranks.sum(values)
-        means = (values / self.ranks.world).tolist()
-        return named(dict(zip(names, means, strict=False)), self.config.model.curves)
+        means = mean_over(
+            self.ranks, {name: v.detach().cpu().double().reshape(()) for name, v in (direct | logged).items()}
+        )
+        self.names = list(means)
+        return named(means, self.config.model.curves)
 
     def _note(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, measured: Mapping[str, float]) -> None:
         """Keep an epoch, judge it, and tell of it."""
         if not measured.keys() >= set(LOSSES):
-            raise NoLossError(measured)
+            raise NoLossError(measured, self.names)
         values = dict(measured) | {"loss/gap": measured["loss/val"] - measured["loss/train"]}
         for number, rate in enumerate(self.rates):
             values.setdefault(f"lr/{number}" if number else "lr", float(rate))
@@ -154,13 +174,17 @@ class Epochs(Checkpoint):
         noted = {name: np.array([float(value)]) for name, value in values.items()}
         self.history.note(epoch, noted)
         loss = self.history.of("loss/val", epoch)
+        assert self.best
         self.best.note(self.history.members, loss, NO_WEIGHTS, weights_of(module))
+        if self.scheduled and epoch:
+            self.scheduled.schedule.observe(measured["loss/val"])
         if self.observers.report:
             self.observers.report(epoch, self.history.members, noted)
 
     def _let_go(self, trainer: pl.Trainer) -> None:
         """Stop, if it has ended or somebody wants it to."""
         history, epoch = self.history, self.epochs_done
+        assert self.best
         history.ended = history.ends(epoch, self.best.epoch) | history.ended
         if self.observers.stops:
             history.ended |= dict.fromkeys(self.observers.stops(epoch, history.going(epoch)), "pruned")
@@ -179,9 +203,13 @@ class Epochs(Checkpoint):
 
     def _state(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Lightning's checkpoint, and ours; copies."""
+        assert self.best
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(False)
         for part in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
             checkpoint.pop(part, None)  # the config has them
+        checkpoint = copied(checkpoint)
+        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            progress |= dict.fromkeys(("ready", "started", "completed"), progress["processed"])  # as after an epoch
         return {
             "engine": "lightning",
             "epoch": self.epochs_done,
@@ -190,15 +218,8 @@ class Epochs(Checkpoint):
             "best": self.best.state(),
             "examples": self.examples,
             "example": self.example,
-            "checkpoint": copied(checkpoint),
+            "checkpoint": checkpoint,
         }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `_state`."""
-        self.history.load_state(state["history"], {})
-        self.epochs_done, self.examples, self.example = state["epoch"], state["examples"], state["example"]
-        now = {name: value[None] for name, value in state["checkpoint"]["state_dict"].items()}
-        self.best.load_state(state["best"], NO_WEIGHTS, now)
 
 
 class Scheduled(pl.Callback):
@@ -213,7 +234,9 @@ class Scheduled(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Progress is counted in steps; in epochs where nobody knows how many steps there will be."""
-        self.steps, state = trainer.estimated_stepping_batches, self.schedule.state()
+        state = self.schedule.state()
+        if math.isfinite(trainer.num_training_batches):
+            self.steps = trainer.estimated_stepping_batches
         if math.isfinite(self.steps):
             self.schedule = schedule_of(self.config, max(1, round(self.steps / self.config.epochs)))
             self.schedule.load_state(state)
@@ -227,11 +250,6 @@ class Scheduled(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A schedule may look at the validation loss."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.schedule.observe(named(values, self.config.model.curves).get("loss/val", math.nan))
-
     def state_dict(self) -> dict[str, Any]:
         """See Callback."""
         return self.schedule.state()
@@ -242,8 +260,16 @@ class Scheduled(pl.Callback):
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """All that a module stores, (1, ...) each, for `Best`."""
-    return {name: value.detach()[None] for name, value in module.state_dict().items()}
+    """Copies of all that a module stores, (1, ...) each, on the CPU, for `Best`."""
+    return {name: value.detach().cpu().clone()[None] for name, value in module.state_dict().items()}
+
+
+def mean_over(ranks: Ranks, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers by name, the mean of what the ranks have; NaN where one has none."""
+    names = sorted(ranks.agree(list(values)))
+    table = torch.stack([values.get(name, torch.tensor(math.nan)).double() for name in names] or [torch.zeros(())])
+    ranks.sum(table)
+    return dict(zip(names, (table / ranks.world).tolist(), strict=False))
 
 
 def copied(tree: Any) -> Any:

@@ -4,9 +4,11 @@ Its training_step, optimizers, callbacks and logging are as they are. What it ha
 """
 
 import contextlib
+import inspect
+import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,23 +24,25 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from manyfit.config.build import place_of
-from manyfit.config.errors import ConfigError
+from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.data.splits import Dataset
 from manyfit.losses import Loss
 from manyfit.models import inside
 from manyfit.parallel import devices
 from manyfit.parallel.ranks import Ranks
+from manyfit.population.dropout import seed_of
 from manyfit.population.members import trainable
 from manyfit.schedules import constant
 from manyfit.training import process
-from manyfit.training.best import Best
-from manyfit.training.epochs import NO_WEIGHTS, Epochs, Scheduled, random_states_kept, weights_of
+from manyfit.training.epochs import Epochs, Scheduled, mean_over, random_states_kept, seed_everywhere
 from manyfit.training.loaders import data_module
-from manyfit.training.logged import Curves, NoLossError, curve
+from manyfit.training.logged import Curves, NoLossError, named
 from manyfit.training.loop import Observers
 from manyfit.training.prepared import Job, optimizer_of, schedule_of
 from manyfit.training.trained import Trained
+
+SAMPLER_SEED = "PL_GLOBAL_SEED"
 
 
 def train(
@@ -54,27 +58,66 @@ def train(
         folder: Where callbacks of its own may write to; None: somewhere that is gone afterwards.
         state: Of an earlier training, to go on from.
     """
-    config, network = job.config, module_of(job)
     with contextlib.ExitStack() as closing:
-        closing.enter_context(random_states_kept())
-        data = data_module(config, job.data)
         home = folder or Path(closing.enter_context(tempfile.TemporaryDirectory()))
-        trainer = trainer_of(config, ranks, device, state, default_root_dir=home)
-        with process.exits(trainer):
-            epochs = fitted(trainer, config, network, data, observers, ranks, state)
-            network.load_state_dict({name: buffer[0] for name, buffer in epochs.best.buffers.items()})
-            test = tested(trainer, network, data)
+        trainer = trainer_of(job.config, ranks, device, state, default_root_dir=home)
+        epochs, test = _trained(job, module_of(job), trainer, observers, ranks, state)
+    assert epochs.best
     return Trained(
         history=epochs.history.values,
         ended=epochs.history.ended,
         weights=torch.zeros(1, 0),
-        buffers={name: buffer.cpu() for name, buffer in epochs.best.buffers.items()},
+        buffers=epochs.best.buffers,
         test={name: np.array([value]) for name, value in test.items()},
         devices=(devices.name_of(trainer.strategy.root_device),) * ranks.world,
         engine="lightning",
         digests=(job.data.digest,),
         example=epochs.example,
     )
+
+
+def _trained(
+    job: Job,
+    network: pl.LightningModule,
+    trainer: pl.Trainer,
+    observers: Observers,
+    ranks: Ranks,
+    state: Mapping[str, Any] | None = None,
+) -> tuple[Epochs, dict[str, float]]:
+    """Train a module, from the beginning or from a state, and test it with its best weights.
+
+    What its data and its hooks draw before the first epoch is a function of the seed, and the same whenever it is
+    asked for: a split that is drawn in `setup` stays.
+    """
+    config = job.config
+    assert isinstance(trainer.logger, Curves)
+    drawn = seed_of("guest", config.seed)
+    with process.exits(trainer), random_states_kept(), sampled_by(config.seed):
+        seed_everywhere(drawn)
+        data = data_module(job)
+        scheduled = None if "optimizer" in config.guests.decided else Scheduled(config)
+        epochs = Epochs(config, trainer.logger, observers, ranks, scheduled, state)
+        trainer.callbacks += [*([scheduled] if scheduled else []), epochs]  # type: ignore[attr-defined]
+        seed_everywhere(drawn)
+        trainer.fit(network, datamodule=data, ckpt_path=Resumed.NAME if state else None)
+        assert epochs.best
+        network.load_state_dict({name: buffer[0] for name, buffer in epochs.best.buffers.items()})
+        seed_everywhere(drawn)
+        return epochs, tested(trainer, network, data, config, ranks)
+
+
+@contextlib.contextmanager
+def sampled_by(seed: int) -> Iterator[None]:
+    """Lightning shares examples out among devices in an order that this says."""
+    before = os.environ.get(SAMPLER_SEED)
+    os.environ[SAMPLER_SEED] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SAMPLER_SEED)
+        else:
+            os.environ[SAMPLER_SEED] = before
 
 
 class Resumed(TorchCheckpointIO):
@@ -105,6 +148,7 @@ def trainer_of(
         "max_epochs": config.epochs,
         "num_sanity_val_steps": 0 if state else -1,  # the whole of it: epoch 0
         "gradient_clip_val": config.trainer.gradient_clip,
+        "accumulate_grad_batches": config.trainer.accumulate,
         "deterministic": config.trainer.deterministic,
         "logger": Curves(),
         "enable_checkpointing": False,
@@ -114,49 +158,22 @@ def trainer_of(
     return pl.Trainer(**settings | more)
 
 
-def fitted(
-    trainer: pl.Trainer,
-    config: Config,
-    network: pl.LightningModule,
-    data: pl.LightningDataModule,
-    observers: Observers,
-    ranks: Ranks,
-    state: Mapping[str, Any] | None = None,
-) -> Epochs:
-    """Train a module, from the beginning or from a state; its weights are the last epoch's.
-
-    Args:
-        trainer: Made for this.
-        config: Of the run.
-        network: Begins with its weights.
-        data: What it is trained on.
-        observers: Are told of epochs, and asked.
-        ranks: That train together.
-        state: Of an earlier training, to go on from.
-    """
-    assert isinstance(trainer.logger, Curves)
-    epochs = Epochs(config, trainer.logger, observers, ranks, Best(NO_WEIGHTS, weights_of(network)))
-    trainer.callbacks += [*([] if "optimizer" in config.guests.decided else [Scheduled(config)]), epochs]  # type: ignore[attr-defined]
-    if state:
-        epochs.load_state(state)
-        trainer.fit_loop.load_state_dict(state["checkpoint"]["loops"]["fit_loop"])
-        trainer.fit_loop.restarting = False  # the state is of an epoch's end: nothing of it is to be done again
-    trainer.fit(network, datamodule=data, ckpt_path=Resumed.NAME if state else None)
-    return epochs
-
-
-def tested(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
-    """Test scores by name, measured by test_step, or else by validation_step; none without test examples."""
-    own = type(data).test_dataloader is not pl.LightningDataModule.test_dataloader
-    if not own:
+def tested(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, config: Config, ranks: Ranks
+) -> dict[str, float]:
+    """Test scores by name, the mean over ranks: by test_step, or else by validation_step; none without examples."""
+    if type(data).test_dataloader is pl.LightningDataModule.test_dataloader:
         return {}
     if is_overridden("test_step", module):
-        (scores,) = trainer.test(module, datamodule=data, verbose=False) or [{}]
+        loaders = trainer.test(module, datamodule=data, verbose=False)
     else:
         data.prepare_data()
         data.setup("test")
-        (scores,) = trainer.validate(module, dataloaders=data.test_dataloader(), verbose=False) or [{}]
-    return {re.sub("/val$", "/test", curve(name)): float(value) for name, value in scores.items()}
+        loaders = trainer.validate(module, dataloaders=data.test_dataloader(), verbose=False)
+    logged = {name: value for scores in loaders for name, value in scores.items()}
+    scores = mean_over(ranks, {name: torch.tensor(float(value)).double() for name, value in logged.items()})
+    found = named(scores, config.model.curves)
+    return {f"{re.sub('/(train|val|test)$', '', name)}/test": value for name, value in found.items()}
 
 
 class ItsOwnLoss(Loss):
@@ -192,6 +209,11 @@ def job(config: Config, dataset: Dataset) -> Job:
             "trainer.gradient_clip must be null with a module that optimizes by itself, but got "
             f"{config.trainer.gradient_clip}. Call self.clip_gradients in its training_step."
         )
+    if config.trainer.accumulate > 1 and not network.automatic_optimization:
+        raise ConfigError(
+            "trainer.accumulate must be 1 with a module that optimizes by itself, but got "
+            f"{config.trainer.accumulate}. Let its training_step count."
+        )
     logged = tried(made, network)
     weights = sum(parameter.numel() for parameter in network.parameters())
     return replace(made, weights=weights, curves=logged)
@@ -209,7 +231,7 @@ def module_of(job: Job) -> pl.LightningModule:
 def _optimizer(config: Config, module: pl.LightningModule) -> torch.optim.Optimizer:
     """The config's, for its configure_optimizers."""
     cls, options = optimizer_of(config, module)
-    if config.optimizer.weight_decay:
+    if "weight_decay" in inspect.signature(cls).parameters:
         options["weight_decay"] = config.optimizer.weight_decay
     return cls(trainable(module), **options, lr=config.optimizer.lr)  # type: ignore[call-arg]  # every optimizer's
 
@@ -220,29 +242,24 @@ def tried(job: Job, network: pl.LightningModule) -> tuple[str, ...]:
     Raises:
         ConfigError: The module cannot be trained so, in the words of who refused; with the layer, if it was one.
     """
-    limits: dict[str, Any] = {
-        "max_epochs": 1,
-        "limit_train_batches": 2,
-        "limit_val_batches": 1,
-        "accelerator": "cpu",
-        "devices": 1,
-    }
+    few = {f"limit_{split}_batches": count for split, count in (("train", 2), ("val", 1), ("test", 1))}
+    limits: dict[str, Any] = {**few, "accelerator": "cpu", "devices": 1}
     limits |= {"precision": "64-true" if job.config.trainer.precision == "64-true" else "32-true"}
-    with (
-        process.set_up(job.config),
-        tempfile.TemporaryDirectory() as folder,
-        random_states_kept(),
-        inside(network) as layer,
-    ):
+    with process.set_up(job.config), tempfile.TemporaryDirectory() as folder, inside(network) as layer:
         try:
-            data = data_module(job.config, job.data)
             trainer = trainer_of(job.config, Ranks(), 0, default_root_dir=folder, **limits)
-            epochs = fitted(trainer, job.config, network, data, Observers(), Ranks())
+            epochs, _ = _trained(job, network, trainer, Observers(stops=lambda _, going: list(going)), Ranks())
         except NoLossError as error:
             raise ConfigError(str(error)) from None
-        except ConfigError:
+        except (ConfigError, TrainingError):
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ConfigError(f"model must train by a batch, but{layer()} says: {said}{place_of(error)}.") from error
+    if not np.isfinite(epochs.history.values["progress/steps"][0, 0]):
+        raise ConfigError(
+            "model must log its validation loss before the first step as well, but "
+            f"{type(network).__name__} logs nothing in Lightning's sanity check, which here is epoch 0. Leave out what "
+            "asks for trainer.sanity_checking."
+        )
     return tuple(epochs.history.values)

@@ -1,5 +1,6 @@
 """The data of a LightningModule: a LightningDataModule of the user's own, or a data set of ours as one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,9 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from manyfit.config.build import build
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import Config
 from manyfit.data.splits import Dataset
 from manyfit.parallel import devices
+from manyfit.training.prepared import Job
 
 
 class Tensors(pl.LightningDataModule):
@@ -41,8 +42,9 @@ class Tensors(pl.LightningDataModule):
         return self._loader("test")
 
 
-def data_module(config: Config, data: Dataset) -> pl.LightningDataModule:
+def data_module(job: Job) -> pl.LightningDataModule:
     """The user's own, or one of a data set of ours; a batch is split among the devices."""
+    config, data = job.config, job.data
     world, asked = devices.world(config.trainer), config.batch_size
     n = len(data.x_train)
     size = n if asked == "full" and not config.guests.data else asked
@@ -54,7 +56,7 @@ def data_module(config: Config, data: Dataset) -> pl.LightningDataModule:
     if not config.guests.data:
         if size > n:
             raise ConfigError(f"batch_size must be <= {n}, the training examples, but got {size}. Use batch_size=full.")
-        return Tensors(data, size // world)
+        return Tensors(replace(data, y_train=job.y_train()), size // world)
     known = config.data.model_dump(include=set(type(config.data).model_fields) - {"target"})
     known |= {"batch_size": size // world, "seed": config.seed}
     return build(config.data, "data", pl.LightningDataModule, **known)

@@ -1,7 +1,7 @@
 """What a LightningModule logs, and which curve of a run it is."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
@@ -13,24 +13,34 @@ SHORT = {"acc": "accuracy"}
 LOSSES = ("loss/train", "loss/val")
 
 
+def stored(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-./: ]", "_", name)
+
+
 def curve(name: str) -> str:
     """What a logged name is called among the curves: `val_acc`, `acc/val` and `val/acc` are `accuracy/val`."""
     words = re.split(r"[/_.\-\s]+", name)
     for place in (0, -1):
         if len(words) > 1 and (split := SPLITS.get(words[place].lower())):
             rest = "_".join(words[1:] if place == 0 else words[:-1])
-            return f"{SHORT.get(rest.lower(), rest)}/{split}"
-    return re.sub(r"[^\w\-./: ]", "_", name)
+            return stored(f"{SHORT.get(rest.lower(), rest)}/{split}")
+    return stored(name)
 
 
 def named(logged: Mapping[str, float], said: schema.Curves) -> dict[str, float]:
     """Logged values by curve; `said` names the losses of train and val, where their names do not."""
     theirs = {name: f"loss/{split}" for split, name in said}
-    whole = {name for name in logged if name.endswith(("_step", "_epoch")) and name.rpartition("_")[0] in logged}
-    found = {theirs.get(name, curve(name)): value for name, value in logged.items() if name not in whole}
+    found = {theirs.get(name, curve(name)): logged[name] for name in own_names(logged)}
     if "loss/train" not in found and "loss" in found:  # as logged in a training_step
         found["loss/train"] = found.pop("loss")
     return found
+
+
+def own_names(logged: Iterable[str]) -> list[str]:
+    """Without those that Lightning adds to a value of steps and epochs."""
+    every = set(logged)
+    return sorted(n for n in every if not (n.endswith(("_step", "_epoch")) and n.rpartition("_")[0] in every))
 
 
 class Curves(Logger):
@@ -59,13 +69,14 @@ class NoLossError(ValueError):
     """An epoch without a loss of training or validation that can be found.
 
     Args:
-        measured: What there was.
+        measured: Curves that there are.
+        logged: What was logged.
     """
 
-    def __init__(self, measured: Mapping[str, float]) -> None:
+    def __init__(self, measured: Mapping[str, float], logged: Sequence[str]) -> None:
         splits = [split for split in ("train", "val") if f"loss/{split}" not in measured]
         names = " and ".join(f"{split}_loss" for split in splits)
-        there = f"only {', '.join(sorted(measured))}" if measured else "nothing"
+        there = f"only {', '.join(own_names(logged))}" if logged else "nothing"
         super().__init__(
             f"model must log {names}, or the like, but {there} was logged in an epoch. Call self.log in training_step "
             "and validation_step, or say what is meant: "

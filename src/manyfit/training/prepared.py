@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from manyfit import measures
 from manyfit.config.build import build, place_of, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.guest import is_lightnings
-from manyfit.config.schema import Config, DataConfig
+from manyfit.config.schema import Config, DataConfig, ProbeName
 from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
@@ -124,7 +124,7 @@ class Preparation:
 
 WIDE = 10**8  # weights times examples of a step: from here on a lone member is better served by all cores at once
 TRIED = 512  # validation examples that metrics are tried on
-TAKEN = ("loss", "accuracy", "rmse", "r2", "lr", "time", "progress", "best", "test_set")  # by other metrics
+TAKEN = ("loss", "accuracy", "rmse", "r2", "lr", "time", "progress", "best", *get_args(ProbeName))  # by other metrics
 DATASETS, JOBS = 32, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
 SPLIT = {
     "split_seed",
@@ -188,6 +188,7 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
             "each device's examples alone."
         )
     _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
+    _try_names(config)
     _try_probes(config, network, dataset)
     _try_metrics(config, network, dataset)
     optimizer, options = optimizer_of(config, network)
@@ -292,6 +293,14 @@ def _load(network: nn.Module, file: str) -> None:
         ) from None
 
 
+def _try_names(config: Config) -> None:
+    """Refuse two curves of one name."""
+    own = [measures.called(name) for name in (*config.metrics, *(name for name in config.probes if "." in name))]
+    for name in own:
+        if name in TAKEN or own.count(name) > 1:
+            raise ConfigError(f"metrics and probes must have names of their own, but got {name!r} besides another.")
+
+
 def _try_probes(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:
     """Refuse a probe that means nothing for this model, or a function of the user's that makes no numbers of it."""
     names = config.probes
@@ -315,10 +324,6 @@ def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) ->
     """Refuse a metric that cannot be measured on outputs such as these."""
     if not config.metrics:
         return
-    names = [measures.called(name) for name in config.metrics]
-    for name in names:
-        if name in TAKEN or names.count(name) > 1:
-            raise ConfigError(f"metrics must each have a name of their own, but got {name!r} besides another.")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         z = network.eval()(dataset.x_val[:TRIED])
         outputs = answers(z, dataset)

@@ -4,6 +4,7 @@ A probe looks and leaves no trace: the curves are bit-equal with and without it.
 nothing waits for the device within an epoch. Lightning calls a callback's hooks before the module's own of that name.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
@@ -170,11 +171,12 @@ class Own(Probe):
     def measure(self, module: Training, epoch: int) -> dict[str, Tensor]:  # noqa: ARG002
         """See Probe. `name`, or `name/part` where it returns several."""
         engine, made = module.engine, dict[str, list[float]]()
-        for k in range(len(module.history.members)):
+        members, finite = len(module.history.members), engine.weights.isfinite().all(1).tolist()
+        for k in (k for k in range(members) if finite[k]):  # of who has just diverged there is nothing to say
             x, y = engine.examples_of(k)
             rows = spread(len(x), OWN_ROWS)
             for part, value in numbers(self.name, self.function, engine.network(k), x[rows], y[rows]).items():
-                made.setdefault(part, []).append(value)
+                made.setdefault(part, [math.nan] * members)[k] = value  # unlike networks may have unlike parts
         return {part: torch.tensor(values, dtype=torch.float64) for part, values in made.items()}
 
 

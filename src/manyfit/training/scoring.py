@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from manyfit.measures import called, measure
+from manyfit.measures import Function, called, measure
 from manyfit.models import answers, own_units
 from manyfit.training.best import Best
 from manyfit.training.engine import Engine
@@ -24,20 +24,21 @@ def scores(
         best: As for `Engine.measure`.
     """
     found: dict[str, np.ndarray] = {}
+    functions: dict[tuple[str, int], dict[str, Function]] = {}  # of a task and so many classes
     for split in splits if names else ():
-        of_all = engine.outputs(split, best)
-        for k, one in enumerate(of_all):
-            data, values = (
-                one.data,
-                answers(one.outputs, one.data).float(),
-            )
-            targets = one.targets.long() if data.classes else own_units(one.targets, data)
+        every = engine.outputs(split, best)
+        for k, one in enumerate(every):
+            data, classes = one.data, len(one.data.classes)
+            its = functions.get((data.task, classes))
+            if its is None:
+                its = functions[data.task, classes] = {n: measure(n, data.task, classes, trusted) for n in names}
+            values = answers(one.outputs, data).float()
+            targets = one.targets.long() if classes else own_units(one.targets, data)
             finite = bool(values.isfinite().all())
-            for name in names:
+            for name, function in its.items():
                 value = np.nan
                 if finite:
-                    function = measure(name, data.task, len(data.classes), trusted)
                     with torch.random.fork_rng(devices=[]):
-                        value = float(function(values if data.classes else values[:, 0], targets))
-                found.setdefault(f"{called(name)}/{split}", np.empty(len(of_all)))[k] = value
+                        value = float(function(values if classes else values[:, 0], targets))
+                found.setdefault(f"{called(name)}/{split}", np.empty(len(every)))[k] = value
     return found
