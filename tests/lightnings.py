@@ -138,6 +138,34 @@ class Stopping(Bare):
         return [pl.callbacks.EarlyStopping("val/loss", patience=1, min_delta=10.0)]
 
 
+class Quiet(Bare):
+    """Returns its loss, and logs that of validation alone."""
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Blind(pl.LightningModule):
+    """Is not validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Cycle(Bare):
+    """A schedule by step that knows its end."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
 class Falling(Bare):
     """Breaks off in the sixth epoch, the first time."""
 
@@ -178,9 +206,9 @@ def iris() -> TensorDataset:
 class Tensors(pl.LightningDataModule):
     """Tensors, made in setup."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, workers: int = 0) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.workers = batch_size, workers
 
     def setup(self, stage: str) -> None:
         x, y = iris().tensors

@@ -175,7 +175,9 @@ def test_charts_draw_what_they_are_given() -> None:
 @pytest.mark.parametrize("name", ["nothing_of_that_name", "os.system", "manyfit.statistics.effect"])
 def test_only_judges_are_let_through(name: str) -> None:
     """What is not trusted, is not there, or is not annotated to return a Verdict, is refused by the key's name."""
-    with pytest.raises(ConfigError, match=r"^claim must (name a function|be of a module|be one of batch_size, )"):
+    with pytest.raises(
+        ConfigError, match=r"^claim must (name a function|be of a module|be one of architectures, batch_size, )"
+    ):
         claims.find(name, [CONF])
 
 

@@ -77,7 +77,8 @@ def cars(target: str) -> Table:
 def test_sources_that_differ_in_target_alone_share_nothing(composed: Compose) -> None:
     """Their argument `target` does not hide `_target_` from the grouping, from fit or from a confirmation."""
     a, b = (
-        composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1") for name in ("houses", "cars")
+        composed(f"data._target_=test_fitting.{name}", "+data.target=price", "epochs=1", "trainer.engine=batched")
+        for name in ("houses", "cars")
     )
     assert signature(prepare(a)) != signature(prepare(b))
     assert [group.numbers for group in grouped({0: prepare(a), 1: prepare(b)})] == [[0], [1]]

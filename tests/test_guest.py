@@ -124,6 +124,7 @@ def test_what_is_stored() -> None:
     stored = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(str(run.id))
     params = stored.data.params
     assert params["model._target_"] == "lightnings.Automatic"
+    assert (params["model.width"], params["model.lr"], params["batch_size"]) == ("16", "0.01", "32")
     assert not [key for key in params if key.startswith(("optimizer", "schedule", "loss", "data.split_seed"))]
     assert stored.data.tags["model"] == "Automatic"
     assert stored.data.tags["data"] == "Tensors"
@@ -202,6 +203,24 @@ def test_resumed_after_a_break(folder: Path) -> None:
         np.testing.assert_array_equal(whole.curves[name], after[name], err_msg=name)
 
 
+def test_a_scheduler_that_ends_is_not_gone_on_with(folder: Path) -> None:
+    """Beyond the steps that it was made for: the run stays as it is."""
+    run = mf.fit("data=iris", model=lightnings.Cycle, epochs=3)
+    done = command(folder, f"resume={run.id}", "epochs=6", run=folder / "run.py")
+    assert done.returncode != 0
+    assert "epochs must be <= 3, for which the run's scheduler was made (12 steps), but got 6" in done.stderr
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    assert client.get_run(str(run.id)).info.status == "FINISHED"
+
+
+def test_data_brought_are_compared_with_a_warning() -> None:
+    """Nobody knows what their arguments do to the validation examples."""
+    runs = mf.grid(model=Automatic, data=Tensors, epochs=2, **{"data.workers": [0, 1]}, tracking="off")
+    assert runs.report is not None
+    assert runs.report.best is not None
+    assert any("data.workers may change what is validated on" in warning for warning in runs.report.warnings)
+
+
 def test_what_data_draw_in_setup_is_the_seeds() -> None:
     """Split by chance, and tested on the same split; another seed has another. Scores of two loaders."""
     split = {"model": Bare, "data": lightnings.Split}
@@ -253,11 +272,31 @@ def test_names_that_are_odd() -> None:
     assert stored["recall_5/val"].dropna().eq(1.0).all()
 
 
+def test_what_training_step_returns_is_a_loss() -> None:
+    """Where none is logged: as Lightning's own progress bar takes it."""
+    run = trained("bare", model=lightnings.Quiet, epochs=3)
+    logged = trained("bare", epochs=3)
+    np.testing.assert_allclose(run.curves["loss/train"], logged.curves["loss/train"], rtol=1e-6)
+
+
+def test_a_batch_size_has_one_place(folder: Path) -> None:
+    """What an option of conf/data sets is the data's; then the config's own is refused and not written down."""
+    (folder / "conf" / "data").mkdir(parents=True)
+    (folder / "conf" / "data" / "mine.yaml").write_text("_target_: lightnings.Tensors\nbatch_size: 45\n")
+    given = ["model._target_=lightnings.Automatic", "data=mine", "epochs=2"]
+    done = command(folder, *given, "--config-dir=conf", run=folder / "run.py")
+    assert done.returncode == 0, done.stderr
+    assert "mine: Automatic batch_size=45 s=0" in done.stdout
+    assert ", 4 steps" in done.stdout
+    done = command(folder, *given, "batch_size=9", "--config-dir=conf", run=folder / "run.py")
+    assert "batch_size must be left out: Tensors decides batch_size itself" in done.stderr
+
+
 def test_accumulated() -> None:
     """Steps of several batches; for others a larger batch is the same."""
     run = trained("bare", "trainer.accumulate=2")
     assert run.curves["progress/steps"].iloc[-1] == 12
-    with pytest.raises(ConfigError, match="trainer.accumulate must be 1 but with a LightningModule"):
+    with pytest.raises(ConfigError, match="trainer.accumulate must be 1, since it is for a LightningModule alone"):
         mf.fit("data=iris", "trainer.accumulate=2")
 
 
@@ -273,6 +312,14 @@ REFUSED = {
     "names nobody knows": (
         {"model._target_": "lightnings.Manual", "data._target_": "lightnings.Stream"},
         "model must log train_loss and val_loss, or the like, but only nll, nll_of_others was logged",
+    ),
+    "no validation_step": (
+        {"model._target_": "lightnings.Blind", "data": "iris"},
+        "model must have a validation_step, but Blind has none",
+    ),
+    "nobody of that name": (
+        {"model._target_": "lightnings.Nope", "data._target_": "lightnings.Tensors"},
+        "model._target_ must name something that can be imported, but got 'lightnings.Nope'",
     ),
     "no training_step": (
         {"model._target_": "lightnings.Stepless", "data": "iris"},
@@ -300,11 +347,11 @@ REFUSED = {
     ),
     "names for what is not Lightning's": (
         {"model": "mlp", "model.curves.val": "x"},
-        "model.curves.val must be null but with a LightningModule, whose names it explains, but got 'x'",
+        "model.curves.val must be null, since it is for a LightningModule alone, but got 'x'",
     ),
     "probes": (
         {"model._target_": "lightnings.Automatic", "data": "iris", "probes": "[gradient_norm]"},
-        "probes must be left out: Automatic decides probes itself",
+        "probes must be left out: Automatic is a LightningModule, trained by a Trainer of its own",
     ),
 }
 

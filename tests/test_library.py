@@ -27,7 +27,7 @@ import manyfit as mf
 from conftest import ROOT, Compose, assert_same_bits, command
 from manyfit import library, results
 from manyfit.config.errors import ConfigError
-from manyfit.sweeps.findings import tested
+from manyfit.sweeps import findings
 from manyfit.sweeps.report import summary
 from manyfit.tracking.reading import filtered
 from manyfit.training.fitting import fit
@@ -341,7 +341,7 @@ def test_cross_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert best is not None
     (scores,) = [[run.test["accuracy/test"] for run in runs if run.config.optimizer.target == kind] for kind in
                  {str(best.rows[0].config.optimizer.target)}]  # fmt: skip
-    found = tested(best)["accuracy/test"]
+    found = findings.tested(best)["accuracy/test"]
     assert found.mean == pytest.approx(np.mean(scores))
     assert found.n == 5
     assert "over 5 folds, every example scored once" in summary(runs.report)
@@ -349,3 +349,19 @@ def test_cross_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert runs.report.command is not None
     assert "data.folds=5" in runs.report.command
     assert "data.fold=" not in runs.report.command
+
+
+def test_a_grid_by_another_objective() -> None:
+    """What is searched for ranks a grid, too; scales of a target are compared by what is in its own units."""
+    given = {"data": "diabetes", "epochs": 4, "tracking": "off", "seed": [0, 1]}
+    usual = mf.grid("data.target_scale=null,rank", **given)
+    assert usual.report is not None
+    assert usual.report.best is None
+    runs = mf.grid("data.target_scale=null,rank", "metrics=[mae]", "sweep.objective.metric=mae/val", **given)
+    assert runs.report is not None
+    assert runs.report.best is not None
+    assert runs.report.objective == "best mae/val"
+    means = [setting.mean for setting in runs.report.settings]
+    assert means == sorted(means)
+    with pytest.raises(ConfigError, match="sweep.objective.metric must be one of .* but got 'auc/val'"):
+        mf.grid("data.target_scale=null,rank", "sweep.objective.metric=auc/val", **given)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError, TrainingError
@@ -17,6 +17,7 @@ from manyfit.progress import Screen
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
 from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective
+from manyfit.sweeps.settings import Settings, settings
 from manyfit.tracking.run import TrackedRun
 from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
 
@@ -93,7 +94,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
             _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
             raise
         screen.say(words.summary(result))
-        goes_on = save_to and result.status == "FINISHED"
+        by_itself = result.reason == "stopped early" and config.trainer.patience is None  # and would do so again
+        goes_on = save_to and result.status == "FINISHED" and not by_itself
         _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
     if tracker.lost:
         raise TrainingError(tracker.lost)
@@ -207,13 +209,19 @@ def grid(
             from manyfit.training.prepared import Preparation
         preparation = Preparation()
         experiment, accepted = _accepted(first, jobs, beside, compose, preparation, wish, screen)
+        usual = settings(OmegaConf.create())
+        sought = usual if experiment else settings(first)
+        if sought != usual:
+            from manyfit.sweeps.rounds import check_objective
+
+            check_objective(sought, preparation.job(compose(accepted[0])))
         with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
             sweep.preparation = preparation
             if experiment and claims.looks_at_networks(experiment.claim):
                 sweep.networks = None
             with screen.stage("training", len(accepted)):
                 train(sweep, accepted)
-            broken = _concluded(sweep, experiment)
+            broken = _concluded(sweep, experiment, sought)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
@@ -255,7 +263,7 @@ def _accepted(
     return experiment, [list(job) for job in checked.configs]
 
 
-def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
+def _concluded(sweep: Sweep, experiment: Experiment | None, sought: Settings) -> str:
     """Report on a grid, or judge its claim; says why that could not be judged."""
     with sweep.screen.stage("drawing"):
         from manyfit.sweeps import conclusion, grids
@@ -267,5 +275,8 @@ def _concluded(sweep: Sweep, experiment: Experiment | None) -> str:
             broken = f"{type(error).__name__}: {error}{place_of(error)}"
             sweep.parent.tags({"error": f"the claim could not be judged: {broken}"[:2000]})
             sweep.status = "FAILED"
-        sweep.report = conclusion.conclude(sweep, grids.rows_of(sweep.children), verdict=sweep.verdict)
+        rows = grids.rows_of(sweep.children, str(sought.objective), sought.direction)
+        sweep.report = conclusion.conclude(
+            sweep, rows, objective=str(sought.objective), direction=sought.direction, verdict=sweep.verdict
+        )
     return broken

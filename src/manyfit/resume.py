@@ -89,6 +89,7 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     ((stored),) = json.loads(state["configs"])
     config = _changed(stored, cfg, list(changed))
     _require_more(config, state)
+    _require_schedule(config, state)
     try:
         job = prepare(config)
         _require_same_data(job, state)
@@ -117,6 +118,19 @@ def _require_more(config: Config, state: Mapping[str, Any]) -> None:
             f"trainer.patience must be > {idle}, the epochs that the run has been without a better one, or null, but "
             f"got {config.trainer.patience}: it would stop at once. Add trainer.patience=null."
         )
+
+
+def _require_schedule(config: Config, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a scheduler of a LightningModule was made for fewer steps, as torch's OneCycleLR is."""
+    epoch, steps = state["epoch"], state["history"]["progress/steps"][0, state["epoch"]]
+    for scheduler in state.get("checkpoint", {}).get("lr_schedulers", ()):
+        most = scheduler.get("total_steps")
+        if isinstance(most, int) and scheduler.get("last_epoch", 0) > epoch and most < steps / epoch * config.epochs:
+            end = int(most * epoch / steps)
+            raise ConfigError(
+                f"epochs must be <= {end}, for which the run's scheduler was made ({most} steps), but got "
+                f"{config.epochs}. Train a new run of so many epochs."
+            )
 
 
 def _require_same_data(job: "Job", state: Mapping[str, Any]) -> None:

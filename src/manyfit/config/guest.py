@@ -38,20 +38,22 @@ class Guests:
         model: Whether it is a LightningModule.
         data: Whether they are a LightningDataModule.
         decided: The keys that they decide, and which class does.
+        defaults: What their constructors take where the config says nothing, by dotted key.
     """
 
     model: bool = False
     data: bool = False
     decided: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def guests(tree: Mapping[str, Any], trusted: Sequence[str]) -> Guests:
     """Find out.
 
-    Imports what `model` and `data` name, if that is not ours, torch's or no class.
+    Imports what `model` and `data` name, if that is not ours or torch's.
 
     Raises:
-        ConfigError: One of them is not trusted; or the data split themselves, and the model cannot train on them.
+        ConfigError: One of them is not trusted, or not there; or the model cannot train on data that split themselves.
     """
     model, data = (_of_lightning(tree.get(group), group, trusted) for group in ("model", "data"))
     decided: dict[str, str] = {}
@@ -67,14 +69,26 @@ def guests(tree: Mapping[str, Any], trusted: Sequence[str]) -> Guests:
         decided |= dict.fromkeys((*MODULE, *OPTIMIZERS * own), model.__name__)
     if splits:
         if not trains:
+            _resolved("model", str(tree["model"].get("_target_")))  # which says so if it is not there
             raise ConfigError(
-                f"model must be a LightningModule with data that split themselves, as {data.__name__} does. Give the "
-                "model a training_step, or the data as data=arrays."
+                f"model must be a LightningModule with data that split themselves, as {data.__name__} does, but got "
+                f"{tree['model'].get('_target_')}. Name yours: model._target_=..., or give the data as data=arrays."
             )
         asked = inspect.signature(data).parameters
         keys = [f"data.{key}" for key in DATA if key not in asked]
-        decided |= dict.fromkeys((*keys, *["batch_size"] * ("batch_size" not in asked)), data.__name__)
-    return Guests(trains, splits, decided)
+        own = "batch_size" not in asked or "batch_size" in tree["data"]  # which an option of conf/data may set
+        decided |= dict.fromkeys((*keys, *["batch_size"] * own), data.__name__)
+    defaults = _defaults("model", model) if trains else {}
+    defaults |= _defaults("data", data) if splits else {}
+    return Guests(trains, splits, decided, {key: v for key, v in defaults.items() if key not in decided})
+
+
+def _defaults(group: str, cls: type) -> dict[str, Any]:
+    """What a constructor takes where nobody says otherwise, by dotted key; plain values alone."""
+    known = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    plain = str | int | float | bool | None
+    given = ("batch_size", "seed") if group == "data" else ()  # by the config
+    return {f"{group}.{n}": v for n, v in known.items() if isinstance(v, plain) and n not in (*given, *DATA)}
 
 
 def require_left_out(overrides: Sequence[str], decided: Mapping[str, str]) -> None:
@@ -82,10 +96,14 @@ def require_left_out(overrides: Sequence[str], decided: Mapping[str, str]) -> No
     for given in (override.partition("=")[0].lstrip("+~") for override in overrides):
         for key, name in decided.items():
             if f"{given}.".startswith(f"{key}."):
-                raise ConfigError(
-                    f"{given} must be left out: {name} decides {key} itself. What its constructor takes is set by "
-                    f"{'data' if key.startswith('data.') or key == 'batch_size' else 'model'}.NAME=..."
-                )
+                raise ConfigError(f"{given} must be left out: {_why(key, name)}")
+
+
+def _why(key: str, name: str) -> str:
+    if key in MODULE and key != "loss":
+        return f"{name} is a LightningModule, trained by a Trainer of its own, which knows no {key}."
+    group = "data" if key.startswith("data.") or key == "batch_size" else "model"
+    return f"{name} decides {key} itself. What its constructor takes is set by {group}.NAME=..."
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -118,14 +136,24 @@ def _users(cls: type) -> list[type]:
     return [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in (*PACKAGES, "torch")]
 
 
+def _resolved(group: str, target: str) -> Any:
+    """What a group names."""
+    try:
+        return pkgutil.resolve_name(today(target))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{group}._target_ must name something that can be imported, but got {target!r} ({error})."
+        ) from None
+
+
 def _of_lightning(node: Any, group: str, trusted: Sequence[str]) -> Any:
-    """The class that a group names, if it may be Lightning's; what cannot be imported is refused later."""
+    """The class that a group names, if it may be Lightning's; what cannot be imported is refused where it is built."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str) or target.startswith(OURS):
         return None
     require_trusted(target, f"{group}._target_", trusted)
     try:
-        found = pkgutil.resolve_name(today(target))
-    except (ImportError, AttributeError, ValueError):
+        found = _resolved(group, target)
+    except ConfigError:
         return None
     return found if inspect.isclass(found) else None

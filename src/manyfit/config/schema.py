@@ -334,14 +334,14 @@ def _check_together(config: Config) -> None:
     if not config.guests.model:
         if config.trainer.accumulate > 1:
             raise ConfigError(
-                f"trainer.accumulate must be 1 but with a LightningModule, but got {config.trainer.accumulate}: a "
-                "batch_size as many times as large is the same step."
+                f"trainer.accumulate must be 1, since it is for a LightningModule alone, but got "
+                f"{config.trainer.accumulate}. A batch_size as many times as large is the same step."
             )
         for split, name in config.model.curves:
             if name is not None:
                 raise ConfigError(
-                    f"model.curves.{split} must be null but with a LightningModule, whose names it explains, but got "
-                    f"{name!r}."
+                    f"model.curves.{split} must be null, since it is for a LightningModule alone, but got {name!r}. "
+                    "Leave it out."
                 )
     _check_folds(config.data)
     if config.data.val_fraction + config.data.test_fraction >= 1:

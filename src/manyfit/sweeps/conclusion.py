@@ -48,7 +48,9 @@ def conclude(
     given, rows = len(rows), findings.distinct(rows)
     copies = [f"{given - len(rows)} of {given} runs repeat the setting and seed of another, and do not count."]
     settings = findings.ranked(rows, direction, limits_of(objective))
-    apart = [] if verdict else findings.incomparable(findings.varying(settings), objective, _is_classification(rows))
+    varied, brought = findings.varying(settings), _of_data_brought(rows, settings)
+    keys = [key for key in varied if key not in brought]
+    apart = [] if verdict else findings.incomparable(keys, objective, _is_classification(rows))
     if apart:
         settings = sorted(settings, key=lambda setting: setting.rows[0].number)
     best = settings[0] if settings and settings[0].counted and not apart else None
@@ -64,6 +66,8 @@ def conclude(
         warnings=[]
         if verdict
         else copies * (given > len(rows))
+        + [f"{' and '.join(brought)} may change what is validated on: then the values cannot be compared."]
+        * bool(brought)
         + cautions.sentences(rows, [] if apart else settings, space, confirmed=bool(report.fresh)),
         verdict=verdict,
     )
@@ -72,6 +76,13 @@ def conclude(
             _store(sweep, report, one_by_one=space is not None or default is not None)
     sweep.screen.say(summary(report))
     return report
+
+
+def _of_data_brought(rows: Sequence[Row], settings: Sequence[Setting]) -> list[str]:
+    """What varies of a LightningDataModule, of which nobody knows what it does to the validation examples."""
+    guests = any(row.config.guests.data for row in rows if row.config)
+    varied = findings.varying(settings) if guests else []
+    return [key for key in varied if key.startswith("data.") and key != "data._target_"]
 
 
 def _folded(rows: Sequence[Row]) -> bool:

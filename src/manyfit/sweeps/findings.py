@@ -184,6 +184,13 @@ def tested(setting: Setting) -> dict[str, Effect]:
     }
 
 
+def guessed(setting: Setting) -> float:
+    """The accuracy over all folds of the most frequent class alone; NaN where there are no classes."""
+    shares = [row.result.most_frequent for row in setting.counted if row.result]
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
 def best_of(setting: Setting, direction: str = "minimize") -> Row:
     """The best run of a setting that has a value."""
     return (min if direction == "minimize" else max)(setting.counted, key=lambda row: row.value)
@@ -256,6 +263,8 @@ def incomparable(keys: Iterable[str], objective: str, classification: bool) -> l
     """
     loss = "loss" in objective
     alike = {"data.label_noise"} | ({"data.train_size", "data.standardise"} if classification or not loss else set())
+    if not any(name in objective for name in ("loss", "rmse", "r2")):  # others are in the target's own units
+        alike |= {"data.target_scale"}
     groups = ("data", "loss") if loss else ("data",)
     return [key for key in keys if key.split(".")[0] in groups and key not in alike]
 

@@ -4,19 +4,21 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from manyfit.config.schema import Config
-from manyfit.sweeps.findings import Row, Value
+from manyfit.sweeps.findings import Row, Value, value_of
 from manyfit.sweeps.parent import Child
 from manyfit.sweeps.rerun import written
 
 
-def rows_of(children: Mapping[int, Child]) -> list[Row]:
+def rows_of(children: Mapping[int, Child], objective: str = "best loss/val", direction: str = "minimize") -> list[Row]:
     """The runs of a grid, in order. What varies is found by comparing their configs."""
     ordered = [children[number] for number in sorted(children)]
     params = _varied([child.config for child in ordered])
-    return [row_of(child, varied) for child, varied in zip(ordered, params, strict=True)]
+    rows = [row_of(child, varied) for child, varied in zip(ordered, params, strict=True)]
+    return [replace(row, value=value_of(row.result, objective, direction)) if row.result else row for row in rows]
 
 
 def row_of(child: Child, params: Mapping[str, Value]) -> Row:

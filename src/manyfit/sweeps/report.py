@@ -103,6 +103,8 @@ def cross_validated(setting: Setting) -> str:
     """Test scores over all folds; nothing where there are none."""
     found = findings.tested(setting)
     scores = ", ".join(f"{name.removesuffix('/test')} {score:.4g}" for name, score in found.items())
+    if math.isfinite(guessed := findings.guessed(setting)):
+        scores += f" ({guessed:.4g} by the most frequent class alone)"
     folds = len({row.fold for row in setting.counted})
     config = setting.rows[0].config
     missing = (config.data.folds or folds) - folds if config else 0

@@ -73,7 +73,7 @@ def run(
             raise ConfigError(str(error)) from error
         space = spaces.space(swept)
         require_left_out(list(space), default.guests.decided)
-        _check_objective(settings(cfg), job)
+        check_objective(settings(cfg), job)
         _check_batch_sizes(space, job)
     if job.data.note:
         screen.note(job.data.note)
@@ -103,7 +103,7 @@ def run(
     return sweep
 
 
-def _check_objective(sought: Settings, job: Job) -> None:
+def check_objective(sought: Settings, job: Job) -> None:
     """Before a study exists: the objective is a curve of a run on these data, to be had best."""
     metric = sought.objective.metric
     if job.engine == "lightning":

@@ -116,7 +116,8 @@ def kept(uri: str | None, root: Path, run_id: str) -> Kept:
         config = Path(store.client.download_artifacts(run_id, "config.yaml")).read_text() if trained else ""
         has = run.outputs and run.outputs.model_outputs
         model = _model(store, has[-1].model_id) if has else None
-        digest = run.inputs.dataset_inputs[0].dataset.digest if trained and run.inputs else ""
+        inputs = run.inputs.dataset_inputs if trained and run.inputs else []
+        digest = inputs[0].dataset.digest if inputs else ""
         return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model)
 
 

@@ -27,6 +27,7 @@ from manyfit.training.logged import LOSSES, Curves, NoLossError, named
 from manyfit.training.loop import Observers
 from manyfit.training.prepared import schedule_of
 
+RETURNED = "what training_step returns"  # is the loss of training where none is logged
 NO_WEIGHTS = torch.zeros(1, 0)  # beside the buffers, which hold all that a module stores
 
 
@@ -69,6 +70,7 @@ class Epochs(Checkpoint):
         """An epoch: nothing has been logged."""
         self.sums: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
+        self.returned: Tensor | float = 0.0  # by training_step
         self.weight = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,6 +128,9 @@ class Epochs(Checkpoint):
             size = extract_batch_size(batch)
             self.examples += size * self.ranks.world
         self.last, self.weight = dict(trainer.callback_metrics), self.weight + size
+        returned = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(returned, Tensor) and returned.numel() == 1:
+            self.returned = self.returned + returned.detach() * size
         for name, value in self.last.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach() * size
 
@@ -154,12 +159,16 @@ class Epochs(Checkpoint):
         for name, value in self.last.items():
             if name in logged and torch.equal(logged[name], value):  # as its last step was: no mean was made of it
                 logged[name] = self.sums[name] / self.weight
+        if isinstance(self.returned, Tensor):
+            logged[RETURNED] = self.returned / self.weight
         direct = {name: torch.tensor(float(v)) for name, v in self.logger.taken().items() if name not in logged}
         means = mean_over(
             self.ranks, {name: v.detach().cpu().double().reshape(()) for name, v in (direct | logged).items()}
         )
+        returned = means.pop(RETURNED, None)
         self.names = list(means)
-        return named(means, self.config.model.curves)
+        found = named(means, self.config.model.curves)
+        return found if returned is None else {"loss/train": returned} | found
 
     def _note(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, measured: Mapping[str, float]) -> None:
         """Keep an epoch, judge it, and tell of it."""

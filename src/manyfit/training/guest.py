@@ -204,6 +204,11 @@ def job(config: Config, dataset: Dataset) -> Job:
             f"model must have a training_step, but {type(network).__name__} has none. Give it one, or give its network "
             "alone, as an nn.Module."
         )
+    if not is_overridden("validation_step", network):
+        raise ConfigError(
+            f"model must have a validation_step, but {type(network).__name__} has none: there would be no curve to see "
+            "overfitting by. Give it one that logs val_loss."
+        )
     if config.trainer.gradient_clip and not network.automatic_optimization:
         raise ConfigError(
             "trainer.gradient_clip must be null with a module that optimizes by itself, but got "

@@ -91,7 +91,7 @@ def _start(
     run = tracker.start(
         experiment=job.config.experiment,
         name=job.config.title(),
-        params=job.config.flat(),
+        params=dict(job.config.guests.defaults) | job.config.flat(),
         tags=provenance.tags() | _chosen(job.config) | dict(tags),
         parent=parent,
         dataset=None if job.config.guests.data else _dataset(job),

@@ -15,9 +15,9 @@ def summary(result: Result) -> str:
     """The end of a run in five lines: its name, test score, best epoch, verdict in words, seconds."""
     s = result.summary
     epochs = len(result.metrics["loss/val"]) - 1
-    early = (
-        f", stopped by trainer.patience={result.config.trainer.patience}" if result.reason == "stopped early" else ""
-    )
+    patience = result.config.trainer.patience
+    by = f"trainer.patience={patience}" if patience is not None else "a callback of its own"
+    early = f", stopped by {by}" if result.reason == "stopped early" else ""
     lines: list[tuple[str, Any]] = [
         ("run", f"{result.config.experiment}: {result.config.title()}"),
         ("test", f"{score(result)}, with the weights of epoch {s.best_epoch}" if result.test else "no test examples"),
