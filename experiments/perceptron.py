@@ -68,5 +68,4 @@ def _before_and_after(runs: Sequence[Run]) -> list[Region]:
 def _untrained(job: "Job") -> "nn.Module":
     from manyfit.models import Predictor
 
-    d = job.data
-    return Predictor(job.network, d.x_mean, d.x_std, d.y_mean, d.y_std, len(d.classes)).eval()
+    return Predictor(job.network, job.data).eval()

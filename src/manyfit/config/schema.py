@@ -304,7 +304,8 @@ def sentence(error: Any) -> str:
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained", "int", "function"))
     ]
     condition = re.sub(r"^(Input|Value error,|String|List) ?(should |must )?", "", error["msg"])
-    condition = condition.replace("be a valid tuple", "be a list, such as [a,b]")
+    for kind in ("be a valid tuple", "be an instance of Sequence"):
+        condition = condition.replace(kind, "be a list, such as [a,b]")
     condition = condition.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
     condition = condition.replace("greater than", ">").replace("less than", "<").split(", unable")[0]
     if error["type"] == "extra_forbidden":

@@ -186,7 +186,9 @@ def drawings(report: Report, experiment: str) -> dict[str, Callable[[], "Figure 
     if report.incomparable:
         return {}
     rows, settings = report.rows, report.settings
-    title = f"{experiment}: {len(rows)} runs, {len(settings)} settings"
+    title = f"{experiment}: {len(rows)} runs, {len(settings)} setting{'s' * (len(settings) != 1)}"
+    if settings and settings[0].rows[0].fold is not None:
+        title += f", {findings.replicates(settings[0].rows)}"
     return {
         "lr_sensitivity": lambda: figures.lr_sensitivity(settings, report.objective, title),
         "curves": lambda: figures.curves(rows, settings, title),
