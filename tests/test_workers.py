@@ -88,11 +88,14 @@ def test_an_error_of_the_command_leaves_no_worker_behind_at_work(composed: Compo
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
-@pytest.mark.parametrize(("deaths", "fails"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("deaths", "fails"), [(1, False), (4, True)])
 def test_a_worker_that_dies_is_replaced_once(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, fails: bool
 ) -> None:
-    """Killed while it trains one member, it is trained by another worker; killed again, that member fails alone."""
+    """Killed while it trains one member, it is trained by another worker; killed again, that member fails alone.
+
+    It dies twice of the population, which holds another member, and twice of that one by itself.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     module = f"deadly_{deaths}"  # a name of its own: an import is remembered, with its folder
