@@ -35,7 +35,7 @@ from manyfit.population.dropout import seed_of
 from manyfit.population.members import trainable
 from manyfit.schedules import constant
 from manyfit.training import process
-from manyfit.training.epochs import Epochs, Scheduled, mean_over, random_states_kept, seed_everywhere
+from manyfit.training.epochs import NO_WEIGHTS, Epochs, Scheduled, mean_over, random_states_kept, seed_everywhere
 from manyfit.training.loaders import data_module
 from manyfit.training.logged import Curves, NoLossError, named
 from manyfit.training.loop import Observers
@@ -66,7 +66,7 @@ def train(
     return Trained(
         history=epochs.history.values,
         ended=epochs.history.ended,
-        weights=torch.zeros(1, 0),
+        weights=NO_WEIGHTS,
         buffers=epochs.best.buffers,
         test={name: np.array([value]) for name, value in test.items()},
         devices=(devices.name_of(trainer.strategy.root_device),) * ranks.world,
@@ -177,15 +177,15 @@ def tested(
 
 
 class ItsOwnLoss(Loss):
-    """A LightningModule's: nobody else can measure it."""
+    """A LightningModule's, which is in its training_step: to anybody else it is NaN."""
 
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """There is none."""
-        raise NotImplementedError("a LightningModule's loss is in its training_step")
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """See Loss."""
+        return torch.full(targets.shape, torch.nan)
 
-    def constant(self, targets: Tensor) -> Tensor:
-        """There is none."""
-        raise NotImplementedError("a LightningModule's loss is in its training_step")
+    def constant(self, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """See Loss."""
+        return torch.full((1,), torch.nan)
 
 
 def job(config: Config, dataset: Dataset) -> Job:
