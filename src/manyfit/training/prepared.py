@@ -5,27 +5,24 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from manyfit import measures
-from manyfit.config.build import build, place_of, target_of
+from manyfit.config.build import build, target_of
 from manyfit.config.errors import ConfigError
-from manyfit.config.guest import is_lightnings
-from manyfit.config.schema import Config, DataConfig, ProbeName
+from manyfit.config.schema import Config, DataConfig
 from manyfit.data import splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
-from manyfit.models import answers, inside, own_units
 from manyfit.native.machine import compilation, kind_of
 from manyfit.native.members import why_not
 from manyfit.parallel import devices
-from manyfit.population import dense
 from manyfit.population.members import initialised, trainable
 from manyfit.schedules import Schedule, torch_schedule
+from manyfit.training import trying
 from manyfit.training.captured import captures
 
 T = TypeVar("T")
@@ -123,8 +120,6 @@ class Preparation:
 
 
 WIDE = 10**8  # weights times examples of a step: from here on a lone member is better served by all cores at once
-TRIED = 512  # validation examples that metrics are tried on
-TAKEN = ("loss", "accuracy", "rmse", "r2", "lr", "time", "progress", "best", *get_args(ProbeName))  # by other metrics
 DATASETS, JOBS = 32, 4096  # kept by a preparation; a sweep asks for each of its jobs a few times
 SPLIT = {
     "split_seed",
@@ -187,10 +182,7 @@ def _job(config: Config, dataset: splits.Dataset) -> Job:
             "trainer.devices must be 1 with a model that has buffers (batch statistics and the like): they would be of "
             "each device's examples alone."
         )
-    _try_network(network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
-    _try_names(config)
-    _try_probes(config, network, dataset)
-    _try_metrics(config, network, dataset)
+    trying.require_trainable(config, network, dataset, loss.width(len(dataset.classes)), n % batch_size or batch_size)
     optimizer, options = optimizer_of(config, network)
     captures(config, optimizer)
     schedule = schedule_of(config, -(-n // batch_size))
@@ -291,69 +283,6 @@ def _load(network: nn.Module, file: str) -> None:
             f"model.weights must be a .safetensors file with all weights of {type(network).__name__} and no others, "
             f"but got {file!r} ({reason})."
         ) from None
-
-
-def _try_names(config: Config) -> None:
-    """Refuse two curves of one name."""
-    own = [measures.called(name) for name in (*config.metrics, *(name for name in config.probes if "." in name))]
-    for name in own:
-        if name in TAKEN or own.count(name) > 1:
-            raise ConfigError(f"metrics and probes must have names of their own, but got {name!r} besides another.")
-
-
-def _try_probes(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:
-    """Refuse a probe that means nothing for this model, or a function of the user's that makes no numbers of it."""
-    names = config.probes
-    layers = sum(isinstance(layer, nn.Linear) for layer in network.modules())
-    if "dead_units" in names and not (dense.is_dense(network) and layers > 1):
-        raise ConfigError("probes must hold dead_units only with hidden dense layers. Use model=mlp, or leave it out.")
-    if "gradient_norm" in names and not any(parameter.ndim > 1 for parameter in network.parameters()):
-        raise ConfigError("probes must hold gradient_norm only with a model that has weight matrices. Leave it out.")
-    for name in (name for name in names if "." in name):
-        function, x, y = measures.function_of(name, "probes", config.trusted), dataset.x_train, dataset.y_train
-        try:
-            measures.numbers(measures.called(name), function, copy.deepcopy(network).eval(), x[:TRIED], y[:TRIED])
-        except Exception as error:
-            raise ConfigError(
-                f"probes: {name} must make a number, or numbers by name, of a network, x and y, but says: "
-                f"{type(error).__name__}: {error}{place_of(error)}."
-            ) from error
-
-
-def _try_metrics(config: Config, network: nn.Module, dataset: splits.Dataset) -> None:
-    """Refuse a metric that cannot be measured on outputs such as these."""
-    if not config.metrics:
-        return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        z = network.eval()(dataset.x_val[:TRIED])
-        outputs = answers(z, dataset)
-        y = dataset.y_val[:TRIED] if dataset.classes else own_units(dataset.y_val[:TRIED], dataset)
-        for name in config.metrics:
-            function = measures.measure(name, dataset.task, len(dataset.classes), config.trusted)
-            measures.tried(name, function, outputs if dataset.classes else outputs[:, 0], y)
-
-
-def _try_network(network: nn.Module, dataset: splits.Dataset, width: int, last: int) -> None:
-    """Evaluate two rows, and train on as many as the last batch of an epoch has."""
-    if any(is_lightnings(type(module)) for module in network.modules()):
-        raise ConfigError(
-            "model must hold no LightningModule, whose training_step would never be called, but got one within "
-            f"{type(network).__name__}. Name it by itself, as model._target_."
-        )
-    shape = ", ".join(["rows", *map(str, dataset.shape)])
-    if not trainable(network):
-        raise ConfigError("model must have parameters to train, but all have requires_grad=False, or there are none.")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), inside(network) as layer:
-        try:
-            got = tuple(network.eval()(dataset.x_train[:2]).shape)
-            copy.deepcopy(network).train()(dataset.x_train[:last])
-        except Exception as error:
-            raise ConfigError(
-                f"model must map ({shape}), also {last} rows, an epoch's last batch, but{layer()} says: {error}"
-                f"{place_of(error)}."
-            ) from error
-    if got != (len(dataset.x_train[:2]), width):
-        raise ConfigError(f"model must map ({shape}) to (rows, {width}), but 2 rows gave a shape of {got}.")
 
 
 def optimizer_of(config: Config, network: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
