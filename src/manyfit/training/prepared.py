@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manyfit.config.build import build, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
-from manyfit.data import splits
+from manyfit.data import rows, splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
 from manyfit.losses import Loss
@@ -100,7 +100,7 @@ class Preparation:
         if source not in self._rows:
             self._rows[source] = len(self._read(source).target)
         test = 1 / config.folds if config.folds else config.test_fraction
-        return splits.sizes(self._rows[source], config.val_fraction, test)[0]
+        return rows.sizes(self._rows[source], config.val_fraction, test)[0]
 
     def close(self) -> None:
         """No more data are to be split for now: what was read as a table is let go."""
@@ -262,13 +262,13 @@ def _network(config: Config, dataset: splits.Dataset, loss: Loss) -> nn.Module:
     """In the seed's weights. Rows of numbers are given to a module that asks for `in_features`, else their shape."""
     known = {"in_features": dataset.x_train.shape[1], "in_shape": dataset.shape}
     known["out_features"] = loss.width(len(dataset.classes))
-    rows = "in_features" in inspect.signature(target_of(config.model, "model", nn.Module)).parameters
+    flat = "in_features" in inspect.signature(target_of(config.model, "model", nn.Module)).parameters
     made = initialised(lambda: build(config.model, "model", nn.Module, **known), config.seed)
     if config.model.weights is not None:
         _load(made, config.model.weights)
     if config.guests.model:  # which is given examples in their shape
         return made
-    return made if rows or len(dataset.shape) == 1 else nn.Sequential(nn.Unflatten(1, dataset.shape), made)
+    return made if flat or len(dataset.shape) == 1 else nn.Sequential(nn.Unflatten(1, dataset.shape), made)
 
 
 def _load(network: nn.Module, file: str) -> None:
