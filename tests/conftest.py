@@ -5,6 +5,7 @@ import functools
 import math
 import signal
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,8 @@ from manyfit.tracking.tracker import Tracker
 from manyfit.training.trained import Result
 
 if TYPE_CHECKING:
+    from pgserver import PostgresServer
+
     from swept import FakeSweep
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
@@ -122,6 +125,25 @@ def composed() -> Compose:
 def _same_random_numbers() -> None:
     """Tests that draw examples draw the same ones every time."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PostgresServer"]:
+    """A real server for tests that share it: each names its own database, study or experiment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # pgserver's lock file, else a warning
+        import pgserver
+
+        with pgserver.get_server(tmp_path_factory.mktemp("postgresql")) as server:
+            yield server
+
+
+@pytest.fixture
+def database(postgresql: "PostgresServer") -> str:
+    """The address of an empty database."""
+    name = f"d{uuid.uuid4().hex}"
+    postgresql.psql(f"create database {name};")
+    return postgresql.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
 
 
 @pytest.fixture

@@ -52,12 +52,8 @@ def test_what_log_batch_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_log_batch_leaves_in_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # pgserver's lock file; unset, there would be a warning
-    import pgserver
-
-    with pgserver.get_server(tmp_path / "pg") as server:
-        both(server.get_uri().replace("postgresql://", "postgresql+psycopg://"), tmp_path)
+def test_what_log_batch_leaves_in_postgresql(tmp_path: Path, database: str) -> None:
+    both(database, tmp_path)
 
 
 def test_what_mlflow_refuses_is_left_to_it(tmp_path: Path) -> None:

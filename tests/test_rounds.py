@@ -33,7 +33,7 @@ from manyfit.progress import Screen
 from manyfit.sweeps import findings, parent, rounds, settings, space
 from manyfit.sweeps.fingerprint import DATA
 from manyfit.sweeps.pruning import Judge
-from manyfit.sweeps.study import Ledger, derived_seed, lost, values_of
+from manyfit.sweeps.study import Ledger, Told, derived_seed, lost, values_of
 from manyfit.training.grouping import grouped
 from manyfit.training.prepared import prepare
 from test_cli import runs
@@ -148,7 +148,7 @@ def opened(folder: Path, total: int = 6, fingerprint: Mapping[str, Any] | None =
         "total": total,
         "sampler": sampler,
         "points": None,
-        "folder": folder / "locks",
+        "folder": folder / "untold",
     }
     return Ledger(**{**arguments, **changes})
 
@@ -158,7 +158,7 @@ def finished(book: Ledger, size: int = 2) -> list[FrozenTrial]:
     with book:
         while claimed := book.claim(size):
             for trial in claimed:
-                book.tell(trial, TrialState.COMPLETE, trial.params["lr"], {})
+                book.tell(Told(trial.number, "COMPLETE", trial.params["lr"], {}))
     return book.trials()
 
 
@@ -714,24 +714,6 @@ def test_two_processes_share_one_total(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_study_in_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a real server: six trials of six values, none left RUNNING."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # pgserver's lock file; unset, there would be a warning
-    import pgserver
-
-    with pgserver.get_server(tmp_path / "pg") as server:
-        storage = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        given = ["sweep=lr", "data=iris", "epochs=2", "model.hidden=[4]", "sweep.n_trials=6", "sweep.confirm_seeds=0"]
-        given += ["sweep.study=shared", "sweep.round=2", f"sweep.storage='{storage}'"]
-        twice(tmp_path, *given)
-        rdb = optuna.storages.RDBStorage(storage)
-        trials = optuna.load_study(study_name="shared", storage=rdb).trials
-        rdb.remove_session()
-        rdb.engine.dispose()
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
-    assert len({trial.params["optimizer.lr"] for trial in trials}) == 6
-
-
 def test_a_password_in_the_storage_is_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     url = "postgresql+psycopg://me:hunter2@localhost/db"

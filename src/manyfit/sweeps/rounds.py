@@ -1,7 +1,6 @@
 """The course of a search: Optuna proposes, populations are trained, one study remembers it over all sessions."""
 
 import functools
-import itertools
 import math
 import sys
 from collections import defaultdict
@@ -28,7 +27,7 @@ from manyfit.sweeps.outcomes import Outcome, outcome, rows
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.search import Search
 from manyfit.sweeps.settings import Settings, settings
-from manyfit.sweeps.study import lost, quiet
+from manyfit.sweeps.study import Told, quiet
 from manyfit.training.prepared import Job, Preparation
 
 Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Proposed]]
@@ -78,10 +77,10 @@ def run(
     if job.data.note:
         screen.note(job.data.note)
     with screen.stage("opening the study"):
-        search = Search.of(cfg, settings(cfg), job, space)
+        search = Search.of(cfg, settings(cfg), job, space, screen.note)
     if run_id := search.reported():
         done = search.ledger.done()
-        screen.say(line("study", f"{search.name} has its {done} trials; run {run_id[:8]} reports on them"))
+        _say_who_reports(search, screen, f"run {run_id[:8]}")
         more = "" if spaces.size(space) in range(done + 1) else f"sweep.n_trials={2 * done} goes on, "
         screen.say(line("further", f"{more}sweep.study=NAME begins anew"))
         return None
@@ -166,15 +165,21 @@ class Rounds:
         judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
         self.sweep.together = len(self.search.seeds)
         self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
-        for number in itertools.count(1):
+        number = 1
+        while len(self.failed) < self.search.settings.max_failures:
             with self.sweep.screen.stage(*self._progress(number)):
                 with self.sweep.screen.stage("asking Optuna"):
                     claimed = ledger.claim(self.search.round)
-                if not claimed:
+                if claimed:
+                    if judge:
+                        judge.refresh(ledger.trials())
+                    self._round(claimed)
+                    number += 1
+                elif running := ledger.elsewhere():
+                    with self.sweep.screen.stage(f"waiting for {len(running)} trials that others run"):
+                        ledger.wait(running)
+                else:
                     break
-                if judge:
-                    judge.refresh(ledger.trials())
-                self._round(claimed)
         if not self.trials:
             self.sweep.screen.say(f"study {self.search.name} has its {total} trials: none was made now.")
 
@@ -234,36 +239,52 @@ class Rounds:
             return
         state = TrialState.PRUNED if found.ended == "pruned" else TrialState.COMPLETE
         value = None if found.ended == "pruned" else found.value
-        self.search.ledger.tell(trial, state, value, {"ended": found.ended, "runs": found.runs}, found.curve.tolist())
+        known = {"ended": found.ended, "runs": found.runs}
+        self._hand_in(trial, state, value, known, found.curve.tolist())
 
     def _fail(self, trial: Trial, reason: str, runs: Sequence[Mapping[str, Any]]) -> None:
         self.failed[trial.number] = reason
         known = {"ended": "failed", "error": reason[:2000], "runs": runs}
-        self.search.ledger.tell(trial, TrialState.FAIL, None, known)
+        self._hand_in(trial, TrialState.FAIL, None, known)
+
+    def _hand_in(
+        self,
+        trial: Trial,
+        state: TrialState,
+        value: float | None,
+        known: Mapping[str, Any],
+        curve: Sequence[float] = (),
+    ) -> None:
+        if not self.search.ledger.tell(Told(trial.number, state.name, value, known, curve)):
+            self.sweep.screen.note(
+                f"trial {trial.number} was given to another process, since this one was not heard of"
+            )
 
     def failure(self) -> TrainingError | None:
         """That trials failed, if any did; a diverged one is an answer, not a failure."""
         if not self.failed:
             return None
         number, reason = next(iter(self.failed.items()))
+        most = self.search.settings.max_failures
+        given_up = f" sweep.max_failures={most} ended the search." if len(self.failed) >= most else ""
         return TrainingError(
-            f"{len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}"
+            f"{len(self.failed)} of {len(self.jobs)} trials failed; the first is {number}: {mask(reason)}{given_up}"
         )
 
 
 def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str, Any], int], Config]) -> None:
-    """Hand all trials of the study, of every session, to the report, unless another process still runs some."""
+    """Hand all trials of the study, of every session, to the report; of several processes one does."""
     from manyfit.sweeps import conclusion, findings
 
-    trials = [trial for trial in search.ledger.trials() if not lost(trial)]
-    if running := sum(trial.state == TrialState.RUNNING for trial in trials):
-        sweep.screen.say(
-            f"{running} trials of study {search.name} still run elsewhere; who ends last reports on the study."
-        )
+    if run_id := search.reported():
+        _say_who_reports(search, sweep.screen, f"run {run_id[:8]}")
         return
+    if owner := search.claim_report():
+        _say_who_reports(search, sweep.screen, f"process {owner}")
+        return
+    ended = search.ledger.ended()
     children = {child.run.id: child for child in sweep.children.values()}
     ids, seed = search.run_ids(), search.default.seed
-    ended = [trial for trial in trials if trial.state.is_finished()]
     found = [findings.Row(**row) for trial in ended for row in rows(trial, children, ids, seed, config_of)]
     try:
         sweep.report = conclusion.conclude(
@@ -277,13 +298,17 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
         )
     except Exception:
         print(
-            f"the report failed; the {len(trials)} trials of study {search.name} are kept, and so are their runs: "
+            f"the report failed; the {len(ended)} trials of study {search.name} are kept, and so are their runs: "
             "the same command reports again.",
             file=sys.stderr,
         )
         raise
     sweep.tracker.wait_for_ids()
-    search.note_report(sweep.parent, len(ended))
+    search.note_report(sweep.parent)
+
+
+def _say_who_reports(search: Search, screen: Screen, who: str) -> None:
+    screen.say(line("study", f"{search.name} has its {search.ledger.done()} trials; {who} reports on them"))
 
 
 def _config(compose: Compose, overrides: Sequence[str]) -> Config:

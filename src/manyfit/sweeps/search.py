@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,15 @@ class Search:
     round: int
 
     @classmethod
-    def of(cls, cfg: DictConfig, settings: Settings, job: Job, space: spaces.Space) -> "Search":
-        """Check everything and open the study; `job` is of the default config.
+    def of(
+        cls,
+        cfg: DictConfig,
+        settings: Settings,
+        job: Job,
+        space: spaces.Space,
+        waits: Callable[[str], None] = print,
+    ) -> "Search":
+        """Check everything and open the study; `job` is of the default config, `waits` as for Ledger.
 
         Raises:
             ConfigError: Something cannot be used.
@@ -94,7 +101,8 @@ class Search:
             settings.n_trials,
             sampler_of,
             points,
-            Path("mlruns/locks"),
+            Path("mlruns/untold"),
+            waits,
         )
         return cls(
             settings, name, default, space, ledger, _pruner(cfg), settings.round or (ledger.total if at_once else ROUND)
@@ -107,31 +115,44 @@ class Search:
 
     def run_ids(self) -> dict[str, str]:
         """MLflow's ids by our own, as far as they are known."""
-        late: dict[str, str] = self.ledger.study.user_attrs.get("mlflow_run_ids", {})
+        late: dict[str, str] = self.ledger.attribute("mlflow_run_ids", {})
         told = [run for trial in self.ledger.trials() for run in runs_of(trial) if run.get("mlflow_run_id")]
         return late | {run["manyfit_run"]: run["mlflow_run_id"] for run in told}
 
     def note_run_ids(self, children: Iterable[Child]) -> None:
         """Keep what was not known when the trials were told: an ended trial takes no attribute any more."""
-        with self.ledger.alone():
-            known = self.run_ids()
-            late = self.ledger.study.user_attrs.get("mlflow_run_ids", {})
-            new = {c.run.id: c.run.run_id for c in children if c.run.run_id and c.run.id not in known}
-            if new:
-                self.ledger.study.set_user_attr("mlflow_run_ids", late | new)
+        known = self.run_ids()
+        new = {c.run.id: c.run.run_id for c in children if c.run.run_id and c.run.id not in known}
+        if new:
+            self.ledger.note("mlflow_run_ids", lambda late: (late or {}) | new)
 
     def reported(self) -> str | None:
-        """MLflow's id of the parent run that reports on just these trials, if the study has them all."""
-        known = self.ledger.study.user_attrs.get("report", {})
-        done = self.ledger.done()
-        return (
-            str(known["run_id"]) if known.items() >= self._report(done).items() and done >= self.ledger.total else None
-        )
+        """The id of the parent run that reports on just these trials, if the study has them all.
 
-    def note_report(self, parent: TrackedRun, trials: int) -> None:
-        """This parent run reports on so many trials."""
-        if parent.run_id is not None:
-            self.ledger.study.set_user_attr("report", {**self._report(trials), "run_id": parent.run_id})
+        MLflow's, or our own where that had not come back.
+        """
+        known, done = self.ledger.attribute("report", {}), self.ledger.done()
+        if done < self.ledger.total or not known.items() >= self._report(done).items():
+            return None
+        return str(known["run_id"] or known["run"])
+
+    def claim_report(self) -> str | None:
+        """Who else, still living, reports on these trials; None: from now on we do."""
+        locks = self.ledger.locks
+        ours = self._report(self.ledger.done()) | {"owner": locks.owner}
+
+        def claimed(known: dict[str, Any] | None) -> dict[str, Any]:
+            same = known is not None and known | {"owner": locks.owner} == ours
+            return known if known and same and not locks.dead(known["owner"]) else ours
+
+        owner = str(self.ledger.note("reporting", claimed)["owner"])
+        return None if owner == locks.owner else owner
+
+    def note_report(self, parent: TrackedRun) -> None:
+        """This parent run reports on what is done; where nothing is stored there is none to look at."""
+        if self.default.tracking.kind != "off":
+            report = self._report(self.ledger.done()) | {"run": parent.id, "run_id": parent.run_id}
+            self.ledger.note("report", lambda _: report)
 
     def _report(self, trials: int) -> dict[str, Any]:
         """What a report is the same with."""

@@ -33,6 +33,7 @@ class Settings(Node):
     storage: str = "sqlite:///mlruns/optuna.db"
     round: Count | None = None
     seeds: Count = 4
+    max_failures: Count = 16
     confirm_seeds: int = Field(8, ge=0)
 
 

@@ -2,36 +2,41 @@
 
 Every claim is made under the study's lock. So whatever a killed process left half done is seen by the next claim, and a
 trial that is RUNNING without an owner cannot be one that a living process is just asking for. Optuna's heartbeats
-cannot do this: with ask and tell none is ever written. The lock is a file, so it holds on one machine; in PostgreSQL it
-is the database's own and holds across machines. Who is alive is seen on one machine only: a trial that another host
-owns counts as living, and when that host died, only a process there gives it back.
+cannot do this: with ask and tell none is ever written.
 """
 
 import contextlib
+import hashlib
 import json
 import math
+import re
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import optuna
-import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from manyfit.config.errors import ConfigError
+from manyfit.config.secrets import mask
 from manyfit.sweeps import space as spaces
 from manyfit.sweeps.fingerprint import require_same
-from manyfit.sweeps.locks import Locks
+from manyfit.sweeps.locks import locks_of
 from manyfit.sweeps.space import Space
-from manyfit.tracking.sqlite import write_ahead
+from manyfit.sweeps.storage import OutageError, is_busy, open_storage, patiently, sqlite_file, usable, write
 
+T = TypeVar("T")
+LOOK = 1.0  # seconds between looks at what others run
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
 
@@ -47,8 +52,30 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is told of a trial.
+
+    Attributes:
+        number: Of the trial.
+        state: How it ended, by name.
+        value: Its value, if it is complete; of a pruned one Optuna takes the last of the curve.
+        attributes: For its user attributes.
+        curve: Intermediate values, from step 0 on.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    attributes: Mapping[str, Any]
+    curve: Sequence[float] = ()
+
+
 class Ledger:
     """The trials of one study; a context manager that leaves none RUNNING, whatever ends it.
+
+    A storage that does not answer is waited for. What it does not take in the end lies in a file, and the next session
+    of this folder tells it.
 
     Args:
         url: Of Optuna's storage; a relative SQLite file is relative to the working directory.
@@ -59,7 +86,8 @@ class Ledger:
         total: Trials that the study is to have, over all sessions and processes; no more than the space has points.
         sampler: Makes the sampler of a claim from the number of trials that exist.
         points: What is to be tried in the place of a sampler's values: a grid.
-        folder: Of the lock files.
+        folder: For what could not be told.
+        waits: Told why, when the storage does not answer.
 
     Raises:
         ConfigError: The study exists with another fingerprint, or the storage cannot be used.
@@ -76,79 +104,184 @@ class Ledger:
         sampler: Callable[[int], tuple[BaseSampler, int]],
         points: list[dict[str, Any]] | None,
         folder: Path,
+        waits: Callable[[str], None] = print,
     ) -> None:
-        self.space, self.sampler, self.points = space, sampler, points
+        self.space, self.sampler, self.points, self.waits = space, sampler, points, waits
         self.total = min(total, spaces.size(space) or total)
-        self.locks, self.url = Locks(folder), url
         self.open: dict[int, Trial] = {}
-        with self._lock("create"):  # two first touches of one SQLite file would break each other
-            self.storage, self.study = _study(url, name, direction)
-            require_same(self.study, fingerprint)
+        self.failed_before: set[int] = set()
+        self.silent: OutageError | None = None
+        self.untold = folder / f"{_file_name(name)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.jsonl"
+
+        def opened() -> tuple[BaseStorage, optuna.Study]:
+            with self.locks.named("create"):  # two first touches of one database would break each other
+                storage = open_storage(url)
+                return storage, optuna.create_study(
+                    storage=storage, study_name=name, direction=direction, load_if_exists=True
+                )
+
+        with usable(url):
+            self.locks = patiently(lambda: locks_of(url), waits, is_busy)
+            self.storage, self.study = patiently(opened, waits, is_busy)
+        self._answered(lambda: require_same(self.study, fingerprint))
 
     def __enter__(self) -> Self:
-        """Show that we are alive."""
-        self.locks.__enter__()
+        """Show that we are alive, and tell what an earlier session of this folder could not."""
+        self._answered(self.locks.__enter__)
+        try:
+            self._answered(self._tell_the_untold)
+            self.failed_before = {trial.number for trial in self.trials() if failed(trial)}
+        except BaseException:
+            self.locks.__exit__()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give back what was claimed and not told."""
+        """Give back what was claimed and not told; where the storage is silent, the next session does."""
         try:
-            if self.open:
-                with self.alone():
-                    trials = self.trials()
-                    for number in list(self.open):
-                        self._give_up(trials[number], trials)
+            if self.open and not self.silent:
+                self._answered(self._give_back)
         finally:
             self.locks.__exit__()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number; some are lost."""
-        return self.study.get_trials(deepcopy=False)
+        return self._answered(lambda: self.study.get_trials(deepcopy=False))
+
+    def ended(self) -> list[FrozenTrial]:
+        """Those that have been told, by whomever; one that failed, only where its point was not tried again since."""
+        told = [trial for trial in self.trials() if trial.state.is_finished() and not lost(trial)]
+        well = {self._point(trial) for trial in told if not failed(trial)}
+        return [trial for trial in told if not failed(trial) or self._point(trial) not in well]
 
     def done(self) -> int:
-        """How many have been told, by whomever."""
-        return sum(trial.state.is_finished() and not lost(trial) for trial in self.trials())
+        """How many have come to a value, or were pruned or diverged, by whomever: towards the total."""
+        return sum(trial.state.is_finished() and counts(trial) for trial in self.trials())
+
+    def elsewhere(self) -> set[int]:
+        """The numbers of those that are being run, by other processes where nothing was claimed."""
+        return {trial.number for trial in self.trials() if trial.state == TrialState.RUNNING}
+
+    def wait(self, running: Collection[int]) -> None:
+        """Until one of these trials has ended, or its process has."""
+
+        def changed() -> bool:
+            going = [trial for trial in self._read() if trial.number in running and trial.state == TrialState.RUNNING]
+            return len(going) < len(running) or any(self._ownerless(trial) for trial in going)
+
+        while not self._answered(changed):
+            time.sleep(LOOK)
 
     def claim(self, size: int) -> list[Trial]:
         """Up to `size` trials to be run by this process; none when the total is met or others run the rest."""
+        held = dict(self.open)
+
+        def claimed() -> list[Trial]:
+            self.open = dict(held)  # what it asked for before the storage fell silent is nobody's
+            return self._claim(size)
+
+        return self._answered(claimed)
+
+    def _claim(self, size: int) -> list[Trial]:
         with self.alone():
-            for trial in (trials := self.trials()):
-                if trial.state == TrialState.RUNNING and self._ownerless(trial):
-                    self._give_up(trial, trials)
-            trials = self.trials()
-            known = {self._point(t) for t in trials if not lost(t)}
-            tried = {self._point(t) for t in trials if not lost(t) and t.state != TrialState.WAITING}
+            self._clear_up()
+            trials = [trial for trial in self._read() if not lost(trial) and trial.number not in self.failed_before]
+            wanted = {self._point(trial) for trial in trials if counts(trial)}  # done, running or waiting
+            begun = {self._point(t) for t in trials if counts(t) and t.state != TrialState.WAITING}
+            tried = begun | {self._point(trial) for trial in trials if failed(trial)}
             if self.points is not None:
-                self._enqueue_points(known, max(0, self.total - len(known)))
-            self.study.sampler, seed = self.sampler(len(trials))
-            left = min(max(self.total, len(known)), spaces.size(self.space) or math.inf) - len(tried)
+                self._enqueue_points(wanted | tried, max(0, self.total - len(wanted)))
+            self.study.sampler, seed = self.sampler(len(self._read()))
+            untried = (spaces.size(self.space) or math.inf) - len(tried)
+            left = min(max(self.total, len(wanted)) - len(begun), untried)
             for trial in (t for t in trials if t.state == TrialState.WAITING):
                 if left <= 0 or self._point(trial) in tried:  # it would wait for ever
                     self._set_aside(trial)
             return [self._untried(seed, tried) for _ in range(int(min(size, left)))]
 
-    def tell(
-        self,
-        trial: Trial,
-        state: TrialState,
-        value: float | None,
-        attributes: Mapping[str, Any],
-        curve: Sequence[float] = (),
-    ) -> None:
-        """Finish a trial.
+    def hand_back(self) -> int:
+        """Have the trials of the dead done again by whoever claims next, as a claim does; how many."""
 
-        Args:
-            trial: A claimed one.
-            state: How it ended.
-            value: Its value, if it is complete; of a pruned one Optuna takes the last of the curve.
-            attributes: For its user attributes.
-            curve: Intermediate values, from step 0 on.
+        def handed() -> int:
+            with self.alone():
+                return self._clear_up()
+
+        return self._answered(handed)
+
+    def _clear_up(self) -> int:
+        trials = self._read()
+        ownerless = [trial for trial in trials if trial.state == TrialState.RUNNING and self._ownerless(trial)]
+        for trial in ownerless:
+            self._give_up(trial, trials)
+        return len(ownerless)
+
+    def tell(self, told: Told) -> bool:
+        """Finish a claimed trial; False: meanwhile another was made in its place, since we counted as dead.
+
+        What the storage does not take is written to a file, and `silent` says why: the next claim raises it.
         """
-        self._write(trial, attributes, curve)
-        self.study.tell(trial, value, state)
-        self.open.pop(trial.number, None)
+        trial = self.open.pop(told.number)
+        try:
+            return self._answered(lambda: self._tell(trial._trial_id, told))
+        except OutageError:
+            self.untold.parent.mkdir(parents=True, exist_ok=True)
+            with self.untold.open("a") as file:
+                file.write(json.dumps(asdict(told)) + "\n")
+            return True
+
+    def _tell(self, trial_id: int, told: Told) -> bool:
+        if not self.storage.get_trial(trial_id).state.is_finished():  # else it arrived, but not the answer
+            with contextlib.suppress(UpdateFinishedTrialError):  # by another, in between
+                write(self.storage, trial_id, told.attributes, told.curve)
+                self.study.tell(told.number, told.value, TrialState[told.state], skip_if_finished=True)
+        return not lost(self.storage.get_trial(trial_id))
+
+    def _tell_the_untold(self) -> None:
+        if self.untold.exists():
+            with self.alone():
+                trials = {trial.number: trial for trial in self._read()}
+                for line in self.untold.read_text().splitlines():
+                    told = Told(**json.loads(line))
+                    self._tell(trials[told.number]._trial_id, told)
+            self.untold.unlink()
+
+    def attribute(self, key: str, default: Any) -> Any:
+        """One of the study's."""
+        return self._answered(lambda: self.study.user_attrs.get(key, default))
+
+    def note(self, key: str, change: Callable[[Any], Any]) -> Any:
+        """Replace one of the study's attributes, which may be None, by what `change` makes of it; it is returned."""
+
+        def noted() -> Any:
+            with self.alone():
+                before = self.study.user_attrs.get(key)
+                if (after := change(before)) != before:
+                    self.study.set_user_attr(key, after)
+                return after
+
+        return self._answered(noted)
+
+    def _answered(self, attempt: Callable[[], T]) -> T:
+        """What the storage says, however long it takes; when it took too long, nothing more is asked of it."""
+        if self.silent:
+            raise self.silent
+        try:
+            return patiently(attempt, self.waits)
+        except OutageError as error:
+            self.silent = error
+            raise
+
+    def _read(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _give_back(self) -> None:
+        with self.alone():
+            trials = self._read()
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.locks.owner:
+                    self._give_up(trial, trials)
 
     def _untried(self, seed: int, tried: set[tuple[float, ...]]) -> Trial:
         """A trial at a point that has none: trained again it would be a copy, and no observation.
@@ -161,7 +294,7 @@ class Ledger:
                 tried.add(point)
                 return trial
             self._set_aside(trial)
-        self.study.enqueue_trial(self._drawn(self.trials()[-1], seed, tried))
+        self.study.enqueue_trial(self._drawn(self._read()[-1], seed, tried))
         return self._untried(seed, tried)
 
     def _drawn(self, trial: FrozenTrial, seed: int, tried: set[tuple[float, ...]]) -> dict[str, Any]:
@@ -182,28 +315,13 @@ class Ledger:
             warnings.filterwarnings("ignore", "Clip non-finite values")  # GP, of what diverged
             trial = self.study.ask(dict(self.space))
         self.open[trial.number] = trial
-        self._write(trial, {"owner": self.locks.owner, "sampler_seed": seed})
+        write(self.storage, trial._trial_id, {"owner": self.locks.owner, "sampler_seed": seed})
         return trial
-
-    def _write(self, trial: Trial, attributes: Mapping[str, Any], curve: Sequence[float] = ()) -> None:
-        """In one transaction: Optuna's own set_user_attr and report commit each value, a second for fifty epochs."""
-        numbers = [models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value) for value in curve]
-        rows: dict[type, list[dict[str, Any]]] = {
-            models.TrialUserAttributeModel: [
-                {"key": key, "value_json": json.dumps(content)} for key, content in attributes.items()
-            ],
-            models.TrialIntermediateValueModel: [
-                {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-                for step, (value, kind) in enumerate(numbers)
-            ],
-        }
-        with self.storage.engine.begin() as connection:
-            for model, its in rows.items():
-                if its:
-                    connection.execute(sqlalchemy.insert(model), [{"trial_id": trial._trial_id, **row} for row in its])
 
     def _ownerless(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get("owner")
+        if owner == self.locks.owner:
+            return trial.number not in self.open
         return owner is None or self.locks.dead(owner)
 
     def _give_up(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
@@ -216,8 +334,9 @@ class Ledger:
 
     def _set_aside(self, trial: FrozenTrial | Trial) -> None:
         """Fail a trial that another stands for."""
-        self.storage.set_trial_user_attr(trial._trial_id, "lost", True)
-        self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # study.tell takes none that waits
+        with contextlib.suppress(UpdateFinishedTrialError):  # its owner lives after all, and has told it
+            self.storage.set_trial_user_attr(trial._trial_id, "lost", True)
+            self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # study.tell takes none that waits
         self.open.pop(trial.number, None)
 
     def _enqueue_points(self, known: set[tuple[float, ...]], count: int) -> None:
@@ -225,17 +344,51 @@ class Ledger:
         for values in [values for values in self.points if spaces.point(self.space, values) not in known][:count]:
             self.study.enqueue_trial(values)
 
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
+    def alone(self) -> contextlib.AbstractContextManager[object]:
         """The study's lock: one process at a time."""
-        return self._lock(self.study.study_name)
+        return self.locks.named(self.study.study_name)
 
-    def _lock(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        return _advisory(self.url, name) if self.url.startswith("postgresql") else self.locks.named(name)
+
+def reopened(url: str, name: str, folder: Path) -> Ledger:
+    """The ledger of a study as it is there, to be looked after; claims are not to be made of it.
+
+    Raises:
+        ConfigError: There is no such study.
+    """
+    path = sqlite_file(url) if url.startswith("sqlite") else None
+    with usable(url):
+        storage = open_storage("sqlite://" if path and not path.exists() else url)  # a new one has no study
+        names = optuna.get_all_study_names(storage)
+    if name not in names:
+        raise ConfigError(f"study must be one of {', '.join(names) or 'none'} in {mask(url)}, but got {name}.")
+    study = optuna.load_study(study_name=name, storage=storage)
+    space = {key: of for trial in study.get_trials(deepcopy=False) for key, of in trial.distributions.items()}
+    return Ledger(
+        url=url,
+        name=name,
+        direction="minimize" if study.direction == StudyDirection.MINIMIZE else "maximize",
+        fingerprint=study.user_attrs.get("fingerprint", {}),
+        space=space,
+        total=0,
+        sampler=lambda _: (RandomSampler(), 0),
+        points=None,
+        folder=folder,
+    )
 
 
 def lost(trial: FrozenTrial) -> bool:
     """Whether another trial has its values and stands in its place: its process died, or it repeats what was tried."""
     return "lost" in trial.user_attrs
+
+
+def failed(trial: FrozenTrial) -> bool:
+    """Whether it raised, or could not be trained at all; an earlier version told those that diverged as failed, too."""
+    return trial.state == TrialState.FAIL and not lost(trial) and trial.user_attrs.get("ended") != "diverged"
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether it is one of the study's total, done or to be done."""
+    return not lost(trial) and not failed(trial)
 
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -248,33 +401,5 @@ def derived_seed(seed: int, trials: int) -> int:
     return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
 
 
-@contextlib.contextmanager
-def _advisory(url: str, name: str) -> Iterator[None]:
-    """PostgreSQL's lock of this name, which it takes back when the connection ends, also by kill -9."""
-    try:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
-        connection = engine.connect()
-    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
-        raise _unusable(url, error) from None
-    with connection:  # its end is the lock's end
-        connection.execute(sqlalchemy.text("select pg_advisory_lock(hashtext(:name))"), {"name": name})
-        yield
-
-
-def _study(url: str, name: str, direction: Direction) -> tuple[RDBStorage, optuna.Study]:
-    try:
-        address = sqlalchemy.make_url(url)
-        if address.get_backend_name() == "sqlite" and address.database and address.database[0] != ":":
-            path = Path(address.database.removeprefix("file:")).resolve()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if "uri" not in address.query and not path.exists():  # a URI may say anything
-                write_ahead(path)
-        storage = RDBStorage(url)
-        return storage, optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
-    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
-        raise _unusable(url, error) from None
-
-
-def _unusable(url: str, error: Exception) -> ConfigError:
-    reason = str(error).splitlines()[0]
-    return ConfigError(f"sweep.storage must be a database that can be used, but got {url}: {reason}")
+def _file_name(study: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", study)

@@ -1,0 +1,165 @@
+"""Where studies are kept: a database, opened, written to in one transaction, waited for while it does not answer."""
+
+import contextlib
+import json
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+
+from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.place import cache
+from manyfit.config.secrets import mask
+from manyfit.tracking.sqlite import begin
+
+T = TypeVar("T")
+PATIENCE = 120.0  # seconds that a storage may be silent
+PAUSE = 1.0  # seconds between tries
+
+
+class OutageError(TrainingError):
+    """A storage was silent for too long."""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite address, absolute; None: it is in memory, or no SQLite's."""
+    address = sqlalchemy.make_url(url)
+    if address.get_backend_name() != "sqlite" or not address.database or address.database[0] == ":":
+        return None
+    return Path(address.database.removeprefix("file:")).resolve()
+
+
+def driver_options(url: str) -> dict[str, Any]:
+    """For a connection: half a minute after the other end has vanished it is given up."""
+    patient = sqlalchemy.make_url(url).get_driver_name().startswith("psycopg")
+    keepalives = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    return {"connect_timeout": 10, **keepalives} if patient else {}
+
+
+@contextlib.contextmanager
+def usable(url: str) -> Iterator[None]:
+    """A storage that cannot be opened within is refused: ConfigError."""
+    try:
+        yield
+    except (ConfigError, OutageError):
+        raise
+    except Exception as error:  # SQLAlchemy's and the drivers' own, of many kinds
+        reason = mask(str(error).splitlines()[0])
+        raise ConfigError(f"sweep.storage must be a database that can be used, but got {mask(url)}: {reason}") from None
+
+
+def open_storage(url: str) -> BaseStorage:
+    """The storage, made where it is not there yet."""
+    if url.startswith("grpc://"):
+        return _proxy(url)
+    if path := sqlite_file(url):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "uri" not in sqlalchemy.make_url(url).query and not path.exists():  # a URI may say anything
+            begin(path, cache() / f"optuna-{optuna.__version__}.db", _fill)
+        return RDBStorage(url)
+    return RDBStorage(url, {"pool_pre_ping": True, "connect_args": driver_options(url)})
+
+
+def _fill(path: Path) -> None:
+    """Make Optuna's tables."""
+    storage = RDBStorage(f"sqlite:///{path}")
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def _proxy(url: str) -> BaseStorage:
+    """Optuna's proxy before a database: `optuna.storages.run_grpc_proxy_server`."""
+    address = sqlalchemy.make_url(url)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            proxy = optuna.storages.GrpcStorageProxy(host=address.host or "localhost", port=address.port or 13000)
+        proxy.wait_server_ready(5)
+    except ImportError as error:
+        raise ValueError(f'{error}. pip install "manyfit[grpc]"') from None
+    return proxy
+
+
+def write(storage: BaseStorage, trial_id: int, attributes: Mapping[str, Any], curve: Sequence[float] = ()) -> None:
+    """Attributes and intermediate values of a trial, by Optuna's own id; what it has already stays.
+
+    In one transaction where it is a database: Optuna's own set_user_attr and report commit each value, a second for
+    fifty epochs.
+    """
+    trial = storage.get_trial(trial_id)
+    attributes = {key: content for key, content in attributes.items() if key not in trial.user_attrs}
+    steps = {step: value for step, value in enumerate(curve) if step not in trial.intermediate_values}
+    if not isinstance(storage, RDBStorage):
+        for key, content in attributes.items():
+            storage.set_trial_user_attr(trial_id, key, content)
+        for step, value in steps.items():
+            storage.set_trial_intermediate_value(trial_id, step, value)
+        return
+    texts = [{"key": key, "value_json": json.dumps(content)} for key, content in attributes.items()]
+    numbers = [
+        {"step": step, **dict(zip(("intermediate_value", "intermediate_value_type"), _stored(value), strict=True))}
+        for step, value in steps.items()
+    ]
+    with storage.engine.begin() as connection:
+        for model, rows in ((models.TrialUserAttributeModel, texts), (models.TrialIntermediateValueModel, numbers)):
+            if rows:
+                connection.execute(sqlalchemy.insert(model), [{"trial_id": trial_id, **row} for row in rows])
+
+
+def _stored(value: float) -> tuple[float | None, Any]:
+    return models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the storage did not answer, or had others to serve: later the same may succeed."""
+    if isinstance(error, StorageInternalError):
+        return is_outage(error.__cause__)
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        passing = sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
+        return isinstance(error, passing) or error.connection_invalidated
+    return isinstance(error, sqlite3.OperationalError) or type(error).__module__.startswith("grpc")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether it is an SQLite file that somebody holds locked."""
+    return is_outage(error) and "database is locked" in f"{error} {error.__cause__}"
+
+
+def patiently(
+    attempt: Callable[[], T], waits: Callable[[str], None], passes: Callable[[BaseException], bool] = is_outage
+) -> T:
+    """Call until the storage answers.
+
+    Args:
+        attempt: May be called again.
+        waits: Told why, once, when it has to wait.
+        passes: Whether an error may do so.
+
+    Raises:
+        OutageError: It did not for PATIENCE seconds.
+    """
+    deadline, told = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if not passes(error):
+                raise
+            reason = mask(str(error.__cause__ or error).splitlines()[0])
+            if time.monotonic() > deadline:
+                raise OutageError(
+                    f"sweep.storage must answer, but it did not for {PATIENCE:.0f} s: {reason}. See that it is there "
+                    "and that nothing holds it locked: the same command goes on, and nothing that was trained is lost."
+                ) from None
+            if not told:
+                waits(f"sweep.storage does not answer ({reason}): waiting for it")
+            told = True
+            time.sleep(PAUSE)

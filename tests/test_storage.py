@@ -1,0 +1,180 @@
+"""A storage that is made by halves, locked, silent, or a proxy."""
+
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from manyfit.config.errors import ConfigError
+from manyfit.sweeps import storage
+from manyfit.sweeps.storage import OutageError
+from manyfit.sweeps.study import Told, reopened
+from test_locks import served
+from test_rounds import check, finished, opened
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """An SQLite file that somebody else writes to, and does not end."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        yield
+        other.execute("rollback")
+
+
+def test_a_locked_file_is_waited_for(tmp_path: Path) -> None:
+    """For longer than SQLite waits by itself (5 s): it is said once, and then all goes on."""
+    told: list[str] = []
+    book = opened(tmp_path, waits=told.append)
+    holder = threading.Thread(target=_hold, args=(tmp_path / "optuna.db", 7.0))
+    with book:
+        claimed = book.claim(2)
+        holder.start()
+        time.sleep(0.2)
+        for trial in claimed:
+            assert book.tell(Told(trial.number, "COMPLETE", 1.0, {"ended": "finished"}, [1.0, 2.0]))
+    holder.join()
+    assert len(told) == 1
+    assert "sweep.storage does not answer" in told[0]
+    check(finished(opened(tmp_path)), 6)
+
+
+def _hold(path: Path, seconds: float) -> None:
+    with locked(path):
+        time.sleep(seconds)
+
+
+def test_what_a_silent_storage_does_not_take_is_told_by_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in a file; the trials are not trained again."""
+    book = opened(tmp_path, waits=lambda _: None)
+    with book:
+        claimed = book.claim(3)
+        monkeypatch.setattr(storage, "PATIENCE", 0.0)
+        with locked(tmp_path / "optuna.db"):
+            for trial in claimed:
+                assert book.tell(Told(trial.number, "COMPLETE", 0.5, {"ended": "finished"}, [1.0, float("nan")]))
+            with pytest.raises(
+                OutageError, match="sweep.storage must answer, but it did not .* nothing that was trained"
+            ):
+                book.claim(3)
+    monkeypatch.undo()
+    trials = finished(opened(tmp_path))
+    check(trials, 6)
+    assert len(trials) == 6
+    assert [trial.value for trial in trials][:3] == [0.5] * 3
+    assert not list((tmp_path / "untold").iterdir())
+
+
+def test_a_trial_that_was_given_to_another_is_dropped(tmp_path: Path) -> None:
+    """Who was thought dead, and was not, tells what counts no more: no crash, and nothing is doubled."""
+    late = opened(tmp_path)
+    with late:
+        claimed = late.claim(2)
+        late.locks.__exit__()  # it is not heard of any more
+        finished(opened(tmp_path))
+        assert [late.tell(Told(trial.number, "COMPLETE", 1.0, {})) for trial in claimed] == [False, False]
+        late.locks.__enter__()
+    check(late.trials(), 6)
+
+
+def test_what_failed_is_tried_again_by_the_next_session(tmp_path: Path) -> None:
+    """It does not count towards the total; in its own session its point is not tried twice."""
+    book = opened(tmp_path, total=3)
+    with book:
+        first = book.claim(3)
+        for trial in first:
+            book.tell(Told(trial.number, "FAIL", None, {"ended": "failed"}))
+        assert book.done() == 0
+        assert {trial.params["lr"] for trial in book.claim(3)}.isdisjoint(trial.params["lr"] for trial in first)
+    again = opened(tmp_path, total=3)
+    finished(again)
+    assert again.done() == 3
+
+
+def test_a_grid_whose_points_failed_is_done_by_the_next_session(tmp_path: Path) -> None:
+    """A space of six: what failed is free again, and the report has each point once."""
+    from manyfit.sweeps import space
+
+    values = {
+        "lr": optuna.distributions.CategoricalDistribution((1, 2, 3)),
+        "b": optuna.distributions.CategoricalDistribution((1, 2)),
+    }
+    changes = {"space": values, "points": space.grid(values)}
+    book = opened(tmp_path, **changes)
+    with book:
+        for trial in book.claim(2):
+            book.tell(Told(trial.number, "FAIL", None, {"ended": "failed"}))
+        while claimed := book.claim(2):
+            for trial in claimed:
+                book.tell(Told(trial.number, "COMPLETE", 1.0, {}))
+        assert (book.done(), len(book.ended())) == (4, 6)
+    again = opened(tmp_path, **changes)
+    finished(again)
+    assert again.done() == len(again.ended()) == 6
+
+
+def test_a_proxy_is_a_storage_as_any(tmp_path: Path) -> None:
+    """grpc://host:port, before a real database; values, curve and attributes arrive."""
+    with served(f"sqlite:///{tmp_path}/optuna.db") as url:
+        book = opened(tmp_path, url=url)
+        with book:
+            (trial,) = book.claim(1)
+            book.tell(Told(trial.number, "PRUNED", None, {"ended": "pruned", "runs": []}, [3.0, 2.0]))
+        check(finished(opened(tmp_path, url=url)), 6)
+        kept = book.trials()[0]
+    assert (kept.state, kept.value, kept.intermediate_values) == (TrialState.PRUNED, 2.0, {0: 3.0, 1: 2.0})
+    assert kept.user_attrs["ended"] == "pruned"
+
+
+def test_a_proxy_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """In a sentence."""
+    with pytest.raises(ConfigError, match="sweep.storage must be a database that can be used, but got grpc"):
+        opened(tmp_path, url="grpc://localhost:1")
+
+
+def test_trials_of_the_dead_are_handed_back(tmp_path: Path) -> None:
+    """Of whoever was killed; those of the living stay."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    with opened(tmp_path) as living:
+        living.claim(1)
+        dead = opened(tmp_path)
+        with dead:
+            dead.claim(2)
+            dead.open.clear()  # so that it leaves them as a kill would
+        with reopened(url, "study", tmp_path) as book:
+            assert book.hand_back() == 2
+            assert len(book.elsewhere()) == 1
+            assert book.hand_back() == 0
+    check(finished(opened(tmp_path)), 6)
+    with pytest.raises(ConfigError, match="study must be one of study in sqlite.*, but got other"):
+        reopened(url, "other", tmp_path)
+    with pytest.raises(ConfigError, match="study must be one of none"):
+        reopened(f"sqlite:///{tmp_path}/none.db", "study", tmp_path)
+    assert not (tmp_path / "none.db").exists()
+
+
+MAKING = "import sys; from manyfit.sweeps.storage import open_storage; print(flush=True); open_storage(sys.argv[1])"
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.3])
+def test_tables_are_there_whole_or_not_at_all(tmp_path: Path, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while Optuna makes them, without a copy at hand: the next one opens."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    with subprocess.Popen([sys.executable, "-c", MAKING, url], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+    check(finished(opened(tmp_path)), 6)
