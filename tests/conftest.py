@@ -5,6 +5,7 @@ import functools
 import math
 import signal
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,13 +129,13 @@ def _same_random_numbers() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PostgresServer"]:
-    """A real server for tests that share it: each names its own database, study or experiment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # pgserver's lock file, else a warning
+def postgresql() -> Iterator["PostgresServer"]:
+    """A real server for tests that share it; its user must see the folder, which those of pytest forbid."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("XDG_RUNTIME_DIR", folder)  # pgserver's lock file; unset, there would be a warning
         import pgserver
 
-        with pgserver.get_server(tmp_path_factory.mktemp("postgresql")) as server:
+        with pgserver.get_server(Path(folder) / "postgresql") as server:
             yield server
 
 
