@@ -198,7 +198,7 @@ def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str]) -> None:
     """A launcher whose jobs are processes of their own leaves orphans: refused before there is a run or a study."""
     done = command(tmp_path, *how, "data=iris", "epochs=2", "hydra/launcher=joblib")
     assert done.returncode == 1
-    assert "hydra/launcher must be fused or basic, but got joblib" in done.stderr
+    assert "hydra/launcher must be fused, ray or basic, but got joblib" in done.stderr
     assert "Traceback" not in done.stderr
     assert runs(tmp_path) == []
     assert not (tmp_path / "mlruns").exists()
@@ -207,7 +207,7 @@ def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str]) -> None:
 def test_max_members_is_checked() -> None:
     """A population has at least one member."""
     with pytest.raises(ValueError, match="hydra.launcher.max_members must be >= 1 or null, but got 0"):
-        FusedLauncher(0)
+        FusedLauncher(max_members=0)
 
 
 def test_plugins_are_light() -> None:

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from conftest import Compose, assert_same_bits
+from manyfit.parallel.launch import Launch
 from manyfit.schedules import Schedule
 from manyfit.sweeps import conclusion, grids
 from manyfit.sweeps.parent import Sweep
@@ -64,7 +65,7 @@ def test_an_error_in_a_population_is_one_members_own(
 
 def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:
     """How many modules are alive once the sweep has trained so many more, three at a time."""
-    sweep.max_members = 3
+    sweep.launch = Launch(max_members=3)
     sweep.train({n: composed("data=iris", "epochs=1", "model.hidden=[4]", f"seed={n}") for n in numbers})
     gc.collect()
     return sum(issubclass(type(found), nn.Module) for found in gc.get_objects())

@@ -15,7 +15,8 @@ from conftest import Compose, assert_same_bits, epochs_stored, started
 from forked import SERVER
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.parallel import workers
-from manyfit.parallel.workers import Pool
+from manyfit.parallel.launch import Launch
+from manyfit.parallel.workers import Pool, Process, processes
 from manyfit.sweeps.parent import Sweep
 from manyfit.training.fitting import fit, train
 
@@ -57,7 +58,10 @@ def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, mon
         for n in range(6)
     }
     with Sweep(
-        "many", configs[0], workers=2, prune=lambda numbers, epoch, _: {1} & {*numbers} if epoch == 2 else ()
+        "many",
+        configs[0],
+        launch=Launch(workers=2),
+        prune=lambda numbers, epoch, _: {1} & {*numbers} if epoch == 2 else (),
     ) as sweep:
         children = sweep.train(configs)
         again = sweep.train({7: composed(*common, "seed=7"), 8: composed(*common, "seed=8")})
@@ -78,7 +82,7 @@ def test_an_error_of_the_command_leaves_no_worker_behind_at_work(composed: Compo
         raise OSError("disk full")
 
     heard: list[int] = []
-    with Pool(1) as pool, pool.turn:
+    with Pool(processes(1)) as pool, pool.turn:
         with pytest.raises(OSError, match="disk full"):
             pool.train(train, [long], fails, None)
         trained = pool.train(train, [short], lambda epoch, *_: heard.append(epoch), None)
@@ -102,12 +106,12 @@ def test_a_worker_that_dies_is_replaced_once(
     (tmp_path / f"{module}.py").write_text(killing(tmp_path / "mark", deaths))
     common = ("data=iris", f"data._target_={module}.deadly", "epochs=3", "tracking=off")
     configs = {0: composed(*common, "+data.lives=1"), 1: composed(*common), 2: composed(*common, "+data.lives=1")}
-    with Sweep("deadly", configs[0], workers=2) as sweep:
+    with Sweep("deadly", configs[0], launch=Launch(workers=2)) as sweep:
         children = sweep.train(configs)
     assert [child.error is None for child in children] == [True, not fails, True]
     if fails:
         assert isinstance(children[1].error, TrainingError)
-        assert "two worker processes died of these runs, with exit code -9" in str(children[1].error)
+        assert "2 workers died of these runs, the last with exit code -9" in str(children[1].error)
     else:
         assert children[1].result is not None
         assert_same_bits(children[1].result, fit([configs[1]])[0])
@@ -146,7 +150,7 @@ def test_refused(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     config = composed("data=iris", "trainer=ddp_cpu", "tracking=off")
     with (
-        Sweep("both", config, workers=2) as sweep,
+        Sweep("both", config, launch=Launch(workers=2)) as sweep,
         pytest.raises(ConfigError, match="hydra.launcher.workers must be 1 or auto with trainer.devices > 1"),
     ):
         sweep.train({0: config})
@@ -157,8 +161,10 @@ def test_refused(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_worker_that_dies_before_its_first_word(composed: Compose) -> None:
     """Another takes its place, whether it was gone before it was asked or while it was starting."""
     config = composed("data=iris", "epochs=2")
-    with Pool(1) as pool, pool.turn:
+    with Pool(processes(1)) as pool, pool.turn:
         for _ in range(2):
-            pool.workers[0].process.kill()
+            (worker,) = pool.workers
+            assert isinstance(worker, Process)
+            worker.process.kill()
             trained = pool.train(train, [config], None, None)
             assert trained.history["loss/val"].shape == (1, 3)

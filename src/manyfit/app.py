@@ -13,6 +13,7 @@ from manyfit.config.secrets import mask
 from manyfit.displays import line
 from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment
+from manyfit.parallel.launch import Launch
 from manyfit.progress import Screen
 from manyfit.resume import Earlier, find, folder_of, given
 from manyfit.sweeps import checking
@@ -132,15 +133,12 @@ def _further(result: "Result") -> str:
     return " ".join([f"epochs={2 * config.epochs}", *patience, *_trusting(config)])
 
 
-def unreported(
-    jobs: Mapping[int, Proposed], max_members: int | None = None, workers: int | None = None
-) -> dict[int, float | Exception]:
+def unreported(jobs: Mapping[int, Proposed], launch: Launch) -> dict[int, float | Exception]:
     """Train what Hydra's own sweeper launches, as populations: a sweep without a report.
 
     Args:
         jobs: By number.
-        max_members: Largest population; None: as large as pays.
-        workers: Processes that train populations side by side; None: one for each GPU.
+        launch: How populations are trained.
 
     Returns:
         Each job's best validation loss, or its error.
@@ -155,8 +153,7 @@ def unreported(
     if not configs:
         return outcomes
     about = f"{len(jobs)} jobs on {configs[0].experiment}"
-    with Screen(about) as screen, Sweep("jobs", configs[0], screen=screen) as sweep:
-        sweep.max_members, sweep.workers = max_members, workers
+    with Screen(about) as screen, Sweep("jobs", configs[0], launch=launch, screen=screen) as sweep:
         for child in sweep.run(list(jobs.values())):
             try:
                 outcomes[child.number] = objective(child)
@@ -171,6 +168,7 @@ def grid(
     jobs: Sequence[Sequence[str]],
     compose: Callable[[Sequence[str]], Config],
     train: Callable[[Sweep, list[list[str]]], None],
+    launch: Launch,
     *,
     beside: Sequence[Sequence[str]] = (),
     wish: bool = False,
@@ -184,6 +182,7 @@ def grid(
         jobs: The overrides of each.
         compose: From a job's overrides to its config.
         train: The sweep's jobs that are to be run: each was tried, and is there once.
+        launch: How populations are trained.
         beside: The overrides of those to be trained beside what an experiment tunes.
         wish: Whether data.train_size is an experiment's, which the data may cap.
         says: Whether the report is printed.
@@ -215,7 +214,7 @@ def grid(
             from manyfit.sweeps.rounds import check_objective
 
             check_objective(sought, preparation.job(compose(accepted[0])))
-        with Sweep(" ".join(arguments), config, len(accepted), screen=screen) as sweep:
+        with Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen) as sweep:
             sweep.preparation = preparation
             if experiment and claims.looks_at_networks(experiment.claim):
                 sweep.networks = None

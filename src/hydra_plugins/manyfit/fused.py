@@ -1,6 +1,7 @@
-"""The launcher `fused`: Hydra's jobs, trained together where they fit together."""
+"""The launchers `fused` and `ray`: Hydra's jobs, trained together where they fit together, here or on a cluster."""
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.manyfit.composing import Composed, Composer
 from manyfit.config.errors import ConfigError
+from manyfit.parallel.launch import Launch
 
 
 @dataclass
@@ -28,17 +30,38 @@ class FusedConfig:
     workers: Any = "auto"
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedConfig, provider="manyfit")
+@dataclass
+class RayConfig(FusedConfig):
+    """The same on a cluster: populations go to Ray.
+
+    Attributes:
+        workers: Of Ray; auto: as many as the cluster has room for.
+        address: auto, of the cluster that this machine belongs to, or HOST:PORT; null: Ray is started here.
+        cpus_per_worker: Cores that each asks for; auto: all of a machine, or its share of them for each GPU.
+    """
+
+    _target_: str = "hydra_plugins.manyfit.fused.RayLauncher"
+    address: str | None = None
+    cpus_per_worker: Any = "auto"
+
+
+def store() -> None:
+    """Have Hydra know them: a plugin of somebody else's may have a launcher `ray`, too, and come later."""
+    for name, node in (("fused", FusedConfig), ("ray", RayConfig)):
+        ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="manyfit")
+
+
+store()
 
 
 class FusedLauncher(Launcher):
     """For Hydra's own sweeper: composes every job as its basic launcher does, and trains them as populations.
 
-    Our sweepers have no use for it but for what it is set to, `limits`.
+    Our sweepers have no use for it but for what it is set to, `launch_of`.
     """
 
-    def __init__(self, max_members: int | None = None, workers: int | str = "auto") -> None:
-        self.max_members, self.workers = _checked(max_members, workers)
+    def __init__(self, **settings: Any) -> None:
+        self.launching = _launch(settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra hands over what is needed to compose jobs."""
@@ -52,30 +75,32 @@ class FusedLauncher(Launcher):
         jobs = self.composer.jobs(job_overrides, initial_job_idx)
         from manyfit import app
 
-        outcomes = app.unreported({job.number: job for job in jobs}, self.max_members, self.workers)
+        outcomes = app.unreported({job.number: job for job in jobs}, self.launching)
         return [_returned(job, outcomes[job.number]) for job in jobs]
 
 
-def limits(launcher: DictConfig) -> tuple[int | None, int | None]:
-    """The largest population, and how many processes train them side by side, None being what pays.
+class RayLauncher(FusedLauncher):
+    """The same, with what `RayConfig` adds."""
 
-    Args:
-        launcher: hydra.launcher; Hydra's basic one trains one by one.
+
+def launch_of(launcher: DictConfig) -> Launch:
+    """What hydra.launcher says; Hydra's basic one trains one by one.
 
     Raises:
-        ValueError: Names the key.
+        ConfigError: Names the key.
     """
-    if launcher._target_ != FusedConfig._target_:
-        return 1, 1
-    return _checked(launcher.max_members, launcher.workers)
+    if launcher._target_ not in (FusedConfig._target_, RayConfig._target_):
+        return Launch(max_members=1, workers=1)
+    return _launch({str(key): value for key, value in launcher.items() if key != "_target_"})
 
 
-def _checked(max_members: int | None, workers: int | str) -> tuple[int | None, int | None]:
-    if max_members is not None and max_members < 1:
-        raise ConfigError(f"hydra.launcher.max_members must be >= 1 or null, but got {max_members}.")
-    if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
-        raise ConfigError(f"hydra.launcher.workers must be >= 1 or auto, but got {workers}.")
-    return max_members, None if workers == "auto" else int(workers)
+def _launch(settings: Mapping[str, Any]) -> Launch:
+    ray = "address" in settings
+    if ray and importlib.util.find_spec("ray") is None:
+        raise ConfigError("hydra/launcher=ray must have Ray, which is not installed. pip install 'ray>=2.50,<3'")
+    return Launch(
+        ray=ray, **{key: None if value == "auto" and key != "address" else value for key, value in settings.items()}
+    )
 
 
 def _returned(job: Composed, outcome: float | Exception) -> JobReturn:

@@ -14,7 +14,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
-from hydra_plugins.manyfit.fused import limits
+from hydra_plugins.manyfit.fused import launch_of
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, DataConfig
 from manyfit.sweeps.checking import SIZE
@@ -87,7 +87,7 @@ class GridSweeper(BasicSweeper):
         from manyfit import app
 
         assert self.hydra_context is not None
-        most, workers = limits(cfg.hydra.launcher)
+        launch = launch_of(cfg.hydra.launcher)
         folder = Path(cfg.hydra.sweep.dir)  # with the time in it: what is composed from here on has the same
         loader = self.hydra_context.config_loader
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
@@ -105,14 +105,13 @@ class GridSweeper(BasicSweeper):
             return composer.load(job, 0).config()
 
         def train(sweep: "Sweep", accepted: list[list[str]]) -> None:
-            sweep.max_members, sweep.workers = most, workers
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             size = self.max_batch_size or max(1, len(accepted))
             for start in range(0, len(accepted), size):
                 sweep.run(composer.jobs(accepted[start : start + size], number + start))
 
-        return app.grid(first, arguments, jobs, compose, train, beside=beside, wish=bool(wish), says=says)
+        return app.grid(first, arguments, jobs, compose, train, launch, beside=beside, wish=bool(wish), says=says)
 
 
 def jobs_of(

@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
-from hydra_plugins.manyfit.fused import limits
+from hydra_plugins.manyfit.fused import launch_of
 from manyfit.config import schema
 from manyfit.progress import Screen
 
@@ -49,7 +49,7 @@ class OptunaStudy(Sweeper):
         """The sweep; None where an earlier one has reported on the whole study; `says`: print the report."""
         assert self.config is not None
         assert self.hydra_context is not None
-        launching, loader = limits(self.config.hydra.launcher), self.hydra_context.config_loader
+        launch, loader = launch_of(self.config.hydra.launcher), self.hydra_context.config_loader
         parse = OverridesParser.create(config_loader=loader).parse_overrides
         given = parse(arguments)
         fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
@@ -66,7 +66,7 @@ class OptunaStudy(Sweeper):
             swept = [o for o in given if o.is_sweep_override()]
             swept += parse([f"{key}={text}" for key, text in space.items() if key not in named])
             jobs = Composer(loader, self.config).jobs
-            return rounds.run(self._compose, swept, fixed, jobs, screen, launching)
+            return rounds.run(self._compose, swept, fixed, jobs, screen, launch)
 
     def _about(self, fixed: Sequence[str]) -> str:
         """What is searched, in a line."""

@@ -34,6 +34,7 @@ REFUSED = {  # of Hydra's options, and what to do instead
 }
 LAUNCHERS = (  # in this process, where the sweep is: what others start knows of no sweep
     "hydra_plugins.manyfit.fused.FusedLauncher",
+    "hydra_plugins.manyfit.fused.RayLauncher",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 )
 ALIKE = 0.75  # of a key from anywhere else
@@ -124,7 +125,11 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
         path = create_config_search_path(str(last))
         for folder in first:
             path.prepend("own", f"file://{folder}", "main")
-        yield Hydra.create_main_hydra2("run", path)
+        hydra = Hydra.create_main_hydra2("run", path)
+        from hydra_plugins.manyfit import fused  # by now Hydra has loaded all plugins
+
+        fused.store()
+        yield hydra
     finally:
         GlobalHydra.instance().clear()
         version.VersionBase.instance().version_base = base
@@ -198,9 +203,9 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
         raise ConfigError(_other_key(unknown, loader, overrides))
     if cfg.hydra.launcher._target_ not in LAUNCHERS:
         raise ConfigError(
-            f"hydra/launcher must be fused or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its jobs "
-            "would be runs without a sweep. Leave it out; hydra.launcher.workers=auto spreads a sweep over the GPUs of "
-            "a machine."
+            f"hydra/launcher must be fused, ray or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its "
+            "jobs would be runs without a sweep. Leave it out: hydra.launcher.workers=2 spreads a sweep over a "
+            "machine, hydra/launcher=ray over a cluster, SLURM's too (docs/machines.md)."
         )
     folded = any(override == f"data.fold=range(0,{cfg.data.get('folds')})" for override in overrides)
     mode: RunMode = RunMode.MULTIRUN if multirun or folded else cfg.hydra.mode or RunMode.RUN
@@ -214,6 +219,8 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     if swept and mode == RunMode.RUN:
         key, _, values = str(swept[0].input_line).partition("=")
         raise ConfigError(f"{key} must be one value in a single run, but got {values}. For a sweep, add -m.")
+    if mode == RunMode.RUN and cfg.hydra.launcher._target_ == LAUNCHERS[1]:
+        raise ConfigError("hydra/launcher must be left out of a single run, but got ray. For a sweep, add -m.")
     if cfg.quick and (mode == RunMode.RUN or cfg.hydra.sweeper._target_.endswith("OptunaStudy")):
         raise ConfigError("quick must be false but in an experiment or a grid, which it makes small, but got true.")
     _check_swept(swept, cfg, loader, overrides)

@@ -2,7 +2,7 @@
 
 import pickle
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
@@ -13,23 +13,25 @@ class GoneError(Exception):
     """The process at the other end is gone."""
 
 
+class Line(Protocol):
+    """What carries messages: `multiprocessing`'s Connection, or what behaves as it does."""
+
+    def send_bytes(self, buf: bytes, /) -> None:
+        """To the other end; raises OSError."""
+
+    def recv_bytes(self) -> bytes:
+        """What the other end sends next; raises EOFError, or OSError."""
+
+
 class Channel:
-    """One end of a connection. A message is a tuple: a word, and what belongs to it.
+    """One end of a line. A message is a tuple: a word, and what belongs to it.
 
     Args:
         connection: Which only this reads and writes.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Line) -> None:
         self.connection = connection
-
-    def fileno(self) -> int:
-        """For `multiprocessing.connection.wait`."""
-        return self.connection.fileno()
-
-    def close(self) -> None:
-        """The other end hears of it."""
-        self.connection.close()
 
     def send(self, *message: Any) -> None:
         """To the other process; what cannot be pickled raises before anything is sent. Raises GoneError."""
@@ -65,6 +67,20 @@ class Channel:
         elif word == "stops":
             self.send("stop", stops(*content) if stops else [])
         return word in ("epoch", "stops")
+
+
+class PipeChannel(Channel):
+    """Over a connection of which several can be waited for."""
+
+    connection: Connection
+
+    def fileno(self) -> int:
+        """For `multiprocessing.connection.wait`."""
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        """The other end hears of it."""
+        self.connection.close()
 
 
 def made(run: Any, known: dict[type, Any]) -> Any:

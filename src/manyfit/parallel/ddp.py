@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
-from manyfit.parallel.channel import Channel, GoneError
+from manyfit.parallel.channel import GoneError, PipeChannel
 from manyfit.parallel.devices import launched, world
 from manyfit.parallel.leader import LEADER
 from manyfit.parallel.rank_process import Train, work
@@ -67,7 +67,7 @@ class Launched:
     door: socket.socket
     over: connection.Connection
     world: int
-    present: dict[Channel, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
+    present: dict[PipeChannel, tuple[int, BaseProcess]] = field(default_factory=dict)  # to rank and process
     said: dict[int, str] = field(default_factory=dict)  # last words by rank
     causes: list[tuple[int, BaseException]] = field(default_factory=list)  # those that explain the others are lower
 
@@ -82,7 +82,7 @@ class Launched:
                     self._welcome()
                 elif one is self.over:
                     self.causes.append((4, TrainingError("the launcher ended without a result")))
-                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a Channel
+                elif (done := self._hear(one, report, stops)) is not None:  # type: ignore[arg-type]  # a PipeChannel
                     return done
             if self.causes and deadline is None:
                 deadline = time.monotonic() + GRACE
@@ -94,7 +94,7 @@ class Launched:
         accepted, address = self.door.accept()
         rank = int(Path(address).name)
         number = _peer(accepted)
-        channel = Channel(connection.Connection(accepted.detach()))
+        channel = PipeChannel(connection.Connection(accepted.detach()))
         process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
         if process is None:
             channel.close()
@@ -102,7 +102,7 @@ class Launched:
         else:
             self.present[channel] = rank, process
 
-    def _hear(self, channel: Channel, report: "OnEpoch | None", stops: "Stops | None") -> "Trained | None":
+    def _hear(self, channel: PipeChannel, report: "OnEpoch | None", stops: "Stops | None") -> "Trained | None":
         rank, process = self.present[channel]
         try:
             message = channel.receive()

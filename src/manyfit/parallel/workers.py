@@ -1,4 +1,4 @@
-"""Processes that train populations side by side: one for each GPU, or for a share of the cores."""
+"""What trains populations side by side: processes here, one for each GPU or for a share of the cores, or elsewhere."""
 
 import contextlib
 import multiprocessing
@@ -6,17 +6,18 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 
 from manyfit.config import place
-from manyfit.config.errors import TrainingError
+from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel.channel import Channel, GoneError, made
 
@@ -26,7 +27,28 @@ if TYPE_CHECKING:
     from manyfit.training.trained import Trained
 
 
-class Worker:
+class Worker(Protocol):
+    """Trains populations somewhere, one after the other, once its first word has come.
+
+    Attributes:
+        channel: To where `work` is done.
+        lives: So many of its kind may die of a population, or of a start.
+    """
+
+    channel: Channel
+    lives: int
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+
+    def fate(self) -> str:
+        """How it ended, which it has."""
+
+    def again(self) -> "Worker":
+        """Another in its place."""
+
+
+class Process:
     """A process with a device of its own.
 
     Args:
@@ -34,19 +56,35 @@ class Worker:
         threads: For its arithmetic.
     """
 
+    lives = 2
+
     def __init__(self, device: int, threads: int) -> None:
         self.device, self.threads = device, threads
         spawn = multiprocessing.get_context("spawn")
         ours, theirs = spawn.Pipe()
         self.channel = Channel(ours)
-        self.process = spawn.Process(target=_work, args=(theirs, device, threads, os.getpid()), daemon=True)
+        self.process = spawn.Process(target=_process, args=(theirs, device, threads, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
 
-    def again(self) -> "Worker":
-        """Another in the place of this one, which is dead."""
+    def kill(self) -> None:
+        """And wait for its end."""
+        self.process.kill()
         self.process.join()
-        return Worker(self.device, self.threads)
+
+    def fate(self) -> str:
+        """Its exit code, that of a signal being negative."""
+        return f"with exit code {self.process.exitcode}"
+
+    def again(self) -> "Process":
+        """On the same device."""
+        return Process(self.device, self.threads)
+
+
+def processes(count: int) -> list[Worker]:
+    """So many on this machine, which share its GPUs and cores."""
+    threads, gpus = max(1, place.cores() // count), torch.cuda.device_count() or 1
+    return [Process(number % gpus, threads) for number in range(count)]
 
 
 class Pool:
@@ -56,18 +94,16 @@ class Pool:
     away while it waits for its worker, so that nothing here needs to be thread-safe.
 
     Args:
-        count: Workers.
+        workers: Which may be starting still.
     """
 
-    def __init__(self, count: int) -> None:
-        threads = max(1, place.cores() // count)
+    def __init__(self, workers: Sequence[Worker]) -> None:
         self.turn = threading.Lock()
         self.stopped: BaseException | None = None
-        gpus = torch.cuda.device_count() or 1
-        self.workers = [Worker(number % gpus, threads) for number in range(count)]
-        self.free: queue.Queue[Worker] = queue.Queue()
-        for worker in self.workers:
-            self.free.put(worker)
+        self.workers: list[Worker] = []
+        self.free: queue.Queue[Worker | None] = queue.Queue()  # None: there will be no more
+        for worker in workers:
+            self._add(worker)
 
     def __enter__(self) -> Self:
         """The workers are starting already."""
@@ -81,69 +117,106 @@ class Pool:
 
     def stop(self, error: BaseException) -> None:
         """End the workers; whoever waits for one gets this error."""
-        self.stopped = error
-        for worker in self.workers:
-            worker.process.kill()
-            worker.process.join()
+        self.stopped = self.stopped or error
+        for worker in list(self.workers):
+            worker.kill()
+        self.free.put(None)
+
+    def ready(self) -> None:
+        """Wait for the first worker.
+
+        Raises:
+            ConfigError: None can start, and why.
+        """
+        self.free.put(self._next())
 
     def train(
         self, run: Callable[..., Any], configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
     ) -> "Trained":
         """Train a population in the next free worker; the arguments are those of `fitting.train`, which is `run`.
 
-        Members of a worker that dies are given to another, once: what is told twice is the same bit for bit.
+        Members of a worker that dies are given to another: what is told twice is the same bit for bit.
 
         Raises:
-            TrainingError: That one died too.
+            TrainingError: Too many died.
             Exception: The training's own.
         """
-        with self._waiting():
-            worker = self.free.get()
-        try:
-            for _ in range(2):
-                try:
-                    said = self._talk(worker, run, configs, report, stops)
-                except BaseException:  # of this process: the worker is still at it
-                    if not self.stopped:
-                        worker.process.kill()
-                        worker = self._another(worker)
-                    raise
+        deaths = 0
+        while True:
+            with self._waiting():
+                worker = self._next()
+            try:
+                said = self._talk(worker, run, configs, report, stops)
+            except GoneError:
+                self._replace(worker)
+                deaths += 1
+                if self.stopped:
+                    raise self.stopped from None
+                if deaths == worker.lives:
+                    raise TrainingError(f"{deaths} workers died of these runs, the last {worker.fate()}") from None
+            except BaseException:  # of this process: the worker is still at it
+                self._replace(worker)
+                raise
+            else:
+                self.free.put(worker)
                 if isinstance(said, Exception):
                     raise said
-                if said is not None:
-                    return said
-                code = worker.process.exitcode
-                worker = self._another(worker)
-            raise TrainingError(f"two worker processes died of these runs, with exit code {code}")
-        finally:
-            self.free.put(worker)
+                return said
 
     def _talk(
         self, worker: Worker, run: Any, configs: Sequence[Config], report: "OnEpoch | None", stops: "Stops | None"
-    ) -> "Trained | Exception | None":
-        """What came of it; an exception is the training's own; None: the worker is dead."""
-        try:
-            worker.channel.send("train", run, list(configs))
-            while True:
-                with self._waiting():
-                    message = worker.channel.receive()
-                if not worker.channel.passes_on(message, report, stops):
-                    return message[1]  # type: ignore[no-any-return]  # trained, or failed
-        except GoneError:
-            if self.stopped:
-                raise self.stopped from None
-            worker.process.join()
-            return None
+    ) -> "Trained | Exception":
+        """What came of it; an exception is the training's own. Raises GoneError: the worker is dead."""
+        worker.channel.send("train", run, list(configs))
+        while True:
+            with self._waiting():
+                message = worker.channel.receive()
+            if not worker.channel.passes_on(message, report, stops):
+                return message[1]  # type: ignore[no-any-return]  # trained, or failed
 
-    def _another(self, worker: Worker) -> Worker:
-        """In the place of one that is dead."""
-        with self._waiting():
-            new = worker.again()
-        self.workers[self.workers.index(worker)] = new
-        if self.stopped:  # meanwhile
-            new.process.kill()
+    def _next(self) -> Worker:
+        """The next that is free."""
+        worker = self.free.get()
+        if worker is None:
+            self.free.put(None)  # for whoever else waits
+            assert self.stopped
             raise self.stopped
-        return new
+        return worker
+
+    def _add(self, worker: Worker, starts: int = 1) -> None:
+        """A worker that is starting, the last of so many in its place: it is free when it has said so."""
+        self.workers.append(worker)
+        threading.Thread(target=self._expect, args=(worker, starts), daemon=True).start()
+        if self.stopped:  # meanwhile
+            worker.kill()
+
+    def _expect(self, worker: Worker, starts: int) -> None:
+        try:
+            word, reason = worker.channel.receive()
+        except GoneError:
+            word, reason = "gone", f"{starts} workers died as they started, the last {worker.fate()}"
+        if word == "ready":
+            self.free.put(worker)
+        elif word == "gone" and starts < worker.lives:
+            self._replace(worker, starts + 1)
+        elif not self.stopped:
+            self._leave_out(worker, reason)
+
+    def _replace(self, worker: Worker, starts: int = 1) -> None:
+        """Another comes for one that is dead, or is to be."""
+        worker.kill()
+        self.workers.remove(worker)
+        if not self.stopped:
+            self._add(worker.again(), starts)
+
+    def _leave_out(self, worker: Worker, reason: str) -> None:
+        """One that cannot be used; without any the pool is at its end."""
+        worker.kill()
+        self.workers.remove(worker)
+        if self.workers:
+            print(f"a worker is left out: {reason}", file=sys.stderr)
+        else:
+            self.stop(ConfigError(reason))
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -154,14 +227,12 @@ class Pool:
             self.turn.acquire()
 
 
-def _work(command: Connection, device: int, threads: int, parent: int) -> None:
+def work(channel: Channel, device: int, threads: int) -> None:
     """Train what comes, until nobody is there any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends the workers
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
-
-    channel, known = Channel(command), dict[type, Any]()
+    known: dict[type, Any] = {}
     with contextlib.suppress(GoneError):
+        channel.send("ready", None)
         while True:
             _, run, configs = channel.receive()
             try:
@@ -172,6 +243,13 @@ def _work(command: Connection, device: int, threads: int, parent: int) -> None:
             except Exception as error:
                 message = ("failed", _portable(error))
             channel.send(*message)
+
+
+def _process(command: Connection, device: int, threads: int, parent: int) -> None:
+    """What a process of ours does, for as long as its parent lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends the workers
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    work(Channel(command), device, threads)
 
 
 def _portable(error: Exception) -> Exception:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
+from manyfit.parallel.launch import Launch
 from manyfit.parallel.signals import sigterm_exits
 from manyfit.progress import Screen
 from manyfit.tracking.run import TrackedRun
@@ -20,7 +21,8 @@ from manyfit.tracking.tracker import NoTracker, tracker_of
 
 if TYPE_CHECKING:
     from manyfit.experiments.verdict import Verdict
-    from manyfit.parallel.workers import Pool
+    from manyfit.parallel.ray_cluster import Cluster
+    from manyfit.parallel.workers import Pool, Worker
     from manyfit.sweeps.report import Report
     from manyfit.training.fitting import Place
     from manyfit.training.prepared import Job, Preparation
@@ -64,8 +66,7 @@ class Sweep:
         name: Of the parent run.
         config: The default config of the sweep: experiment and tracking are its.
         total: Runs expected.
-        max_members: Largest population; None: as large as pays.
-        workers: Processes that train populations side by side; None: one for each GPU.
+        launch: How its populations are trained.
         together: So many jobs, one after the other, share a population if any do.
         prune: Asked after every epoch of a population, by its job numbers, the epoch and the metrics of those that are
             to go on, which of them are to stop.
@@ -84,8 +85,7 @@ class Sweep:
     name: str
     config: Config
     total: int = 0
-    max_members: int | None = None
-    workers: int | None = None
+    launch: Launch = field(default_factory=Launch)
     together: int = 1
     prune: Callable[[Sequence[int], int, Mapping[int, Mapping[str, float]]], Collection[int]] | None = None
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -109,6 +109,7 @@ class Sweep:
     def __enter__(self) -> Self:
         """Start the parent run."""
         self.pool: Pool | None = None
+        self.cluster = self._joined()  # which may not answer: before there is a run
         self.tracker = tracker_of(self.config)
         self.parent = self.tracker.start(
             experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
@@ -119,8 +120,9 @@ class Sweep:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the parent run truthfully, and deliver."""
-        if self.pool:
-            self.pool.__exit__(kind, error, trace)
+        for those in (self.pool, self.cluster):
+            if those:
+                those.__exit__(kind, error, trace)
         if error is None:
             self.parent.end(self.status)
         elif not isinstance(error, Exception):
@@ -161,8 +163,8 @@ class Sweep:
         self.total = max(self.total, len(self.children) + len(configs))
         with self.screen.stage("checking jobs"):
             jobs = self._prepared(configs)
-        count = self._workers(list(jobs.values()))
-        groups = grouped(jobs, self.max_members, count, self.together)
+        pool = self._workers(list(jobs.values()))
+        groups = grouped(jobs, self.launch.max_members, len(pool.workers) if pool else 1, self.together)
         for reason in {group.alone: None for group in groups if group.alone}:
             numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
             print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)
@@ -172,8 +174,8 @@ class Sweep:
         collect_garbage()
         populations = [{number: jobs[number] for number in group.numbers} for group in groups]
         with self.screen.training(len(configs)):
-            if count > 1:
-                self._side_by_side(populations, count)
+            if pool:
+                self._side_by_side(populations, pool)
             else:
                 for members in populations:
                     self._population(members)
@@ -193,28 +195,53 @@ class Sweep:
         self.preparation.close()
         return jobs
 
-    def _workers(self, jobs: "Sequence[Job]") -> int:
+    def _joined(self) -> "Cluster | None":
+        """The cluster that is to train, if one is."""
+        if not self.launch.ray:
+            return None
+        with self.screen.stage("joining Ray"):
+            from manyfit.parallel.ray_cluster import Cluster
+
+            return Cluster(self.launch)
+
+    def _workers(self, jobs: "Sequence[Job]") -> "Pool | None":
+        """Who trains them side by side, hired once; None: this process, or the devices that share each batch."""
         from manyfit.parallel import devices
 
-        several = any(devices.world(job.config.trainer) > 1 for job in jobs)
-        if several and (self.workers or 1) > 1:
-            raise ConfigError(
-                f"hydra.launcher.workers must be 1 or auto with trainer.devices > 1, but got {self.workers}."
-            )
+        if any(devices.world(job.config.trainer) > 1 for job in jobs):
+            if self.cluster:
+                raise ConfigError("hydra/launcher must be fused with trainer.devices > 1, but got ray. Leave it out.")
+            if (self.launch.workers or 1) > 1:
+                raise ConfigError(
+                    f"hydra.launcher.workers must be 1 or auto with trainer.devices > 1, but got {self.launch.workers}."
+                )
+            return None
         gpus = max((devices.gpus(job.config.trainer) for job in jobs), default=0)
-        return 1 if several else self.workers or gpus or 1
+        if not self.pool and (hired := self._hired(gpus)):
+            from manyfit.parallel.workers import Pool
 
-    def _side_by_side(self, populations: Sequence[Mapping[int, "Job"]], count: int) -> None:
+            self.pool = Pool(hired)
+        return self.pool
+
+    def _hired(self, gpus: int) -> "Sequence[Worker]":
+        """Workers for what trains on so many GPUs of this machine."""
+        if self.cluster:
+            return self.cluster.workers(gpus > 0)
+        from manyfit.parallel.workers import processes
+
+        count = self.launch.workers or gpus or 1
+        return processes(count) if count > 1 else ()
+
+    def _side_by_side(self, populations: Sequence[Mapping[int, "Job"]], pool: "Pool") -> None:
         """Each population has a thread that looks after it, and goes to the next free worker."""
-        from manyfit.parallel.workers import Pool
-
-        pool = self.pool = self.pool or Pool(count)
+        with self.screen.stage("starting workers"):
+            pool.ready()
 
         def look_after(members: "Mapping[int, Job]") -> None:
             with pool.turn:
                 self._population(members, place=pool.train)
 
-        with sigterm_exits(), ThreadPoolExecutor(count) as threads:
+        with sigterm_exits(), ThreadPoolExecutor(len(pool.workers)) as threads:
             futures = [threads.submit(look_after, members) for members in populations]
             try:
                 for future in futures:

@@ -20,6 +20,7 @@ from manyfit.config.secrets import mask
 from manyfit.displays import line
 from manyfit.losses import CLASSIFICATION
 from manyfit.measures import better, called
+from manyfit.parallel.launch import Launch
 from manyfit.progress import Screen
 from manyfit.sweeps import parent
 from manyfit.sweeps import space as spaces
@@ -43,7 +44,7 @@ def run(
     fixed: Sequence[str],
     jobs: Jobs,
     screen: Screen,
-    limits: tuple[int | None, int | None] = (None, None),
+    launch: Launch | None = None,
 ) -> parent.Sweep | None:
     """Search until the study has its total, and report.
 
@@ -53,7 +54,7 @@ def run(
         fixed: What every job is given besides.
         jobs: From the overrides of jobs and the first one's number to what is trained.
         screen: What a person sees.
-        limits: The largest population, and how many processes; None: as pays.
+        launch: How populations are trained; None: as pays.
 
     Returns:
         The sweep, whose `failure` says how many trials failed, and why the first did; None where an earlier one has
@@ -86,9 +87,9 @@ def run(
         return None
     composed = functools.cache(functools.partial(_config, compose))
     left = (search.ledger.total - search.ledger.done()) * len(search.seeds)
-    with search.ledger, parent.Sweep(search.name, default, left, screen=screen, again=AGAIN) as sweep:
+    began = parent.Sweep(search.name, default, left, launch=launch or Launch(), screen=screen, again=AGAIN)
+    with search.ledger, began as sweep:
         sweep.preparation = preparation
-        sweep.max_members, sweep.workers = limits
         rounds = Rounds(search, sweep, jobs, tuple(fixed))
         rounds.go()
         try:

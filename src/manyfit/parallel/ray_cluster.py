@@ -1,0 +1,268 @@
+"""Workers on a cluster: actors of Ray. All that is Ray's is here; it is imported once it is known how."""
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import queue
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from manyfit.config import place
+from manyfit.config.errors import ConfigError
+from manyfit.parallel.channel import Channel
+
+if TYPE_CHECKING:
+    from manyfit.parallel.launch import Launch
+
+ALIKE = ("manyfit", "torch", "numpy", "numba")  # whose versions must be the same everywhere: bits depend on them
+ANSWERS = 5.0  # seconds until a cluster does; Ray itself would wait for minutes
+SAYS_LITTLE: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the command is, and with what: its workers are to be there, too."""
+
+    folder: str = field(default_factory=os.getcwd)
+    path: list[str] = field(default_factory=lambda: [entry or os.getcwd() for entry in sys.path])
+    argv: list[str] = field(default_factory=lambda: list(sys.argv))
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in ALIKE})
+
+    def enter(self) -> str:
+        """Be there, with this whole process; or why that cannot be."""
+        if not Path(self.folder).is_dir():
+            return (
+                f"{self.folder} must be a folder of every node, since data and modules are looked for in it, but "
+                f"{socket.gethostname()} has none. Start from a folder of a shared file system."
+            )
+        os.chdir(self.folder)
+        sys.path[:] = [*self.path, *(entry for entry in sys.path if entry not in self.path)]
+        sys.argv = list(self.argv)
+        for name, here in self.versions.items():
+            if (there := version(name)) != here:
+                return (
+                    f"{name} must be {here} on every node, as here, but {socket.gethostname()} has {there}. Install "
+                    "the same on all."
+                )
+        return ""
+
+
+class Actor:
+    """In a process of Ray's: `workers.work`, whose messages come and go by Ray's calls.
+
+    Args:
+        place: To be in.
+        gpu: Whether it has one, which Ray has chosen.
+        threads: For its arithmetic.
+    """
+
+    def __init__(self, place: Place, gpu: bool, threads: int) -> None:
+        if not gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what a machine has and nobody asked for changes no bit
+        self.refusal, self.threads, self.mail = place.enter(), threads, Mail()
+
+    def serve(self) -> Iterator[bytes]:
+        """Work; every message as it comes."""
+        if self.refusal:
+            self.mail.send_bytes(pickle.dumps(("refused", self.refusal)))
+        else:
+            from manyfit.parallel.workers import work
+
+            threading.Thread(target=work, args=(Channel(self.mail), 0, self.threads), daemon=True).start()
+        while True:
+            yield self.mail.out.get()
+
+    def say(self, message: bytes) -> None:
+        """To who works."""
+        self.mail.come.put(message)
+
+
+class Mail:
+    """The line of who works in an actor."""
+
+    def __init__(self) -> None:
+        self.come: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.out: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def send_bytes(self, buf: bytes, /) -> None:
+        """It goes when Ray asks for it."""
+        self.out.put(buf)
+
+    def recv_bytes(self) -> bytes:
+        """Wait for it."""
+        return self.come.get()
+
+
+class Calls:
+    """The command's line to an actor, whose end may come with any call."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor, self.end = actor, ""
+        self.said = actor.serve.options(num_returns="streaming").remote()
+
+    def send_bytes(self, buf: bytes, /) -> None:
+        """It is not known whether it arrives; but there is an answer to everything."""
+        self.actor.say.remote(buf)
+
+    def recv_bytes(self) -> bytes:
+        """Wait for it, of an actor that may itself wait for its node."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            return ray.get(next(self.said))  # type: ignore[no-any-return]  # bytes
+        except (RayError, StopIteration, ValueError) as error:  # the last: it was killed here
+            self.end = self.end or str(error)
+            raise EOFError(self.end) from error
+
+
+class RayWorker:
+    """An actor: Ray starts it where there is room, or waits until there is.
+
+    Args:
+        start: Asks Ray for it.
+    """
+
+    lives = 4  # nodes go for reasons of their own
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self.start, self.calls = start, Calls(start())
+        self.channel: Channel = Channel(self.calls)
+
+    def kill(self) -> None:
+        """Or have it not start."""
+        import ray
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):
+            ray.kill(self.calls.actor)
+
+    def fate(self) -> str:
+        """In Ray's words."""
+        return f"with {' '.join(self.calls.end.split())[:1000]!r}"
+
+    def again(self) -> "RayWorker":
+        """Wherever there is room."""
+        return RayWorker(self.start)
+
+
+class Cluster:
+    """A connection to Ray; a context manager.
+
+    Args:
+        launch: With the address.
+
+    Raises:
+        ConfigError: There is no cluster.
+    """
+
+    def __init__(self, launch: "Launch") -> None:
+        if not launch.address:
+            _guard()
+        import ray
+
+        self.launch, self.ours = launch, not ray.is_initialized()
+        if self.ours:
+            with _sigterm_kept():
+                (_join if launch.address else _start)(launch)
+
+    def __enter__(self) -> Self:
+        """It is there."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave it; what was started here ends."""
+        import ray
+
+        if self.ours:
+            ray.shutdown()
+
+    def workers(self, gpu: bool) -> list[RayWorker]:
+        """As many as were asked for, or as there is room for.
+
+        Args:
+            gpu: Whether each is to have one.
+
+        Raises:
+            ConfigError: There is room for none.
+        """
+        import ray
+
+        share, most = self._share(gpu)
+        if not most and not self.launch.workers:
+            what = "a GPU and such CPUs" if gpu else "so many CPUs"
+            raise ConfigError(f"hydra.launcher.cpus_per_worker must be less than {share}: no node has {what}.")
+        kind = ray.remote(Actor).options(num_cpus=share, num_gpus=int(gpu), max_restarts=0, max_concurrency=2)
+        start = functools.partial(kind.remote, Place(), gpu, share)
+        return [RayWorker(start) for _ in range(self.launch.workers or most)]
+
+    def _share(self, gpu: bool) -> tuple[int, int]:
+        """The CPUs of a worker, and how many workers there is room for.
+
+        Nodes are taken for alike: each worker gets those of the smallest, or its part of them for each GPU. A machine
+        by itself is shared by as many workers as were asked for.
+        """
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        has = [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in nodes]
+        has = [(cpus, gpus) for cpus, gpus in has if cpus and (gpus or not gpu)]
+        of_each = [gpus if gpu else (1 if self.launch.address else self.launch.workers or 1) for _, gpus in has]
+        alike = [max(1, cpus // n) for (cpus, _), n in zip(has, of_each, strict=True)]
+        share = self.launch.cpus_per_worker or min(alike, default=1)
+        return share, sum(min(cpus // share, gpus if gpu else cpus) for cpus, gpus in has)
+
+
+def _join(launch: "Launch") -> None:
+    """A cluster that is there."""
+    import ray
+
+    assert launch.address
+    host, _, port = launch.address.rpartition(":")
+    try:
+        if launch.address != "auto":
+            socket.create_connection((host, int(port)), ANSWERS).close()
+        ray.init(address=launch.address, **SAYS_LITTLE)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"hydra.launcher.address must be of a cluster that answers, but got {launch.address}: "
+            f"{str(error).splitlines()[0]} `ray start --head` starts one; null needs none."
+        ) from None
+
+
+def _start(launch: "Launch") -> None:
+    """A cluster of this machine, for this command."""
+    import ray
+
+    ray.init("local", num_cpus=max(place.cores(), launch.workers or 0), include_dashboard=False, **SAYS_LITTLE)
+
+
+def _guard() -> None:
+    """What Ray reads when it is imported: it listens to the network, and is to listen to this command alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for its own, which ends the command as we end it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
