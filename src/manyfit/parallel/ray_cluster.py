@@ -239,7 +239,7 @@ def _join(launch: "Launch") -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"hydra.launcher.address must be of a cluster that answers, but got {launch.address}: "
-            f"{str(error).splitlines()[0]} `ray start --head` starts one; null needs none."
+            f"{_first_line(error)} `ray start --head` starts one; null needs none."
         ) from None
 
 
@@ -247,7 +247,15 @@ def _start(launch: "Launch") -> None:
     """A cluster of this machine, for this command."""
     import ray
 
-    ray.init("local", num_cpus=max(place.cores(), launch.workers or 0), include_dashboard=False, **SAYS_LITTLE)
+    cores = max(place.cores(), launch.workers or 0)
+    try:
+        ray.init("local", num_cpus=cores, include_dashboard=False, **SAYS_LITTLE)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"hydra/launcher=ray must be able to start Ray, but {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _guard() -> None:

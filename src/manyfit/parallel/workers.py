@@ -154,6 +154,7 @@ class Pool:
                     raise self.stopped from None
                 if deaths == worker.lives:
                     raise TrainingError(f"{deaths} workers died of these runs, the last {worker.fate()}") from None
+                print(f"a worker died: its {len(configs)} runs begin again in another", file=sys.stderr)
             except BaseException:  # of this process: the worker is still at it
                 self._replace(worker)
                 raise

@@ -1,0 +1,205 @@
+"""Sweeps on a cluster of Ray, with nodes that die: the runs, the bits and the words of one process."""
+
+import importlib.util
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+import psutil
+import pytest
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+
+from conftest import command, started
+from hydra_plugins.manyfit.fused import RayConfig, launch_of
+from manyfit.config.errors import ConfigError
+from manyfit.parallel.ray_cluster import Place
+from test_cli import client, runs
+from test_launcher import children
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+NETWORK = ["data=digits", "model.hidden=[192]", "model.dropout=0.3", "batch_size=16"]
+GRID = ["-m", *NETWORK, "epochs=12", "optimizer.lr=1e-4,1e-3,3e-3,3e-2", "optimizer=sgd,adam", "seed=range(0,8)"]
+SEARCH = ["sweep=lr", *NETWORK, "epochs=10", "sweep.n_trials=48", "sweep.seeds=1", "sweep.confirm_seeds=2"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["Cluster"]:
+    """A node of one CPU, to which tests add another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        yield cluster
+        cluster.shutdown()
+
+
+def on(cluster: "Cluster") -> list[str]:
+    return ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}"]
+
+
+def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def heard(folder: Path) -> int:
+    """How many epochs of runs the command has heard of so far."""
+    return sum(path.read_bytes().count(b'"loss/val"') for path in folder.glob("mlruns/spool/*/journal.jsonl"))
+
+
+def values(folder: Path, run: Run) -> dict[str, list[float]]:
+    """All that was measured of a run, but for the clock."""
+    store = client(folder)
+    names = set(run.data.metrics) - {"time/seconds", "examples_per_second"}
+    points = {name: store.get_metric_history(run.info.run_id, name) for name in names}
+    return {name: [m.value for m in sorted(found, key=lambda m: m.step)] for name, found in points.items()}
+
+
+def assert_as_in_one_process(here: Path, there: Path) -> None:
+    """The same children, each once and at its end, with the same bits."""
+    ours, theirs = children(here), children(there)
+    assert set(ours) == set(theirs)
+    for name, run in ours.items():
+        assert run.info.status == theirs[name].info.status != "RUNNING"
+        assert values(here, run) == values(there, theirs[name]), name
+
+
+@pytest.mark.slow
+def test_a_grid_outlives_a_node(cluster: "Cluster", tmp_path: Path) -> None:
+    """One of two dies in the middle: all of 64 runs are there, none twice, with the bits of one process."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    node = cluster.add_node(num_cpus=1)
+    with started(two, *GRID, *on(cluster)) as process:
+        until(lambda: heard(two) > 64 * 4)
+        cluster.remove_node(node, allow_graceful=False)
+        said, errors = process.communicate(240)
+    assert process.returncode == 0, errors
+    assert "a worker died: its 32 runs begin again in another" in errors
+    assert "Traceback" not in errors
+    assert "64 finished" in said
+    assert command(one, *GRID).returncode == 0
+    assert len(children(two)) == len(runs(two)) - 1 == 64
+    assert_as_in_one_process(one, two)
+
+
+@pytest.mark.slow
+def test_a_search_outlives_a_node(cluster: "Cluster", tmp_path: Path) -> None:
+    """One dies in the second of three rounds, another comes: the same 48 trials, told once, and one report."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    node = cluster.add_node(num_cpus=1)
+    with started(two, *SEARCH, *on(cluster)) as process:
+        until(lambda: heard(two) > 16 * 11 + 16 * 3)
+        cluster.remove_node(node, allow_graceful=False)
+        new = cluster.add_node(num_cpus=1)
+        _, errors = process.communicate(240)
+    cluster.remove_node(new)
+    assert process.returncode == 0, errors
+    assert "a worker died: its 8 runs begin again in another" in errors
+    assert command(one, *SEARCH).returncode == 0
+    studies = [optuna.load_study(study_name=None, storage=f"sqlite:///{f}/mlruns/optuna.db") for f in (one, two)]
+    told = [[(t.state.name, t.params, t.value) for t in study.trials] for study in studies]
+    assert told[0] == told[1]
+    assert len(told[1]) == 48
+    assert len(children(two)) == len(runs(two)) - 1
+    assert_as_in_one_process(one, two)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_what_ray_runs(cluster: "Cluster", tmp_path: Path) -> None:
+    """Ctrl-C, while one worker trains and another waits for a node: KILLED with its epochs, and no actor is left."""
+    arguments = ["-m", "data=iris", "epochs=100000", "seed=1,2", "hydra.launcher.workers=2", *on(cluster)]
+    with started(tmp_path, *arguments) as process:
+        until(lambda: heard(tmp_path) > 10)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(60)
+    assert process.returncode == 130, errors
+    (run,) = [run for run in runs(tmp_path) if "loss/val" in run.data.metrics]
+    assert run.info.status == "KILLED"
+    until(lambda: not [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Actor")], 15)
+
+
+@pytest.mark.slow
+def test_ray_on_this_machine_lets_no_one_in(tmp_path: Path) -> None:
+    """Started for a command it listens to the network, but to that command alone; it ends with it, and says nothing."""
+    arguments = ["-m", "data=iris", "epochs=100000", "seed=1,2", "hydra/launcher=ray", "hydra.launcher.workers=2"]
+    with started(tmp_path, *arguments) as process:
+        until(lambda: heard(tmp_path) > 10)
+        family = psutil.Process(process.pid).children(recursive=True)
+        (gcs,) = [one for one in family if one.name() == "gcs_server"]
+        (port,) = [c.laddr.port for c in gcs.net_connections() if c.status == "LISTEN"]
+        stranger = f"import ray\nfrom ray._raylet import GcsClient\nGcsClient('127.0.0.1:{port}').get_all_node_info()"
+        asked = subprocess.run(
+            [sys.executable, "-c", stranger], capture_output=True, text=True, timeout=60, check=False
+        )
+        process.terminate()
+        _, errors = process.communicate(60)
+    assert "AuthenticationError" in asked.stderr
+    assert process.returncode == 143
+    assert "ray" not in errors.replace("joining Ray", "").lower()
+    assert not psutil.wait_procs(family, timeout=15)[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        (["hydra.launcher.address=ray://head:10001"], "address must be auto or HOST:PORT, but got ray://head:10001"),
+        (["hydra.launcher.address=127.0.0.1:9"], "address must be of a cluster that answers, but got 127.0.0.1:9: .*"),
+        (["hydra.launcher.cpus_per_worker=0"], "cpus_per_worker must be >= 1 or auto, but got 0."),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, given: list[str], answer: str) -> None:
+    """Before there is a run; a plugin of somebody else's, whose launcher is called ray as well, changes nothing."""
+    plugin = tmp_path / "plugins" / "hydra_plugins" / "zz_ray"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(
+        "from hydra.core.config_store import ConfigStore\n"
+        "ConfigStore.instance().store(group='hydra/launcher', name='ray', node={'_target_': 'theirs'})\n"
+    )
+    done = command(
+        tmp_path, "-m", "data=iris", "seed=1,2", "hydra/launcher=ray", *given, PYTHONPATH=str(plugin.parents[1])
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith("error: hydra.launcher.")
+    assert answer.removesuffix(".*") in line
+    assert runs(tmp_path) == []
+
+
+def test_a_single_run_is_refused(tmp_path: Path) -> None:
+    """There is nothing to spread."""
+    done = command(tmp_path, "data=iris", "hydra/launcher=ray")
+    assert "hydra/launcher must be left out of a single run, but got ray. For a sweep, add -m." in done.stderr
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence says what to install."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="must have Ray, which is not installed. pip install 'ray"):
+        launch_of(OmegaConf.structured(RayConfig))
+
+
+def test_a_node_must_be_as_this_machine() -> None:
+    """A folder that it lacks, or another version of what the bits depend on: one sentence, before it trains."""
+    place = Place()
+    assert place.enter() == ""
+    assert "/not/there must be a folder of every node" in replace(place, folder="/not/there").enter()
+    other = replace(place, versions={**place.versions, "torch": "1.0"})
+    assert "torch must be 1.0 on every node, as here, but" in other.enter()
