@@ -2,10 +2,13 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +18,7 @@ from conftest import Compose, assert_same_bits, epochs_stored, started
 from forked import SERVER
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.parallel import workers
+from manyfit.parallel.channel import GoneError
 from manyfit.parallel.launch import Launch
 from manyfit.parallel.workers import Pool, Process, processes
 from manyfit.sweeps.parent import Sweep
@@ -168,3 +172,101 @@ def test_a_worker_that_dies_before_its_first_word(composed: Compose) -> None:
             worker.process.kill()
             trained = pool.train(train, [config], None, None)
             assert trained.history["loss/val"].shape == (1, 3)
+
+
+class Threaded:
+    """A worker that is a thread of this process: what it says, it is told to say beforehand."""
+
+    lives = 2
+
+    def __init__(self, *words: tuple) -> None:
+        self.words, self.dead = list(words), threading.Event()
+        self.channel: Any = self
+
+    def receive(self) -> tuple:
+        """What comes next; without any more words it is dead once it is killed."""
+        if not self.words:
+            self.dead.wait()
+            raise GoneError
+        word = self.words.pop(0)
+        if word == ("dies",):
+            raise GoneError
+        if word == ("later",):
+            time.sleep(0.2)
+            return self.receive()
+        return word
+
+    def send(self, *_: Any) -> None:
+        """It is of no interest."""
+
+    def passes_on(self, *_: Any) -> bool:
+        """It has no epochs."""
+        return False
+
+    def kill(self) -> None:
+        """Whoever listens to it hears of it."""
+        self.dead.set()
+
+    def fate(self) -> str:
+        """Of its own."""
+        return "of nothing"
+
+    def again(self) -> "Threaded":
+        """It would say the same."""
+        return Threaded(*self.others)
+
+    others: Sequence[tuple] = ()  # words of who comes after it
+
+
+READY = ("ready", None)
+
+
+def test_a_worker_that_waits_for_its_node_keeps_nobody() -> None:
+    """Two populations, a worker that is ready and one that never will be: the one trains both."""
+    quick, pending = Threaded(READY, ("trained", 1), ("trained", 2)), Threaded()
+    with Pool([pending, quick]) as pool, pool.turn:
+        assert [pool.train(len, [], None, None) for _ in range(2)] == [1, 2]
+
+
+def test_members_move_while_another_worker_is_awaited() -> None:
+    """One dies and who is to come in its place finds no room: who is there trains what it had."""
+    dies, lives = Threaded(READY, ("dies",)), Threaded(("later",), READY, ("trained", 3))
+    with Pool([dies, lives]) as pool, pool.turn:
+        assert pool.train(len, [], None, None) == 3
+        assert dies not in pool.workers
+        assert len(pool.workers) == 2
+
+
+def test_members_of_which_workers_die_are_given_up() -> None:
+    """After so many as its kind may lose."""
+    worker = Threaded(READY, ("dies",))
+    worker.others = [READY, ("dies",)]
+    with (
+        Pool([worker]) as pool,
+        pool.turn,
+        pytest.raises(TrainingError, match="2 workers died of these runs, the last"),
+    ):
+        pool.train(len, [], None, None)
+
+
+def test_who_cannot_start_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said why; the others go on, and without any it is what the command says."""
+    with Pool([Threaded(("refused", "no such folder")), Threaded(READY)]) as pool:
+        pool.ready()
+        while len(pool.workers) == 2:
+            time.sleep(0.01)
+    assert capfd.readouterr().err == "a worker is left out: no such folder\n"
+    with Pool([Threaded(("refused", "no such folder"))]) as pool, pytest.raises(ConfigError, match="no such folder"):
+        pool.ready()
+    dies = Threaded(("dies",))
+    dies.others = [("dies",)]
+    with Pool([dies]) as pool, pytest.raises(ConfigError, match="2 workers died as they started, the last of nothing"):
+        pool.ready()
+
+
+def test_an_end_reaches_who_waits_for_a_worker() -> None:
+    """None is free, and none will be."""
+    with Pool([Threaded()]) as pool:
+        threading.Timer(0.1, pool.stop, [KeyboardInterrupt()]).start()
+        with pool.turn, pytest.raises(KeyboardInterrupt):
+            pool.train(len, [], None, None)

@@ -21,6 +21,8 @@ from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel.channel import Channel, GoneError, made
 
+SOON = 5.0  # seconds in which a thread hears that its worker was killed
+
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
     from manyfit.training.loop import Stops
@@ -100,10 +102,11 @@ class Pool:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.turn = threading.Lock()
         self.stopped: BaseException | None = None
-        self.workers: list[Worker] = []
+        self.workers = list(workers)
+        self.awaiting: list[threading.Thread] = []
         self.free: queue.Queue[Worker | None] = queue.Queue()  # None: there will be no more
         for worker in workers:
-            self._add(worker)
+            self._await(worker, 1)
 
     def __enter__(self) -> Self:
         """The workers are starting already."""
@@ -114,6 +117,8 @@ class Pool:
     ) -> None:
         """End them; they have nothing to lose."""
         self.stop(error or TrainingError("the workers were ended"))
+        for thread in self.awaiting:
+            thread.join(SOON)
 
     def stop(self, error: BaseException) -> None:
         """End the workers; whoever waits for one gets this error."""
@@ -184,14 +189,13 @@ class Pool:
             raise self.stopped
         return worker
 
-    def _add(self, worker: Worker, starts: int = 1) -> None:
+    def _await(self, worker: Worker, starts: int) -> None:
         """A worker that is starting, the last of so many in its place: it is free when it has said so."""
-        self.workers.append(worker)
-        threading.Thread(target=self._expect, args=(worker, starts), daemon=True).start()
-        if self.stopped:  # meanwhile
-            worker.kill()
+        thread = threading.Thread(target=self._hear, args=(worker, starts), daemon=True)
+        self.awaiting.append(thread)
+        thread.start()
 
-    def _expect(self, worker: Worker, starts: int) -> None:
+    def _hear(self, worker: Worker, starts: int) -> None:
         try:
             word, reason = worker.channel.receive()
         except GoneError:
@@ -206,9 +210,11 @@ class Pool:
     def _replace(self, worker: Worker, starts: int = 1) -> None:
         """Another comes for one that is dead, or is to be."""
         worker.kill()
-        self.workers.remove(worker)
         if not self.stopped:
-            self._add(worker.again(), starts)
+            new = self.workers[self.workers.index(worker)] = worker.again()
+            self._await(new, starts)
+            if self.stopped:  # meanwhile
+                new.kill()
 
     def _leave_out(self, worker: Worker, reason: str) -> None:
         """One that cannot be used; without any the pool is at its end."""
