@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError
-from manyfit.config.trust import require_trusted
+from manyfit.config.trust import require_trusted, resolved
 from manyfit.losses import CLASSIFICATION
 
 Function = Callable[[Tensor, Tensor], Any]
@@ -89,7 +88,7 @@ def function_of(name: str, key: str, trusted: Sequence[str] = ()) -> Callable[..
     """
     require_trusted(name, key, trusted)
     try:
-        function = pkgutil.resolve_name(name)
+        function = resolved(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key} must hold functions that can be imported, but got {name!r} ({error}).") from None
     if not callable(function) or inspect.isclass(function):

@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import parse
+from manyfit.config.stored import restored
 from manyfit.data.sources import read
-from manyfit.resume import one_run, without_dropped
+from manyfit.resume import one_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,11 +70,9 @@ def _trained_again(run: "Kept", trusted: str) -> "Served":
 
     if run.status != "FINISHED":
         raise ConfigError(f"RUN must have a network, but {run.name!r} kept none and is {run.status}. Train it anew.")
-    tree = OmegaConf.create(run.config)
-    assert isinstance(tree, DictConfig)
-    OmegaConf.update(tree, "trusted", [trusted] if trusted else [])
+    said = {"trusted": [trusted] if trusted else [], "tracking": {"kind": "off"}}
     choices = {group: run.tags[group] for group in CHOSEN if group in run.tags}
-    job = prepare(parse(without_dropped(tree), choices))
+    job = prepare(parse(restored(run.config, said, "RUN", "Train a new run."), choices))
     if job.data.digest != run.digest:
         raise ConfigError(
             f"RUN must be of data that are as they were, since {run.name!r} kept no network, but {job.config.dataset} "

@@ -1,10 +1,12 @@
 """`resume=<id>`: go on with an earlier run, from the state after its last epochs."""
 
+import contextlib
 import copy
+import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from manyfit.config.earlier import DROPPED
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import Config, parse
+from manyfit.config.schema import Config, flattened, parse
+from manyfit.config.stored import MARK, restored
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Job
 
-MAY_CHANGE = ("epochs", "trainer", "checkpoint", "trusted")  # what the command may say beside resume=
+MAY_CHANGE = ("epochs", "trainer", "checkpoint", "tracking", "trusted")  # what the command may say beside resume=
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,17 @@ class Earlier:
 
     Attributes:
         job: Of its own config, with what the command changes.
+        changes: What is not as it would have gone on, in sentences.
         run_id: MLflow's.
         folder: Its checkpoints.
         epoch: The last that it has.
-        changes: What is not as it would have gone on, in sentences.
     """
 
     job: "Job"
+    changes: tuple[str, ...]
     run_id: str
     folder: Path
     epoch: int
-    changes: tuple[str, ...] = ()
 
 
 def folder_of(run: str) -> Path:
@@ -68,41 +70,65 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     """
     changed = given(overrides)
     prefix = changed.pop("resume")
-    for key in changed:
-        if key.split(".")[0] not in MAY_CHANGE:
-            raise ConfigError(
-                f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint, "
-                "trainer and trusted may change."
-            )
+    for key, value in changed.items():
+        if key.split(".")[0] not in MAY_CHANGE and MARK not in value:
+            raise _kept(key)
     run_id, own_id = one_run(cfg.tracking.uri, prefix, "resume")
     folder = folder_of(own_id)
     from manyfit.training import checkpoints  # torch: seconds
-    from manyfit.training.prepared import engine_of, prepare
 
     try:
         state = checkpoints.load(folder)
     except ValueError as error:
-        raise ConfigError(
-            f"resume must name a run that left its state: {error} Only a run by itself keeps one; a sweep or search is "
-            "gone on with by its own command."
-        ) from None
-    ((stored),) = json.loads(state["configs"])
-    config = _changed(stored, cfg, list(changed))
-    _require_more(config, state)
-    _require_schedule(config, state)
+        alone = " Only a run by itself keeps one; a sweep or search is gone on with by its own command."
+        why = "" if checkpoints.files(folder) else alone
+        raise ConfigError(f"resume must name a run that left its state: {error}{why}") from None
+    return Earlier(*_gone_on_with(state, cfg, list(changed), folder), run_id, folder, state["epoch"])
+
+
+def _gone_on_with(
+    state: Mapping[str, Any], cfg: DictConfig, keys: Sequence[str], folder: Path
+) -> tuple["Job", tuple[str, ...]]:
+    """The job of a state, with what the command changes, and what is not as it would have gone on."""
+    from manyfit.training.building import require_fits
+    from manyfit.training.prepared import engine_of, prepare
+
+    with _as_written(folder):
+        ((stored),) = json.loads(state["configs"])
+        config = _changed(stored, cfg, keys)
+        _require_more(config, state)
+        _require_schedule(config, state)
     try:
         job = prepare(config)
         _require_same_data(job, state)
         engine_of(job, state)  # which may refuse
-        changes = _changes(_changed(stored, cfg, []), job, state)
     except ValueError as error:  # what the config names is not as it was
         raise ConfigError(str(error)) from error
-    return Earlier(job, run_id, folder, state["epoch"], changes)
+    with _as_written(folder):
+        require_fits(job, state)
+        return job, _changes(stored["source"]["epochs"], job, state)
+
+
+@contextlib.contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """A state that is not what training writes is a ConfigError, whatever it breaks."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"resume must name a run whose state is as it was written, but that in {folder} is not "
+            f"({type(error).__name__}: {reason}). Bring it back from a copy, or train a new run."
+        ) from None
 
 
 def _require_more(config: Config, state: Mapping[str, Any]) -> None:
     """Raise ConfigError if there is nothing left to train."""
     epoch = state["epoch"]
+    if type(epoch) is not int or epoch < 1:
+        raise ValueError(f"epoch {epoch!r}")
     if not all(math.isfinite(state["history"][f"loss/{split}"][0, epoch]) for split in ("train", "val")):
         raise ConfigError(
             f"resume must name a run that can go on, but this one diverged in epoch {epoch}. Train another, with a "
@@ -143,6 +169,13 @@ def _require_same_data(job: "Job", state: Mapping[str, Any]) -> None:
         )
 
 
+def _kept(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} must not be given with resume=, which keeps the run's own config. Only epochs, checkpoint, trainer, "
+        "tracking and trusted may change."
+    )
+
+
 def one_run(uri: str | None, prefix: str, key: str) -> tuple[str, str]:
     """MLflow's id and ours of the one run that `key` means; what was held back is delivered first."""
     if not re.fullmatch("[0-9a-f]+", prefix):
@@ -164,27 +197,24 @@ def one_run(uri: str | None, prefix: str, key: str) -> tuple[str, str]:
     return run.run_id, run.own_id
 
 
-def _changed(stored: dict[str, dict[str, str]], cfg: DictConfig, keys: Sequence[str]) -> Config:
-    """The stored config with these keys of the composed one; only the command says what is trusted."""
-    tree = without_dropped(OmegaConf.create(stored["source"]))
-    for key in (*keys, "trusted"):
-        OmegaConf.update(tree, key, OmegaConf.select(cfg, key), merge=False)
-    return parse(tree, stored["choices"])
+def _changed(stored: dict[str, Any], cfg: DictConfig, keys: Sequence[str]) -> Config:
+    """The stored config with these keys of the composed one; only the command says what is trusted, and which store."""
+    written, before = OmegaConf.to_container(cfg), dict(flattened(stored["source"], ""))
+    assert isinstance(written, dict)
+    said = {key: functools.reduce(lambda node, name: node.get(name), key.split("."), written) for key in keys}
+    for key, value in said.items():
+        if key.split(".")[0] not in MAY_CHANGE and value != before.get(key):
+            raise _kept(key)
+    own = {key: written[key] for key in ("tracking", "trusted")}
+    return parse(restored(stored["source"], own | said, "resume", "Add ++{name}='{value}'."), stored["choices"])
 
 
-def without_dropped(tree: DictConfig) -> DictConfig:
-    """A stored config without the keys that there are no more."""
-    for group, _, key in (dropped.rpartition(".") for dropped in DROPPED):
-        OmegaConf.select(tree, group).pop(key, None)
-    return tree
-
-
-def _changes(before: Config, job: "Job", state: Mapping[str, Any]) -> tuple[str, ...]:
+def _changes(before: int, job: "Job", state: Mapping[str, Any]) -> tuple[str, ...]:
     """That there are more epochs, and where the schedule, which is a function of progress through all, then jumps."""
     now = job.config
-    if now.epochs == before.epochs:
+    if now.epochs == before:
         return ()
-    epochs = f"epochs: {now.epochs} instead of {before.epochs}"
+    epochs = f"epochs: {now.epochs} instead of {before}"
     kept = f"{epochs}; a param cannot change in MLflow, so the tag resumed/epochs has the new one"
     if job.engine == "lightning":  # what its rates will be is its own affair
         return (kept,)

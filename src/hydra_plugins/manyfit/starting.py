@@ -21,6 +21,7 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.manyfit.harmless import require_harmless, require_own_folders
 from manyfit import manual
 from manyfit.config import place
 from manyfit.config.errors import ConfigError
@@ -125,11 +126,12 @@ def hydra_on(folders: Sequence[Path]) -> Iterator[Hydra]:
         path = create_config_search_path(str(last))
         for folder in first:
             path.prepend("own", f"file://{folder}", "main")
-        hydra = Hydra.create_main_hydra2("run", path)
+        app = Hydra.create_main_hydra2("run", path)
+        require_own_folders(app.config_loader)
         from hydra_plugins.manyfit import fused  # by now Hydra has loaded all plugins
 
         fused.store()
-        yield hydra
+        yield app
     finally:
         GlobalHydra.instance().clear()
         version.VersionBase.instance().version_base = base
@@ -201,6 +203,7 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     refuse_passwords({str(key): node for key, node in tree.items()})
     for unknown in (str(key) for key in tree if key not in KEYS):  # +lr=0.1
         raise ConfigError(_other_key(unknown, loader, overrides))
+    require_harmless(cfg)
     if cfg.hydra.launcher._target_ not in LAUNCHERS:
         raise ConfigError(
             f"hydra/launcher must be fused, ray or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its "

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import pkgutil
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyfit.config.earlier import today
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Component, sentence
+from manyfit.config.trust import resolved
 
 T = TypeVar("T")
 
@@ -25,7 +24,7 @@ def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]
         ConfigError: It does not exist, or is neither a subclass of `kind` nor a function annotated to return one.
     """
     try:
-        target = pkgutil.resolve_name(today(component.target))
+        target = resolved(component.target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."

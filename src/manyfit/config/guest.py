@@ -4,14 +4,12 @@ It decides some of the config itself: those keys are then neither taken nor writ
 """
 
 import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manyfit.config.earlier import today
 from manyfit.config.errors import ConfigError
-from manyfit.config.trust import require_trusted
+from manyfit.config.trust import resolved
 
 MODULE = ("loss", "probes", "metrics", "metrics_at", "eval_train_size", "trainer.engine", "trainer.cuda_graph")
 OPTIMIZERS = ("optimizer", "schedule")
@@ -47,15 +45,15 @@ class Guests:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def guests(tree: Mapping[str, Any], trusted: Sequence[str]) -> Guests:
+def guests(tree: Mapping[str, Any]) -> Guests:
     """Find out.
 
-    Imports what `model` and `data` name, if that is not ours or torch's.
+    Imports what `model` and `data` name, which is trusted, if that is not ours or torch's.
 
     Raises:
-        ConfigError: One of them is not trusted, or not there; or the model cannot train on data that split themselves.
+        ConfigError: One of them is not there; or the model cannot train on data that split themselves.
     """
-    model, data = (_of_lightning(tree.get(group), group, trusted) for group in ("model", "data"))
+    model, data = (_of_lightning(tree.get(group), group) for group in ("model", "data"))
     decided: dict[str, str] = {}
     trains, splits = _is(model, "LightningModule"), _is(data, "LightningDataModule")
     for group, cls, found in (("model", model, trains), ("data", data, splits)):
@@ -139,19 +137,18 @@ def _users(cls: type) -> list[type]:
 def _resolved(group: str, target: str) -> Any:
     """What a group names."""
     try:
-        return pkgutil.resolve_name(today(target))
+        return resolved(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{group}._target_ must name something that can be imported, but got {target!r} ({error})."
         ) from None
 
 
-def _of_lightning(node: Any, group: str, trusted: Sequence[str]) -> Any:
+def _of_lightning(node: Any, group: str) -> Any:
     """The class that a group names, if it may be Lightning's; what cannot be imported is refused where it is built."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str) or target.startswith(OURS):
         return None
-    require_trusted(target, f"{group}._target_", trusted)
     try:
         found = _resolved(group, target)
     except ConfigError:

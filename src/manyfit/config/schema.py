@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from manyfit.config import guest, secrets
 from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
-from manyfit.config.trust import require_trusted
+from manyfit.config.trust import require_all_trusted
 from manyfit.config.written import to_yaml
 
 # keys that say how to launch, not what to train
@@ -244,7 +244,8 @@ def parse(
     try:
         values, source = _trees(cfg)
         trusted = tree.get("trusted") or ()
-        guests = guest.guests(values, trusted)
+        require_all_trusted(values, trusted)
+        guests = guest.guests(values)
         decided = list(guests.decided)
         guest.require_left_out(overrides, guests.decided)
         picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
@@ -325,10 +326,6 @@ def refuse_passwords(tree: Mapping[str, Any]) -> None:
 
 
 def _check_together(config: Config) -> None:
-    for key in ("data", "model", "loss", "optimizer", "schedule"):
-        if key in config.guests.decided:
-            continue
-        require_trusted(getattr(config, key).target, f"{key}._target_", config.trusted)
     lbfgs = config.optimizer.target.endswith(".LBFGS")
     if lbfgs and config.batch_size != "full":
         raise ConfigError(f"batch_size must be full with optimizer lbfgs, but got {config.batch_size}.")

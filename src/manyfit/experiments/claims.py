@@ -2,15 +2,13 @@
 
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from manyfit.config.earlier import today
 from manyfit.config.errors import ConfigError
-from manyfit.config.trust import require_trusted
+from manyfit.config.trust import require_trusted, resolved
 from manyfit.experiments.runs import Run
 from manyfit.experiments.verdict import Verdict
 
@@ -32,7 +30,7 @@ def find(name: str, folders: Sequence[Path], trusted: Sequence[str] = ()) -> Cla
     try:
         if "." in name:
             require_trusted(name, "claim", trusted)
-            found = pkgutil.resolve_name(today(name))
+            found = resolved(name)
         else:
             found = getattr(load(next(file for file in files if file.exists())), name)
     except StopIteration:

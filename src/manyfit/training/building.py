@@ -1,8 +1,10 @@
 """From jobs to what trains them: a Trainer of Lightning's, an engine, and the module of both."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -13,7 +15,7 @@ from manyfit.parallel.devices import on_gpu
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.members import Population
 from manyfit.population.unit_rate import Plain, Scaling, UnitRate, is_linear
-from manyfit.training import probes
+from manyfit.training import probes, process
 from manyfit.training.batched import Batched
 from manyfit.training.captured import Captured, captures
 from manyfit.training.engine import Engine
@@ -22,7 +24,7 @@ from manyfit.training.examples import Examples
 from manyfit.training.history import History
 from manyfit.training.loop import Observers, Training
 from manyfit.training.native import Native
-from manyfit.training.prepared import EngineName, Job, dtype_of
+from manyfit.training.prepared import EngineName, Job, dtype_of, engine_of
 from manyfit.training.rates import rates_of
 from manyfit.training.steps import Steps
 
@@ -42,6 +44,30 @@ def make_trainer(config: Config, device: int, epochs_done: int) -> pl.Trainer:
         callbacks=probes.callbacks(config),
         deterministic=config.trainer.deterministic,
     )
+
+
+def require_fits(job: Job, state: Mapping[str, Any]) -> None:
+    """Raise whatever a state raises that is none of this job's training; a LightningModule's is its own affair."""
+    name, epoch = engine_of(job, state), state["epoch"]
+    if name == "lightning" or devices.world(job.config.trainer) > 1:
+        return
+    with process.set_up(job.config), torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(state["random"])
+        training = make_training([job], make_trainer(job.config, 0, epoch), name, Ranks(), Observers())
+        fresh = training.state()
+        training.load_state(state)
+    for part in ("weights", "buffers", "best"):
+        if part in fresh and _form(fresh[part]) != _form(state[part]):
+            raise ValueError(f"{part} of another form")
+    if np.ravel(state["steps"])[:1] != state["history"]["progress/steps"][0, epoch]:
+        raise ValueError("another number of steps than its history has")
+
+
+def _form(node: Any) -> Any:
+    """Shapes and kinds of a tree's tensors and arrays."""
+    if isinstance(node, Mapping):
+        return {name: _form(part) for name, part in node.items()}
+    return (tuple(node.shape), str(node.dtype)) if hasattr(node, "shape") else type(node)
 
 
 def make_training(

@@ -133,15 +133,28 @@ def load(folder: Path) -> State:
     """The newest state that is whole.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it is no state.
     """
     for path in files(folder):
-        if path.stem.rpartition("-")[2] == _hash(path.read_bytes()):
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                state: State = _joined(json.loads(file.metadata()["state"]), tensors)
-                return state
+        try:
+            if path.stem.rpartition("-")[2] == _hash(path.read_bytes()):
+                return _read(path)
+        except Exception as error:  # of the file system, of safetensors, of JSON, of a tree that is none
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path} must be a state that a training has written, but it cannot be read "
+                f"({type(error).__name__}: {reason}). Move it away: then the one before it is taken."
+            ) from None
     raise ValueError(f"{folder} must hold a checkpoint that is whole, but there is none.")
+
+
+def _read(path: Path) -> State:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        state = _joined(json.loads(file.metadata()["state"]), tensors)
+    if not isinstance(state, dict):
+        raise TypeError(f"a {type(state).__name__}")
+    return state
 
 
 def _hash(content: bytes) -> str:
