@@ -171,7 +171,7 @@ def test_ones_own_data_and_model() -> None:
     for unknown in ("Rom", None):
         found = words.predict(rows.assign(town=unknown))[0]
         np.testing.assert_array_equal(found, words.predict([[0, 0, 0, 0]])[0])
-    median = words.result.encoding.transformer.named_transformers_["numbers"].statistics_[0]
+    median = words.result.encoding.medians[0]
     found = words.predict(rows.assign(age=[None, 1, 2], town="Rom"))[0]
     np.testing.assert_array_equal(found, words.predict([[median, 0, 0, 0]])[0])
     values = mf.fit(data=load_diabetes(as_frame=True, scaled=False).frame, target="target", epochs=2, tracking="off")

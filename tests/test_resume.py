@@ -81,8 +81,11 @@ def test_a_stored_config_trusts_nobody(composed: Compose) -> None:
     config = composed("trusted=[evil]", "model._target_=evil.Net")
     stored: dict[str, Any] = {"source": {**config.source, "trusted": ["evil"]}, "choices": dict(config.choices)}
     with pytest.raises(ConfigError, match="model._target_ must be of a module in this folder"):
-        resume._changed(stored, OmegaConf.create({"trusted": []}), [])
-    assert resume._changed(stored, OmegaConf.create({"trusted": ["evil"]}), []).model.target == "evil.Net"
+        resume._changed(stored, OmegaConf.create({"trusted": [], "tracking": {"kind": "off"}}), [])
+    assert (
+        resume._changed(stored, OmegaConf.create({"trusted": ["evil"], "tracking": {"kind": "off"}}), []).model.target
+        == "evil.Net"
+    )
 
 
 @pytest.mark.slow

@@ -362,7 +362,7 @@ def test_a_gap_where_the_training_rows_had_none(tmp_path):
         csv(path, "y"), split_seed=0, val_fraction=0.2, test_fraction=0.2, train_size=None, standardise=True
     )
     found = dataset.encoding.of_frame(framed(pd.DataFrame({"a": [None, 1.0], "b": [2, 3]})))
-    median = dataset.encoding.transformer.named_transformers_["numbers"].statistics_[0]
+    median = dataset.encoding.medians[0]
     assert found.tolist() == [[median, 2], [1, 3]]
 
 

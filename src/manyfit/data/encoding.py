@@ -1,8 +1,7 @@
 """Columns as the inputs, as the training rows have them: gaps filled, words as categories; new rows likewise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +9,6 @@ from numpy.typing import NDArray
 from manyfit.data.columns import MISSING, Kind, columns_of
 from manyfit.data.files import Frame
 from manyfit.data.table import Input, Reals, Table, name_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 KINDS = {"number": "a number", "date": "a date: days since 1970, month, day of the week"}
 RARE = "(rare)"  # the category that stands for all that are too rare to have one each
@@ -25,25 +21,28 @@ class Encoding:
     Attributes:
         inputs: Of the network, (d,): numbers, then flags for those that may be missing, then categories.
         columns: The kind of every column that is one.
-        transformer: scikit-learn's, of the numbers and words; None: the inputs are the numbers as they are.
+        medians: Of the numbers, (numbers,), for those that are missing; None: the inputs are the numbers as they are.
         what: What was done with every column, in words.
         target: The column of the file that is predicted; "" where there is no file.
     """
 
     inputs: tuple[Input, ...]
     columns: Mapping[str, Kind]
-    transformer: Any
+    medians: NDArray[np.float64] | None
     what: Mapping[str, str]
     target: str = ""
 
     def of(self, numeric: Reals, words: Mapping[str, NDArray[np.str_]]) -> Reals:
         """(rows, d) of numbers (rows, numbers), NaN where there is none, and words (rows,) by column."""
-        if self.transformer is None:
+        if self.medians is None:
             if np.isnan(numeric).any():
                 raise ValueError("x must have a number in every cell, but got an empty one or NaN. Fill it in.")
             return numeric
-        made: NDArray[np.float64] = self.transformer.transform(_frame(numeric, words))
-        return made
+        missing, features = np.isnan(numeric), [column for column, category in self.inputs if category is None]
+        flagged = [features.index(c) for c, category in self.inputs if category is not None and c not in words]
+        parts = [np.where(missing, self.medians, numeric), missing[:, flagged]]
+        parts += [_hot(cells, [str(own) for c, own in self.inputs if c == column]) for column, cells in words.items()]
+        return np.hstack(parts).astype(np.float64)
 
     def of_frame(self, frame: Frame) -> Reals:
         """(rows, d) of raw rows; or of rows that have the inputs themselves, by name, as columns.
@@ -71,23 +70,19 @@ def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
     numbers: list[Input] = [(column, None) for column in table.features]
     if not table.target_name and not table.categorical and not np.isnan(table.numeric).any():
         return Encoding(tuple(numbers), columns, None, what, table.target_name)
-    from sklearn.compose import ColumnTransformer
-    from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import OneHotEncoder
 
-    frame = _frame(table.numeric, table.categorical)
-    imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=table.categories, sparse_output=False)
-    d = len(table.features)
-    transformer = ColumnTransformer([("numbers", imputer, frame.columns[:d]), ("words", encoder, frame.columns[d:])])
-    transformer.fit(frame.iloc[train])
-    imputer, encoder = transformer.named_transformers_["numbers"], transformer.named_transformers_["words"]
+    known = np.ma.median(np.ma.masked_invalid(table.numeric[train].astype(np.float64)), axis=0)  # type: ignore[no-untyped-call]
+    medians: NDArray[np.float64] = np.ma.filled(known, 0.0)
+    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=table.categories)
+    if table.categorical:
+        encoder.fit(np.column_stack([cells[train].astype(object) for cells in table.categorical.values()]))
     flags: list[Input] = [(table.features[i], MISSING) for i in np.flatnonzero(gaps)]
     for column, kind in columns.items():
         if kind != "words":
             i = table.features.index(column)
             count = int(np.isnan(table.numeric[:, i]).sum())
-            median = "the median" if kind == "date" else f"{imputer.statistics_[i]:.4g}, the median"
+            median = "the median" if kind == "date" else f"{medians[i]:.4g}, the median"
             filled = f"; {count} missing, taken as {median}" if count else ""
             what[column] = KINDS[kind] + filled + ("; a flag says so" if gaps[i] else "")
     words: list[Input] = []
@@ -98,12 +93,13 @@ def fitted(table: Table, train: NDArray[np.int64]) -> Encoding:
         own = [category for category in found if category not in together] + ([RARE] if together else [])
         words += [(column, category) for category in own]
         what[column] = f"{len(found)} categories" + (f", the {len(together)} rarest as one" if together else "")
-    return Encoding(tuple(numbers + flags + words), columns, transformer, what, table.target_name)
+    return Encoding(tuple(numbers + flags + words), columns, medians, what, table.target_name)
 
 
-def _frame(numeric: Reals, words: Mapping[str, NDArray[np.str_]]) -> "pd.DataFrame":
-    """With names of our own: those of columns need not differ from those made of them."""
-    import pandas as pd
-
-    made = pd.DataFrame(numeric, columns=[f"number{i}" for i in range(numeric.shape[1])])
-    return made.assign(**{f"words{i}": column.astype(object) for i, column in enumerate(words.values())})
+def _hot(cells: NDArray[np.str_], own: Sequence[str]) -> NDArray[np.bool_]:
+    """Which category each cell (rows,) is, (rows, own): the last if it is none of them and that is of the rare ones."""
+    distinct, place = np.unique(cells, return_inverse=True)
+    found: NDArray[np.bool_] = distinct[:, None] == np.array(own)
+    if own[-1] == RARE:
+        found[:, -1] = ~found[:, :-1].any(axis=1)
+    return found[place]

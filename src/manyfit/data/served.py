@@ -3,9 +3,7 @@
 It travels with the model, beside the modules that it imports (`tracking/packaging.py`), and needs nothing else of ours.
 """
 
-import base64
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +27,15 @@ def written(encoding: Encoding, classes: tuple[str, ...]) -> Record:
         "classes": classes,
         "inputs": encoding.inputs,
         "columns": dict(encoding.columns),
-        "transformer": base64.b64encode(pickle.dumps(encoding.transformer)).decode(),
+        "medians": None if encoding.medians is None else encoding.medians.tolist(),
     }
 
 
 def read(record: Record) -> Encoding:
     """The encoding of a `written` record."""
-    transformer = pickle.loads(base64.b64decode(record["transformer"]))
+    medians = None if record["medians"] is None else np.array(record["medians"])
     inputs = tuple((column, category) for column, category in record["inputs"])
-    return Encoding(inputs, record["columns"], transformer, {}, record["target"])
+    return Encoding(inputs, record["columns"], medians, {}, record["target"])
 
 
 class Served:

@@ -114,14 +114,14 @@ class TrackedRun:
             module: (rows, features) -> outputs, on any device.
             example: One row of inputs (1, features), float32.
             outputs: What the module gives for it (1, ...).
-            rows: How rows of a file become inputs, see `manyfit.data.served` (pickled); None: it is served inputs.
+            rows: How rows of a file become inputs, see `manyfit.data.served`; None: it is served inputs.
         """
         if not self._tracker:
             return
         import torch
 
         with self.storing("model"):
-            needed = ["numpy"] if rows is None else ["numpy", "pandas", "scikit-learn"]
+            needed = ["numpy"] if rows is None else ["numpy", "pandas"]
             inputs = torch.from_numpy(np.repeat(example, 2, axis=0))  # a single row would be taken for a constant
             with torch.no_grad():
                 program = torch.export.export(
