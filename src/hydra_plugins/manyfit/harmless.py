@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import flattened
-from manyfit.config.trust import require_trusted, resolved, targets
+from manyfit.config.trust import require_there, require_trusted, targets
 
 PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")  # which Hydra has imported already, or refuses
 LOGGING = re.compile(r"logging(\.handlers)?\.\w*(Handler|Formatter|Filter)")
@@ -26,10 +26,7 @@ def require_harmless(cfg: DictConfig) -> None:
         if key in ("hydra.launcher._target_", "hydra.sweeper._target_") and str(target).startswith(PLUGINS):
             continue
         require_trusted(str(target), key, cfg.trusted)
-        try:
-            resolved(str(target))
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{key} must be there to be imported, but got {target!r} ({error}).") from None
+        require_there(str(target), key)
     for name in ("job_logging", "hydra_logging"):
         for key, must, got in _wrong(node.get(name) or {}, f"hydra.{name}"):
             raise ConfigError(f"{key} must {must}, but got {got!r}. Leave it out.")

@@ -1,5 +1,6 @@
 """From what a config names to the object: `_target_` and its arguments, checked."""
 
+import contextlib
 import functools
 import inspect
 import sysconfig
@@ -29,19 +30,20 @@ def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]
         raise ConfigError(
             f"{key}._target_ must name something that can be imported, but got {component.target!r} ({error})."
         ) from None
-    yields = (
-        target
-        if inspect.isclass(target)
-        else inspect.get_annotations(target, eval_str=True).get("return")
-        if inspect.isfunction(target)
-        else None
-    )
+    yields = target if inspect.isclass(target) else _returned(target) if inspect.isfunction(target) else None
     if not (inspect.isclass(yields) and issubclass(yields, kind)):
         raise ConfigError(
             f"{key}._target_ must name a subclass of {kind.__module__}.{kind.__qualname__}, or a function annotated to "
             f"return one, but got {component.target!r}."
         )
     return target  # type: ignore[no-any-return]
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """What a function is annotated to return; None if nobody can tell, as where a name is imported for checkers alone."""
+    with contextlib.suppress(Exception):
+        return inspect.get_annotations(function, eval_str=True).get("return")
+    return None
 
 
 def build(component: Component, key: str, kind: type[T], **available: Any) -> T:

@@ -43,9 +43,24 @@ def require_trusted(path: str, key: str, trusted: Sequence[str]) -> None:
 
 
 def require_all_trusted(tree: Any, trusted: Sequence[str]) -> None:
-    """Judge every `_target_` of a tree, however deep, before any is imported; raises ConfigError."""
-    for key, target in targets(tree):
-        require_trusted(str(target), key, trusted)
+    """Judge every `_target_` of a tree, however deep, before any is imported; raises ConfigError.
+
+    Who builds a part looks at what its own name stands for; of those further down nobody knows who will build them.
+    """
+    found = [(key, str(target)) for key, target in targets(tree)]
+    for key, target in found:
+        require_trusted(target, key, trusted)
+    for key, target in found:
+        if key.count(".") > 1:
+            require_there(target, key)
+
+
+def require_there(path: str, key: str) -> None:
+    """Raise ConfigError unless a trusted name stands for something."""
+    try:
+        resolved(path)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key} must name something that can be imported, but got {path!r} ({error}).") from None
 
 
 def targets(node: Any, key: str = "", words: Sequence[str] = ("_target_",)) -> Iterator[tuple[str, Any]]:
