@@ -54,6 +54,7 @@ def _train(cfg: "DictConfig") -> float:
     """Train what the config says and return the value that a sweeper minimises."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from manyfit import app
     from manyfit.config import errors, schema
@@ -61,7 +62,9 @@ def _train(cfg: "DictConfig") -> float:
     context = HydraConfig.get()
     try:
         if cfg.resume is not None and context.mode == RunMode.RUN:
-            return app.resume(cfg, context.overrides.task)
+            said = OmegaConf.to_container(context.overrides.task)  # as written: an item of it would be looked up
+            assert isinstance(said, list)
+            return app.resume(cfg, [str(override) for override in said])
         return app.run(schema.parse(cfg, context.runtime.choices, context.overrides.task))
     except (errors.ConfigError, errors.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end

@@ -40,7 +40,7 @@ def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]
 
 
 def _returned(function: Callable[..., Any]) -> Any:
-    """What a function is annotated to return; None if nobody can tell, as where a name is imported for checkers alone."""
+    """What a function is annotated to return; None where that is not known at run time."""
     with contextlib.suppress(Exception):
         return inspect.get_annotations(function, eval_str=True).get("return")
     return None
