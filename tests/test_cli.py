@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -319,3 +321,52 @@ def test_help_is_quick_to_import(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "optimizer:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_who_reaches_a_host(host: str, only_here: bool) -> None:
+    """An address of this machine alone, by number or by name, or one that others reach."""
+    assert cli._is_loopback(host) == only_here
+
+
+def test_others_are_let_in_by_yes_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal, where nobody can be asked, `manyfit ui --host` says what it means and how it is said."""
+    (tmp_path / "mlruns").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["ui", "--host", "0.0.0.0"]) == 1
+    said = capsys.readouterr().err
+    assert "--host must be 127.0.0.1 unless --yes is said, but got 0.0.0.0: whoever reaches this machine" in said
+    assert "can read, change and delete all runs: there is no password." in said
+    assert cli.main(["ui", "--host", "no.such.host.invalid"]) == 1
+    assert "--host must be an address of this machine" in capsys.readouterr().err
+    assert not list((tmp_path / "mlruns").iterdir())
+
+
+@pytest.mark.parametrize("answer", ["", "no", pytest.param("y", marks=pytest.mark.slow)])
+def test_others_are_let_in_after_a_question(tmp_path: Path, answer: str) -> None:
+    """In a terminal `manyfit ui --host 0.0.0.0` asks; only yes starts a server."""
+    (tmp_path / "mlruns").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "manyfit.cli", "ui", "--host", "0.0.0.0", "--port", str(port)]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said, asked = "", False
+    with contextlib.suppress(OSError):  # which says that the other end is gone
+        while text := os.read(ours, 4096).decode():
+            said += text
+            if "[y/N]" in said and not asked:
+                asked = bool(os.write(ours, f"{answer}\n".encode()))
+            if "Ctrl-C ends it" in said:
+                process.send_signal(signal.SIGTERM)
+    os.close(ours)
+    assert (process.wait(60) == 1) == (answer != "y"), said
+    assert "can read, change and delete all runs" in said
+    assert ("MLflow UI on" in said) == (answer == "y")

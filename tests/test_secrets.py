@@ -154,3 +154,49 @@ def test_a_study_that_cannot_be_reached(tmp_path: Path) -> None:
     done = _command(tmp_path, "sweep=lr", *SMALL, "tracking=off", "sweep.storage=${oc.env:MY_STORE}", MY_STORE=ADDRESS)
     assert b"sweep.storage must be a database that can be used, but got postgresql://***@127.0.0.1:1/db" in done.stderr
     assert not _leaks(tmp_path, done)
+
+
+HIDDEN = {
+    "a number": ["optimizer.lr=${oc.env:IT}"],
+    "a count": ["epochs=${oc.env:IT}"],
+    "a choice": ["trainer.accelerator=${oc.env:IT}"],
+    "an argument": ["model.dropout=${oc.env:IT}"],
+    "an argument in a list": ["model.hidden=[8,'${oc.env:IT}']"],
+    "of torch's own": ["optimizer.eps=${oc.env:IT}"],
+    "one that is none": ["++loss.what=${oc.env:IT}"],
+    "a part of one": ["trainer.accelerator='my-${oc.env:IT}-own'"],
+    "a target": ["model._target_=${oc.env:IT}"],
+    "a module's target": ["model._target_=torch.nn.${oc.env:IT}"],
+    "a class deep down": ["++model.inner._target_=${oc.env:IT}"],
+    "a file": ["data=csv", "data.path=${oc.env:IT}", "data.target=y"],
+    "a file's folder": ["data=csv", "data.path='/${oc.env:IT}/x.csv'", "data.target=y"],
+    "a column": ["data=csv", "data.path=t.csv", "data.target=${oc.env:IT}"],
+    "columns": ["data=csv", "data.path=t.csv", "data.target=a", "data.drop=['${oc.env:IT}']"],
+    "a metric": ["metrics=['${oc.env:IT}']"],
+    "a probe": ["probes=['mine.${oc.env:IT}']"],
+    "weights": ["model.weights=${oc.env:IT}"],
+    "a store": ["tracking=server", "tracking.uri=${oc.env:IT}"],
+    "one made of others": ["optimizer.lr='${oc.decode:${oc.env:IT}}'"],
+    "a name of others": ["optimizer.lr='${oc.env:${oc.env:IT}}'"],
+    "a key of others": ["optimizer.lr='${${oc.env:IT}}'"],
+    "a grid": ["-m", "seed=1,2", "optimizer.lr=${oc.env:IT}"],
+    "swept over": ["-m", "optimizer.lr=0.1,${oc.env:IT}"],
+    "an objective": ["-m", "seed=1,2", "sweep.objective.metric=${oc.env:IT}"],
+    "a claim": ["-m", "seed=1,2", "claim=${oc.env:IT}"],
+    "a search": ["sweep=lr", "sweep.n_trials=${oc.env:IT}"],
+    "a search's data": ["sweep=lr", "data=csv", "data.path=${oc.env:IT}", "data.target=y"],
+    "a sampler": ["sweep=lr", "sampler._target_=${oc.env:IT}"],
+    "a sampler's own": ["sweep=lr", "++sampler.n_startup_trials=${oc.env:IT}"],
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_what_an_interpolation_stands_for_is_not_told(tmp_path: Path, case: str) -> None:
+    """Whichever key it is of and whoever refuses it: the refusal shows it as written."""
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n2,3\n")
+    done = _command(tmp_path, *SMALL, *HIDDEN[case], IT=CANARY)
+    assert done.returncode == 1, done.stdout
+    _, error, refusal = done.stderr.partition(b"error: ")
+    assert error
+    assert b" must " in refusal
+    assert CANARY.encode() not in refusal

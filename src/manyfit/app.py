@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from manyfit.config.build import place_of
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, parse
 from manyfit.config.secrets import mask
+from manyfit.config.shown import as_written, looked_up
 from manyfit.displays import line
 from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment
@@ -47,7 +49,8 @@ def fit(config: Config, says: bool = True) -> "tuple[Result, TrackedRun]":
 def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     """Go on with an earlier run; otherwise like `run`."""
     with Screen(f"going on with run {given(overrides)['resume']}") as screen:
-        with screen.stage("looking for it in the store, which takes torch and MLflow"):
+        looking = screen.stage("looking for it in the store, which takes torch and MLflow")
+        with looking, as_written(partial(looked_up, cfg)):
             earlier = find(cfg, overrides)
         screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
         for change in earlier.changes:
@@ -62,7 +65,8 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
     try:
         with screen.stage("loading data"):  # before Lightning, which takes seconds to import
             job = earlier.job if earlier else prepare(config)
-        tracker = tracker_of(config)
+        with as_written(config.stands):
+            tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if job.data.note:
@@ -207,13 +211,14 @@ def grid(
         with screen.stage("importing torch"):
             from manyfit.training.prepared import Preparation
         preparation = Preparation()
-        experiment, accepted = _accepted(first, jobs, beside, compose, preparation, wish, screen)
-        usual = settings(OmegaConf.create())
-        sought = usual if experiment else settings(first)
-        if sought != usual:
-            from manyfit.sweeps.rounds import check_objective
+        with as_written(partial(looked_up, first)):
+            experiment, accepted = _accepted(first, jobs, beside, compose, preparation, wish, screen)
+            usual = settings(OmegaConf.create())
+            sought = usual if experiment else settings(first)
+            if sought != usual:
+                from manyfit.sweeps.rounds import check_objective
 
-            check_objective(sought, preparation.job(compose(accepted[0])))
+                check_objective(sought, preparation.job(compose(accepted[0])))
         with Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen) as sweep:
             sweep.preparation = preparation
             if experiment and claims.looks_at_networks(experiment.claim):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="show the runs in a browser (MLflow's UI)")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    ui.add_argument("--yes", action="store_true", help="to another --host: whoever reaches it may change all runs")
     ui.set_defaults(command=_ui)
     predict = commands.add_parser("predict", help="what a run of your own table says of new rows, as CSV")
     predict.add_argument("run", metavar="RUN", help="the beginning of its id; of a sweep any run")
@@ -114,6 +116,8 @@ def _ui(options: argparse.Namespace) -> int:
         return 0
     if not 0 < options.port < 65536:
         raise ValueError(f"--port must be between 1 and 65535, but got {options.port}.")
+    if not (_is_loopback(options.host) or options.yes or _agreed(options.host)):
+        return 1
     if _taken(options.host, options.port):
         raise ValueError(
             f"--port must be free, but {options.port} is taken. "
@@ -133,6 +137,23 @@ def _ui(options: argparse.Namespace) -> int:
         return 0
     finally:
         _end(server)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host; a name may stand for several addresses."""
+    try:
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise ValueError(f"--host must be an address of this machine, but got {host!r} ({error}).") from None
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+
+
+def _agreed(host: str) -> bool:
+    """Ask whether others may be let in; without a terminal there is nobody to ask."""
+    means = f"whoever reaches this machine at {host} can read, change and delete all runs: there is no password"
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ValueError(f"--host must be 127.0.0.1 unless --yes is said, but got {host}: {means}.")
+    return input(f"With --host {host}, {means}.\nGo on? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _ui_command(uri: str, port: int, host: str, root: Path) -> list[str]:

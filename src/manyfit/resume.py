@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, flattened, parse
-from manyfit.config.stored import MARK, restored
+from manyfit.config.shown import MARK
+from manyfit.config.stored import restored
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Job

@@ -1,5 +1,6 @@
 """The sweeper `optuna_study`: asks Optuna for the jobs. Hydra imports this at every start, so nothing heavy here."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import launch_of
 from manyfit.config import schema
+from manyfit.config.shown import as_written, looked_up
 from manyfit.progress import Screen
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class OptunaStudy(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        with Screen(self._about(fixed), says) as screen:
+        hidden = as_written(functools.partial(looked_up, self._compose(fixed)))
+        with hidden, Screen(self._about(fixed), says) as screen:
             with screen.stage("importing torch and Optuna"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm, which Optuna imports, in a notebook
                 from manyfit.sweeps import rounds, settings

@@ -1,8 +1,10 @@
 """From what a config names to the object: `_target_` and its arguments, checked."""
 
+import builtins
 import contextlib
 import functools
 import inspect
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -12,10 +14,13 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from manyfit.config.errors import ConfigError
+from manyfit.config.numbers import holds_a_switch, kinds
 from manyfit.config.schema import Component, sentence
 from manyfit.config.trust import resolved
 
 T = TypeVar("T")
+LIBRARIES = "torch.", "optuna."
+PLAIN = {int, float, bool, str, type(None)}
 
 
 def target_of(component: Component, key: str, kind: type[T]) -> Callable[..., T]:
@@ -78,16 +83,48 @@ def place_of(error: Exception) -> str:
 
 
 def _typed(target: Callable[..., Any], key: str, name: str, value: Any) -> Any:
-    """A value as our own target's annotation says; what others annotate is theirs to check."""
-    function = target.__init__ if inspect.isclass(target) else target
-    hint = get_type_hints(function).get(name) if target.__module__.startswith("manyfit.") else None
+    """A value as the target's annotation says: ours, or a library's of plain types; the rest is theirs to check."""
+    hint = _hints(target).get(name)
     if hint is None:
+        return value
+    if holds_a_switch(value, hint):
+        raise ConfigError(f"{key}.{name} must be a number, but got {value}.")
+    home = f"{target.__module__}."
+    if not (home.startswith("manyfit.") or (home.startswith(LIBRARIES) and PLAIN.issuperset(kinds(hint)))):
         return value
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
         (first, *_) = error.errors()
         raise ConfigError(sentence({**first, "loc": (key, name, *first["loc"])})) from None
+
+
+class _Unknown:
+    """Stands for a type that is imported for checkers alone."""
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+class _Names(dict[str, Any]):
+    """What the names of annotations mean that a module does not have."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__()
+        self.present = {*vars(builtins), *vars(sys.modules[module])}
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.present:
+            raise KeyError(name)
+        return _Unknown
+
+
+@functools.cache
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    with contextlib.suppress(Exception):  # of annotations that are none
+        return get_type_hints(function, localns=_Names(function.__module__))
+    return {}
 
 
 @functools.cache

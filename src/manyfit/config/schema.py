@@ -3,17 +3,19 @@
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 
 from manyfit.config import guest, secrets
 from manyfit.config.errors import ConfigError
+from manyfit.config.numbers import holds_a_switch
 from manyfit.config.secrets import mask
+from manyfit.config.shown import MARK, Stand, as_written, paired
 from manyfit.config.trust import require_all_trusted
 from manyfit.config.written import to_yaml
 
@@ -46,13 +48,24 @@ def _probe(value: Any) -> Any:
 BatchSize = Annotated[int | Literal["full"], PlainValidator(_batch_size)]
 
 
-class Node(BaseModel):
-    """A part of the config whose keys are all named here."""
+class Checked(BaseModel):
+    """A part of the config."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool | list) and holds_a_switch(value, cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number")
+        return value
+
+
+class Node(Checked):
+    """A part whose keys are all named here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class Component(BaseModel):
+class Component(Checked):
     """A part that names what is built: `_target_` and its own arguments, which that class checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -177,6 +190,10 @@ class Config(Node):
         """The config as dotted keys, as the user wrote it: interpolations such as ${oc.env:KEY} stay unresolved."""
         return dict(flattened(self.source, ""))
 
+    def stands(self) -> Iterator[Stand]:
+        """Its interpolations, see `shown`."""
+        return paired(self.model_dump(by_alias=True), self.source)
+
     def yaml(self) -> str:
         """The config as YAML, as the user wrote it."""
         return to_yaml(dict(self.source))
@@ -241,21 +258,28 @@ def parse(
         raise ConfigError(f"{' and '.join(asked)} must be given, such as {asked[0]}=...")
     if cfg.get("resume") is not None:
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
+    values, source = _trees(cfg)
+    with as_written(lambda: paired(values, source)):
+        return _parsed(values, source, tree.get("trusted") or (), choices or {}, overrides)
+
+
+def _parsed(
+    values: Mapping[str, Any],
+    source: Mapping[str, Any],
+    trusted: Sequence[str],
+    choices: Mapping[str, str | None],
+    overrides: Sequence[str],
+) -> Config:
+    require_all_trusted(values, trusted)
+    guests = guest.guests(values)
+    decided = list(guests.decided)
+    guest.require_left_out(overrides, guests.decided)
+    picked = {k: v for k, v in choices.items() if v is not None and not k.startswith("hydra")}
+    known = {"choices": {k: v for k, v in picked.items() if k not in decided}, "guests": guests}
+    known |= {"source": guest.without(source, decided), "trusted": trusted}
+    known |= {key: part for key, part in ITS_OWN.items() if key in decided}
     try:
-        values, source = _trees(cfg)
-        trusted = tree.get("trusted") or ()
-        require_all_trusted(values, trusted)
-        guests = guest.guests(values)
-        decided = list(guests.decided)
-        guest.require_left_out(overrides, guests.decided)
-        picked = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra")}
-        known = {"choices": {k: v for k, v in picked.items() if k not in decided}, "guests": guests}
-        known |= {"source": guest.without(source, decided), "trusted": trusted}
-        known |= {key: part for key, part in ITS_OWN.items() if key in decided}
         parsed = Config.model_validate(guest.without(values, decided) | known)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key} " if error.full_key else ""
-        raise ConfigError(f"{key}must be given: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(sorted({sentence(e) for e in error.errors()}))) from None
     _check_together(parsed)
@@ -282,7 +306,19 @@ def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         tree = {key: value for key, value in cfg.items() if key not in ASIDE}
         return tree, tree
     cfg = _of_the_run(cfg)
-    return _container(cfg, resolve=True), _container(cfg)
+    source = _container(cfg)
+    try:
+        return _container(cfg, resolve=True), source
+    except OmegaConfBaseException as error:
+        raise ConfigError(_not_found(error, source)) from None
+
+
+def _not_found(error: OmegaConfBaseException, source: Mapping[str, Any]) -> str:
+    """That an interpolation stands for nothing; which names no more than is written, where it is made of others."""
+    key = error.full_key or "a value"
+    written = str(dict(flattened(source, "")).get(key, ""))
+    why = str(error).splitlines()[0] if written.count(MARK) == 1 and "not found" in str(error) else ""
+    return f"{key} must be given: {why or 'what it is written as cannot be looked up'}{written and f', {written}'}."
 
 
 def _container(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:

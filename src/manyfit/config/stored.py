@@ -10,8 +10,7 @@ from yaml import YAMLError
 from manyfit.config.earlier import DROPPED
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import flattened
-
-MARK = "${"  # of what would be looked up: in the environment, in Hydra, in another key
+from manyfit.config.shown import MARK
 
 
 def restored(source: Any, said: Mapping[str, Any], key: str, advice: str) -> DictConfig:

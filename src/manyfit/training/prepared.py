@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from manyfit.config.build import build, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
+from manyfit.config.shown import as_written
 from manyfit.data import rows, splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
@@ -86,13 +87,13 @@ class Preparation:
         """
         alike = identity(config.model_copy(update={"seed": 0}))
         if alike not in self._jobs:
-            data = (
-                splits.unread(config.dataset, _source(config.data))
-                if config.guests.data
-                else self._dataset(config.data)
-            )
-            _put(self._jobs, JOBS, alike, _guests_job(config, data) if config.guests.model else _job(config, data))
+            with as_written(config.stands):
+                _put(self._jobs, JOBS, alike, self._made(config))
         return replace(self._jobs[alike], config=config)
+
+    def _made(self, config: Config) -> Job:
+        data = splits.unread(config.dataset, _source(config.data)) if config.guests.data else self._dataset(config.data)
+        return _guests_job(config, data) if config.guests.model else _job(config, data)
 
     def training_rows(self, config: DataConfig) -> int:
         """How many examples there are to train on, whatever `train_size` says."""
