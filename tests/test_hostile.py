@@ -4,14 +4,20 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from safetensors.numpy import save_file
 from torch import nn
 
 from conftest import Compose, command
@@ -21,6 +27,8 @@ from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Component, parse
 from manyfit.config.trust import TRUSTED
+from manyfit.data import sources
+from manyfit.data.encoding import fitted
 from manyfit.data.table import Table
 from manyfit.experiments import claims
 from manyfit.losses import Loss
@@ -239,3 +247,112 @@ def test_a_state_executes_nothing(tmp_path: Path) -> None:
     done = command(tmp_path, f"resume={run.info.run_id}", "epochs=3", said_again, NAME="mine")
     assert done.returncode == 0, done.stderr
     assert len(client(tmp_path).get_metric_history(run.info.run_id, "loss/val")) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------- fuzzed
+
+FUZZED = settings(
+    max_examples=500,
+    derandomize=True,  # the same cases everywhere, and every time
+    database=None,
+    deadline=timedelta(seconds=20),
+    suppress_health_check=list(HealthCheck),
+)
+NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(-9, 9))
+ODD = st.one_of(
+    NUMBERS.map(str),
+    st.sampled_from(
+        ["", "?", "NA", "nan", "inf", "-inf", "true", "FALSE", "null", "1e999", "0x1F", "1_000", "1,5", "'", '"']
+    ),
+    st.sampled_from(["5%", "1+1j", "(2-3j)", "12:30", "2024-05-31", "31.5.2024", "2024-05-31T12:00+02:00", "9" * 400]),
+    st.text(max_size=6),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[bytes, dict[str, Any]]:
+    """Delimited text that may be a table, of columns of a few words each; and options that mostly suit it."""
+    marks = draw(st.sampled_from([",", ";", "tab"])), draw(st.sampled_from([".", ","]))
+    header, columns = draw(st.booleans()), draw(st.integers(2, 5))
+    usual = [draw(st.lists(ODD, min_size=1, max_size=4)) for _ in range(columns)]
+    lines = [[f"c{i}" for i in range(columns)]] * header
+    for row in range(draw(st.integers(1, 30))):
+        cells = [words[row % len(words)] for words in usual]
+        if draw(st.integers(0, 5)) == 0:
+            cells[draw(st.integers(0, columns - 1))] = draw(ODD)
+        lines.append(cells)
+    separator = {"tab": "\t"}.get(marks[0], marks[0])
+    text = draw(st.sampled_from(["\n", "\r\n"])).join(separator.join(line) for line in lines)
+    target = draw(st.sampled_from([*(["c0", "c1"] if header else ["0", 1]), "c9"]))
+    options = {"target": target, "header": header, "separator": marks[0], "decimal": marks[1]}
+    options |= {"task": draw(st.sampled_from(["auto", "classification", "regression"]))}
+    options |= {"separator": draw(st.sampled_from([",", ";", ",,", ""]))} if draw(st.integers(0, 9)) == 0 else {}
+    return text.encode(draw(st.sampled_from(["utf-8"] * 5 + ["utf-16", "latin-1"])), "replace"), options
+
+
+def _read(path: Path, source: Callable[..., Table] = sources.csv, **options: Any) -> None:
+    """As a run comes to it; what is refused is refused in our words."""
+    try:
+        table = source(str(path), **options)
+    except ValueError as error:
+        refusal = error
+    else:
+        fitted(table, np.arange(len(table.target))[: len(table.target) // 2 + 1])
+        return
+    assert type(refusal) is ValueError
+    assert re.match(r"data\S* must ", str(refusal)), refusal
+
+
+@FUZZED
+@given(st.one_of(tables(), tables(), st.tuples(st.binary(max_size=200), st.just({"target": "c0"}))))
+def test_any_text_is_a_table_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, given: tuple[bytes, dict[str, Any]]
+) -> None:
+    """Tables of odd cells, and random bytes."""
+    content, options = given
+    path = tmp_path_factory.getbasetemp() / "fuzzed.csv"
+    path.write_bytes(content)
+    _read(path, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each kind that is as it should be."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("whole")
+    frame = pd.DataFrame({"a": rng.normal(size=40), "b": rng.choice(["u", "v"], 40), "y": rng.normal(size=40)})
+    frame.to_parquet(folder / "t.parquet")
+    frame.to_csv(folder / "t.csv.gz", index=False)
+    x, y = rng.normal(size=(20, 3)).astype(np.float32), np.arange(20) % 2
+    np.savez(folder / "t.npz", x=x, y=y)
+    torch.save({"x": torch.from_numpy(x), "y": torch.from_numpy(y)}, folder / "t.pt")
+    save_file({"x": x, "y": y}, folder / "t.safetensors")
+    return folder
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """What happens to a file: some bytes become others, its end is missing, a part is there twice."""
+    flips = draw(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4))
+    end, doubled = draw(st.one_of(st.just(1.0), st.floats(0, 1))), draw(st.one_of(st.just(0.0), st.floats(0, 1)))
+
+    def damaged(content: bytes) -> bytes:
+        found = bytearray(content)
+        for place, byte in flips:
+            found[int(place * len(content))] = byte
+        return bytes(found[: int(end * len(content))] + found[: int(doubled * len(content))])
+
+    return damaged
+
+
+@FUZZED
+@given(kind=st.sampled_from(["parquet", "csv.gz", "npz", "pt", "safetensors"]), damage=damages())
+def test_a_damaged_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, whole: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """Of every kind that a run reads its data from: never another library's error."""
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(damage((whole / f"t.{kind}").read_bytes()))
+    if kind in ("parquet", "csv.gz"):
+        _read(path, target="y")
+    else:
+        _read(path, source=sources.arrays)

@@ -18,6 +18,9 @@ Kind = Literal["number", "date", "words"]
 MISSING = "?"  # the word where there is none, and the flag of a number that is not there
 LARGEST = 2**53  # whole number up to which float64 has all
 MARKED = re.compile(r"[-+]?\d[\d.,' ]*%?")  # 1,234 or 3,5
+PERCENT = re.compile(r"[-+]?\d[\d.,' ]*%|[-+]?\.\d+ *%")
+COMPLEX = re.compile(r"\(?[-+]?\d[\d.]*(e[-+]?\d+)? *[-+] *\d[\d.]*(e[-+]?\d+)?[ij]\)?", re.IGNORECASE)
+OTHERS = 1_000  # columns that are not plain numbers: each takes milliseconds, or becomes many inputs
 DAY_FIRST = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?")
 NUMBERED = re.compile(r"(?i:(.*[_ .-])?(id|index|idx|key|nr|no|row|row.?number)|unnamed: \d+)|.*[a-z]I[Dd]")
 OFFSET = re.compile(r"(?<=:\d\d)(\.\d+)?(Z|[+-]\d\d:?(\d\d)?)$")  # of a time
@@ -66,6 +69,31 @@ def marked_otherwise(frame: Frame, name: str, words: NDArray[np.str_]) -> str | 
             row = found.index(True)
             return f"{frame.key} must have {what}, but got {str(words[row])!r} {frame.cell(row, name)}. {way}"
     return None
+
+
+def no_number(frame: Frame, name: str, words: NDArray[np.str_]) -> str | None:
+    """What to do with words that are numbers of a kind that nobody can take for numbers, or for words, if most are."""
+    for pattern, what, way in (
+        (PERCENT, "plain numbers", "Write it without the mark, such as 5 or 0.05"),
+        (COMPLEX, "real numbers", "Give each of its two parts a column"),
+    ):
+        found = [bool(pattern.fullmatch(word)) for word in words]
+        if sum(found) > sum(word != MISSING for word in words) / 2:
+            row = found.index(True)
+            return f"{frame.key} must have {what}, but got {str(words[row])!r} {frame.cell(row, name)}. {way}."
+    return None
+
+
+def require_few_others(frame: Frame) -> None:
+    """Raise ValueError if a frame has too many columns that are not plain numbers."""
+    import pandas as pd
+
+    others = sum(not pd.api.types.is_numeric_dtype(kind) for kind in frame.data.dtypes)
+    if others > OTHERS:
+        raise ValueError(
+            f"{frame.key} must have at most {OTHERS} columns that hold more than numbers, such as words and dates, but "
+            f"got {others} in {frame.label}. Keep those that matter."
+        )
 
 
 def says_nothing(name: str, values: NDArray[Any]) -> str | None:
@@ -121,7 +149,9 @@ def column_of(frame: Frame, position: int, name: str, kind: Kind) -> NDArray[Any
     if kind == "date":
         dates = _dates(text)
         _require(frame, name, empty | ~np.isnat(dates), values, "a date, such as 2024-05-31,", "of dates")
-        wall = np.array([OFFSET.sub("", cell) for cell in text], np.str_)  # month and weekday are those of the place
+        wall = np.array(
+            [OFFSET.sub("", cell) for cell in text.tolist()], np.str_
+        )  # month and weekday are those of the place
         return _of_dates(dates, _dates(wall))
     numbers = numbers_in(text)
     _require(frame, name, empty | np.isfinite(numbers), values, "a finite number", "of numbers")
@@ -164,10 +194,12 @@ def _dates(text: NDArray[np.str_]) -> NDArray[np.datetime64]:
     """Of ISO 8601, in UTC; not a time where it is none."""
     import pandas as pd
 
-    cells = pd.Series(text)
-    cells = cells.where(cells.str.match(r"\d"), "")  # "now" is none
-    read = pd.to_datetime(cells, format="ISO8601", errors="coerce", utc=True)
-    return read.dt.tz_localize(None).to_numpy("datetime64[us]")
+    distinct, place = np.unique(text, return_inverse=True)
+    cells = [cell if cell[:1].isdecimal() else "" for cell in distinct.tolist()]  # "now" is none
+    if not any(cells):
+        return np.full(len(text), np.datetime64("NaT", "us"))
+    read = pd.to_datetime(pd.Series(cells), format="ISO8601", errors="coerce", utc=True)
+    return read.dt.tz_localize(None).to_numpy("datetime64[us]")[place]
 
 
 def _of_dates(dates: NDArray[np.datetime64], local: NDArray[np.datetime64]) -> NDArray[np.float64]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 MARKS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # that separate cells, and how an option says them
 
 
+MOST = 10_000  # columns of a table: each is looked at by itself
+LONGEST = 10**7  # characters of a line: a file of another kind may have none but one
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """A DataFrame and what an error message has to say to point into it."""
@@ -81,6 +85,7 @@ def read_text(
         rows = _rows(text, separator)
         line, first = next(rows, (0, []))
         other = _separating(first, separator)
+        require_few(len(first), label, key)
         names = [name.strip() for name in first] if header else [str(i) for i in range(len(first))]
         lines = [] if header or not first else [line]
         for line, row in rows:
@@ -118,17 +123,36 @@ def read_text(
 
 def check_names(names: list[str], label: str, key: str) -> None:
     """Raise ValueError unless each column of a frame has a name of its own."""
+    require_few(len(names), label, key)
+    first: dict[str, int] = {}
     for position, name in enumerate(names):
         if not name:
             raise ValueError(
                 f"{key} must name every column, but got no name for column {position + 1} of {label}. Name it, or "
                 "remove it if it only numbers the rows (pandas: to_csv(index=False))."
             )
-        if name in names[:position]:
+        if first.setdefault(name, position) != position:
             raise ValueError(
-                f"{key} must name each column once, but got {name!r} for columns {names.index(name) + 1} and "
+                f"{key} must name each column once, but got {name!r} for columns {first[name] + 1} and "
                 f"{position + 1} of {label}. Rename one, or set data.header=false if the file has no header."
             )
+
+
+def require_few(columns: int, label: str, key: str) -> None:
+    """Raise ValueError if a table has too many columns."""
+    if columns > MOST:
+        raise ValueError(
+            f"{key} must have at most {MOST} columns, but got {columns} in {label}. Keep those that matter; numbers "
+            "alone may be more, as data=arrays."
+        )
+
+
+def require_file(path: Path, label: str, key: str) -> None:
+    """Raise ValueError if it is a device or a pipe, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(
+            f"{key} must name a file, but got {label}, which is a device or a pipe. Copy what it gives into a file."
+        )
 
 
 def _separating(first: Sequence[str], separator: str) -> str:
@@ -144,9 +168,16 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
+def _lines(text: TextIO) -> Iterator[str]:
+    while line := text.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise csv.Error(f"a line is longer than {LONGEST} characters")
+        yield line
+
+
 def _rows(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Each row that is not blank, with the line number where it starts."""
-    reader = csv.reader(text, delimiter=separator, skipinitialspace=True)
+    reader = csv.reader(_lines(text), delimiter=separator, skipinitialspace=True)
     line = 1
     for row in reader:
         if len(row) > 1 or any(cell.strip() for cell in row):

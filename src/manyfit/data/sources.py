@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfit.config import place
-from manyfit.data.files import Frame, read_text
+from manyfit.data.files import Frame, read_text, require_few, require_file
 from manyfit.data.table import CATEGORIES, Table, to_arrays, to_table
 
 # ---------------------------------------------------------------------------------------------- real data, no network
@@ -222,17 +222,15 @@ def read(
         ValueError: the file cannot be read as a table; names file and line.
     """
     import pandas as pd
-    from pyarrow.lib import ArrowException
 
     _require(decimal in (".", ","), "data.decimal must be '.' or ','", decimal)
-    file, label = Path(path).expanduser(), f"'{path}'"
-    unreadable = (OSError, EOFError, UnicodeError, zlib.error, csv_module.Error, pd.errors.ParserError, ArrowException)
+    file, label = _path(path, key), f"'{path}'"
+    unreadable = (OSError, EOFError, UnicodeError, zlib.error, csv_module.Error, pd.errors.ParserError)
     try:
-        if file.suffix != ".parquet":
-            return read_text(file, label, header, separator, decimal, words, key)
-        data = pd.read_parquet(file)
-        named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
-        return Frame(data.reset_index(level=named) if named else data, label, key)
+        if file.suffix == ".parquet":
+            return _parquet(file, label, key)
+        require_file(file, label, key)
+        return read_text(file, label, header, separator, decimal, words, key)
     except FileNotFoundError:
         raise ValueError(
             f"{key} must name a readable file, but got {label}. There is none of that name in {file.parent.resolve()}."
@@ -241,6 +239,28 @@ def read(
         raise ValueError(
             f"{key} must name a readable file, but got {label} ({error}). Files are UTF-8 text, .gz or .parquet."
         ) from error
+
+
+def _parquet(file: Path, label: str, key: str) -> Frame:
+    """A file, or a folder of the parts of one table; raises OSError if it is none."""
+    import pandas as pd
+    from pyarrow import parquet
+
+    if not file.is_dir():
+        require_file(file, label, key)
+    try:
+        columns = 0 if file.is_dir() else len(parquet.read_schema(file).names)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pyarrow's, of many kinds
+        raise OSError(_reason(error)) from None
+    require_few(columns, label, key)
+    try:
+        data = pd.read_parquet(file)
+        named = [name for name in data.index.names if name is not None]  # columns that pandas keeps as the index
+        return Frame(data.reset_index(level=named) if named else data, label, key)
+    except Exception as error:  # and those of pandas, of what it has written beside the columns
+        raise OSError(_reason(error)) from None
 
 
 def arrays(
@@ -264,10 +284,10 @@ def arrays(
     Raises:
         ValueError: a file cannot be read, or does not hold such arrays.
     """
-    file = Path(path).expanduser()
+    file = _path(path, "data.path")
     if file.suffix == ".npy":
         _require(targets is not None, "data.targets must name the file of the targets where data.path is .npy", targets)
-        found = {x: _array(file, "data.path")[""], y: _array(Path(str(targets)).expanduser(), "data.targets")[""]}
+        found = {x: _array(file, "data.path")[""], y: _array(_path(str(targets), "data.targets"), "data.targets")[""]}
     else:
         found = _array(file, "data.path")
     for key, name in (("x", x), ("y", y)):
@@ -292,7 +312,7 @@ def images(path: str, size: Sequence[int] | None = None, colours: bool = True) -
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     _require(size is None or len(size) == 2, "data.size must be [height, width] or null", size)
-    folder = Path(path).expanduser()
+    folder = _path(path, "data.path")
     if not folder.is_dir():
         raise ValueError(
             f"data.path must name a folder, but got '{path}'. There is none of that name in {folder.parent.resolve()}."
@@ -380,9 +400,10 @@ def _bundled(name: str, **options: Any) -> Table:
 
 def _array(file: Path, key: str) -> dict[str, NDArray[Any]]:
     """The arrays of a file by name; that of .npy has none."""
+    require_file(file, f"'{file}'", key)
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as found:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:  # which closes no torn file
                 return dict(found)
         if file.suffix == ".npy":
             return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
@@ -396,8 +417,19 @@ def _array(file: Path, key: str) -> dict[str, NDArray[Any]]:
             found = torch.load(file, map_location="cpu", weights_only=True)
             return {name: value.numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
     except Exception as error:  # of four libraries, each with its own
-        raise ValueError(f"{key} must name a readable file, but got '{file}' ({str(error).splitlines()[0]}).") from None
+        raise ValueError(f"{key} must name a readable file, but got '{file}' ({_reason(error)}).") from None
     raise ValueError(f"{key} must name a .npz, .npy, .pt or .safetensors file, but got '{file}'.")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what another library says, if it says anything."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _path(path: str, key: str) -> Path:
+    """Where a user's file is; of a home that nobody has, as it stands."""
+    _require("\0" not in path, f"{key} must be a path", path)
+    return Path(os.path.expanduser(path))
 
 
 def _plane(name: str, points: NDArray[np.float64], classes: NDArray[Any]) -> Table:
@@ -432,7 +464,6 @@ def _cached(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str,
     folder = place.cache()
     file = folder / f"{name}.npz"
     unusable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    # Opened here, not by np.load, which forgets to close a torn file.
     with contextlib.suppress(*unusable), file.open("rb") as opened, np.load(opened) as stored:
         return dict(stored)
     made = make()

@@ -15,7 +15,9 @@ from manyfit.data.columns import (
     column_of,
     kind_of,
     marked_otherwise,
+    no_number,
     numbers_in,
+    require_few_others,
     says_nothing,
     text_of,
 )
@@ -158,6 +160,7 @@ def to_table(
     if not categories >= 2:
         raise ValueError(f"data.categories must be >= 2, but got {categories}. A usual number is {CATEGORIES}.")
 
+    require_few_others(frame)
     kinds: dict[str, Kind] = {}
     read: dict[str, NDArray[Any]] = {}
     problems, left_out = [], dict[str, str]()
@@ -172,6 +175,9 @@ def to_table(
             values = column_of(frame, i, column, kind)
         except ValueError as error:
             problems.append(str(error))
+            continue
+        if kind == "words" and column not in keep and (marked := no_number(frame, column, values)):
+            problems.append(f"{marked} If they are words, say data.keep=[{column}].")
             continue
         why = None if column in keep else says_nothing(column, values)
         if why and kind == "words" and (marked := marked_otherwise(frame, column, values)):
@@ -328,6 +334,8 @@ def _target(frame: Frame, position: int, name: str, task: str) -> tuple[NDArray[
             f"{name!r} of {frame.label}. Leave it out, or choose another target."
         )
     distinct, codes = np.unique(values, return_inverse=True)
+    if values.dtype.kind == "U" and task == "auto" and (marked := no_number(frame, name, values)):
+        raise ValueError(f"{marked} If they are classes, say data.task=classification.")
     if values.dtype.kind == "U" and len(distinct) > MAX_CLASSES and (marked := marked_otherwise(frame, name, values)):
         raise ValueError(marked)
     if len(distinct) < 2:
