@@ -1,12 +1,19 @@
 """A new database: whole or not there, and copied where one was made before."""
 
+import logging
+import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
+from alembic import command
+from mlflow.store.db import utils
 
+from forked import SERVER
 from manyfit.tracking import sqlite
 from manyfit.tracking.store import Store
 
@@ -93,3 +100,105 @@ def test_a_store_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store.client.create_run(store.experiment("e"))
         assert [run.info.artifact_uri.startswith(str(tmp_path / name)) for run in store.all("")] == [True]
     assert next(path.name for path in (tmp_path / "cache" / "manyfit").iterdir()).startswith("mlflow-")
+
+
+# A killed process, really: another makes the tables, and is killed when so many are there.
+
+
+def make_in_place(path: str) -> None:
+    """As MLflow does, and as we did."""
+    logging.disable()
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+
+
+def make_a_store(path: str) -> None:
+    logging.disable()
+    os.environ["XDG_CACHE_HOME"] = str(Path(path).parent / "cache")  # no copy is at hand
+    Store(f"sqlite:///{path}", Path(path).parent)
+
+
+def count(folder: Path) -> int:
+    """How many tables are in a database that is being made there, perhaps in a folder within."""
+    found = 0
+    for path in [path for path in folder.rglob("other.db") if path.stat().st_size]:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            try:
+                found = connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()[0]
+            except sqlite3.Error:  # locked, or removed meanwhile
+                continue
+    return found
+
+
+def killed(target: Callable[[str], None], path: Path, at: int) -> None:
+    """Run in a process of its own, killed with SIGKILL once there are so many tables."""
+    process = SERVER.Process(target=target, args=(str(path),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while count(path.parent) < at and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("at", [1, 5, 12, 25])
+def test_a_half_made_store_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int
+) -> None:
+    """Killed while MLflow makes its tables: the next start opens a new one, and says so if it must."""
+    monkeypatch.setattr(sqlite, "STILL", 0.0)
+    path = tmp_path / "other.db"
+    killed(make_in_place, path, at)
+    store = Store(f"sqlite:///{path}", tmp_path)
+    store.client.create_run(store.experiment("e"))
+    assert len(store.all("")) == 1
+    aside = [file for file in tmp_path.glob("other.db.half-made-*") if file.suffix[-4:] not in ("-wal", "-shm")]
+    assert capsys.readouterr().err.count("was left half made") == bool(aside)
+
+
+@pytest.mark.parametrize("at", [1, 20])
+def test_any_sqlite_store_is_there_whole_or_not_at_all(tmp_path: Path, at: int) -> None:
+    """Killed while we make one that is not the default: the next start begins anew."""
+    path = tmp_path / "other.db"
+    killed(make_a_store, path, at)
+    assert not path.exists()
+    Store(f"sqlite:///{path}", tmp_path)
+    assert path.exists()
+
+
+def test_a_half_made_one_with_runs_stays(tmp_path: Path) -> None:
+    """What a user has is not moved, however broken the rest is; nor is a database of somebody else's."""
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("create table runs (run_uuid)")
+        assert sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"runs"}, "runs"))
+        connection.execute("insert into runs values ('a')")
+    assert not sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"runs"}, "runs"))
+    assert not sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"t"}, "t"))
+    with pytest.raises(Exception, match="sqlite|no such|already exists"):
+        Store(f"sqlite:///{path}", tmp_path)
+    assert tables(path)
+
+
+def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is brought to this one's tables, which is said; the copy beside it is as it was, and keeps its runs."""
+    path, uri = tmp_path / "other.db", f"sqlite:///{tmp_path}/other.db"
+    store = Store(uri, tmp_path)
+    store.client.create_run(store.experiment("e"))
+    store.client._tracking_client.store.engine.dispose()
+    head = sqlite.revision(path)
+    engine = utils.create_sqlalchemy_engine(uri)
+    config = utils._get_alembic_config(uri)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "-1")
+    engine.dispose()
+    old = sqlite.revision(path)
+    assert old != head
+    capsys.readouterr()
+    assert len(Store(uri, tmp_path).all("")) == 1
+    assert sqlite.revision(path) == head
+    copy = tmp_path / f"other.{old}.db"
+    assert sqlite.revision(copy) == old
+    assert f"as it was it is kept as {copy.name}" in capsys.readouterr().err
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("select count(*) from runs").fetchone() == (1,)

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from manyfit.config.secrets import mask
 
@@ -55,6 +56,14 @@ def resolve_uri(uri: str | None, root: Path) -> str:
 def default_uri(root: Path) -> str:
     """SQLite under `<root>/mlruns`, absolute."""
     return f"sqlite:///{mlruns(root) / 'mlflow.db'}"
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of a store that is an SQLite database in one."""
+    kind, _, path = uri.partition(":///")
+    path = path.partition("?")[0]
+    in_file = kind.partition("+")[0] == "sqlite" and path not in ("", ":memory:") and not path.startswith("file:")
+    return Path(unquote(path)).absolute() if in_file else None
 
 
 def now() -> int:
@@ -176,28 +185,31 @@ class Acks:
         offset: Up to which byte of the journal.
         error: The last obstacle.
         places: The experiment's id and the address of the artifacts, by our own run id.
+        said: What the deliverer has to tell a person, in sentences.
     """
 
     ids: dict[str, str]
     offset: int
     error: str | None
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
 
 def acks(folder: Path) -> Acks:
     """Read a session's acknowledgements."""
     ids: dict[str, str] = {}
     places: dict[str, tuple[str, str]] = {}
-    offset, error = 0, None
+    offset, error, said = 0, None, list[str]()
     for record in read(folder / ACKS)[0]:
         if "run" in record:
             ids[record["run"]] = record["run_id"]
         if "place" in record:
             experiment, artifacts = record["place"]
             places[record["run"]] = experiment, artifacts
+        said += [record["said"]] if "said" in record else []
         offset = record.get("offset", offset)
         error = record.get("error", error)
-    return Acks(ids, offset, error, places)
+    return Acks(ids, offset, error, places, tuple(said))
 
 
 def sessions(root: Path) -> list[Path]:

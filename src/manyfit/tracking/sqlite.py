@@ -5,10 +5,108 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "afs"}  # file systems
+
+BESIDE = ("", "-wal", "-shm", "-journal")  # a database and what SQLite keeps beside it
+STILL = 3.0  # seconds without a write, after which nobody is making a database's tables any more
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a library that keeps what it has in a database.
+
+    Attributes:
+        make: Fills a new database, which takes seconds.
+        kept: Where a copy of a new one is kept for the next, if it can be.
+        names: Of its tables.
+        content: The table whose rows are what a user has.
+    """
+
+    make: Callable[[Path], None]
+    kept: Path
+    names: Collection[str]
+    content: str
+
+
+def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[str], None]) -> T:
+    """Open a database, which is made before where there is none, or none but what a killed process left half made.
+
+    Args:
+        path: Where.
+        tables: Whose.
+        opens: Opens it, and fails if it is half made. Only one process at a time may be here.
+        say: Told in a sentence that a half-made one was set aside.
+    """
+    if not path.exists():
+        begin(path, tables.kept, tables.make)
+    elif not path.stat().st_size:  # killed before the first table
+        _set_aside(path, tables, say)
+    try:
+        return opens()
+    except Exception:
+        if not half_made(path, tables):
+            raise
+        while (age := time.time() - path.stat().st_mtime) < STILL and age >= 0:  # another may be making it
+            time.sleep(0.5)
+        if not half_made(path, tables):
+            return opens()
+    _set_aside(path, tables, say)
+    return opens()
+
+
+def half_made(path: Path, tables: Tables) -> bool:
+    """Whether there are only tables of the library's, and nothing of a user's in them."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            left = {
+                name for name in found - set(tables.names) if not name.startswith(("alembic_", "_alembic_", "sqlite_"))
+            }
+            return not left and not (
+                tables.content in found and connection.execute(f"SELECT 1 FROM {tables.content}").fetchone()
+            )
+    except sqlite3.Error:  # locked, or no database at all: not ours to move
+        return False
+
+
+def _set_aside(path: Path, tables: Tables, say: Callable[[str], None]) -> None:
+    """Give a half-made database another name, and make it anew."""
+    aside = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}")
+    for ending in BESIDE:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{ending}", f"{aside}{ending}")
+    say(f"{path} was left half made, with nothing in it, and is now {aside.name}; it is made anew")
+    begin(path, tables.kept, tables.make)
+
+
+def revision(path: Path) -> str | None:
+    """Which of its library's schemas a database has, as alembic notes it; None: it does not say."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row else None
+
+
+def copied(path: Path, name: str) -> Path:
+    """A copy of a database beside it, whole even while others write to it; one of that name stays."""
+    copy = path.with_name(name)
+    if copy.exists():
+        return copy
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        made = Path(folder) / copy.name
+        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(made)) as target:
+            source.backup(target)
+        made.replace(copy)
+    return copy
 
 
 def write_ahead(path: Path) -> None:

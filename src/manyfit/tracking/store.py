@@ -1,9 +1,11 @@
 """What we ask of MLflow. Importing it takes seconds: only deliverers do."""
 
+import functools
 import json
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ os.environ |= DEFAULTS | dict(os.environ)  # MLflow reads some of them when it i
 import mlflow
 import numpy as np
 import sqlalchemy
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.entities import (
     Dataset,
@@ -36,6 +39,13 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.base_sql_model import Base
+from mlflow.store.db.utils import (
+    _get_alembic_config,
+    _get_latest_schema_revision,
+    _upgrade_db,
+    create_sqlalchemy_engine,
+)
 from mlflow.store.tracking.dbmodels.models import SqlExperiment
 from mlflow.types import Schema, TensorSpec
 
@@ -107,24 +117,32 @@ class Store:
     Args:
         uri: Where; with credentials if it needs them.
         root: Folder that holds `mlruns/`.
+        say: Told in a sentence what was done to the store before it could be opened; None: stderr.
 
     Every method raises RefusedError for an answer that is final, and anything else for an outage.
     """
 
-    def __init__(self, uri: str, root: Path) -> None:
+    def __init__(self, uri: str, root: Path, say: Callable[[str], None] | None = None) -> None:
         self.uri = uri
         self.root = root
         self._experiments: dict[str, str] = {}
         self._places: dict[str, tuple[str, str]] = {}  # see `place`
         journal.mlruns(root).mkdir(parents=True, exist_ok=True)
+        file, say = journal.file_of(uri), say or _on_stderr
+        opens = functools.partial(self._opened, file, say)
+        lock = file.with_name(f".{file.name}.lock") if file else journal.mlruns(root) / ".lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
-        with FileLock(journal.mlruns(root) / ".lock"), _answers(), warnings.catch_warnings():
+        with FileLock(lock), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
-            path = journal.mlruns(root) / "mlflow.db"
-            if uri == journal.default_uri(root) and not path.exists():
-                sqlite.begin(path, place.cache() / f"mlflow-{mlflow.__version__}.db", _fill)
-            self.client = mlflow.MlflowClient(uri)
-            self.client.search_experiments(max_results=1)
+            self.client = sqlite.opened(file, _tables(), opens, say) if file else opens()
+
+    def _opened(self, file: Path | None, say: Callable[[str], None]) -> mlflow.MlflowClient:
+        if file:
+            _renew(self.uri, file, say)
+        client = mlflow.MlflowClient(self.uri)
+        client.search_experiments(max_results=1)
+        return client
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, created or restored when it must be; safe against others doing the same."""
@@ -282,6 +300,29 @@ def _fill(path: Path) -> None:
     with store.engine.begin() as connection:
         connection.execute(sqlalchemy.delete(SqlExperiment))
     store.engine.dispose()
+
+
+def _tables() -> sqlite.Tables:
+    return sqlite.Tables(_fill, place.cache() / f"mlflow-{mlflow.__version__}.db", Base.metadata.tables.keys(), "runs")
+
+
+def _renew(uri: str, file: Path, say: Callable[[str], None]) -> None:
+    """Bring a store of an older MLflow to this one's tables, with a copy beside it for the older one."""
+    found = sqlite.revision(file)
+    if found is None or found == _get_latest_schema_revision():  # type: ignore[no-untyped-call]
+        return
+    known = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    if found not in {script.revision for script in known.walk_revisions()}:
+        return  # of a newer one, which is for MLflow to refuse
+    copy = sqlite.copied(file, f"{file.stem}.{found}{file.suffix}")
+    say(f"{file} is of an older MLflow and is brought to {mlflow.__version__}; as it was it is kept as {copy.name}")
+    engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]
+    _upgrade_db(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
+
+
+def _on_stderr(words: str) -> None:
+    print(words, file=sys.stderr)
 
 
 def explain(error: Exception) -> str:

@@ -108,6 +108,10 @@ class Tracker:
             run: The run; of a sweep, the parent.
             resume: What is to be said behind `resume=<id>`; None where the run cannot be gone on with.
         """
+        said = [line("note", words) for words in self.acks().said]
+        return "\n".join([*said, self._where(run, resume)])
+
+    def _where(self, run: TrackedRun, resume: str | None) -> str:
         if self.lost:
             return line("look", "manyfit ui, for what reached the disk")
         short = (run.run_id or run.id)[:8]

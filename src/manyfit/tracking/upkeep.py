@@ -4,7 +4,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
@@ -129,7 +128,7 @@ def _bury(store: Store, root: Path) -> int:
 
 
 def _size(uri: str) -> str:
-    path = Path(unquote(urlparse(uri).path)[1:]) if uri.startswith("sqlite:") else None
+    path = journal.file_of(uri)
     return f" ({path.stat().st_size / 1e6:.1f} MB)" if path is not None and path.exists() else ""
 
 

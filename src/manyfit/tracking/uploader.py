@@ -67,8 +67,9 @@ def attend(folder: Path, owner: int) -> bool:
 
 def _embark(folder: Path) -> Session:
     """First what earlier sessions left (a run that this session goes on with may be among it), then this one."""
-    root = folder.parents[2]
-    store = Store(os.environ["MLFLOW_TRACKING_URI"], root)
+    root, known = folder.parents[2], folder / journal.ACKS
+    first = not known.exists()
+    store = Store(os.environ["MLFLOW_TRACKING_URI"], root, lambda words: journal.note(known, {"said": words}))
     for orphan in journal.orphans(root):
         try:
             if target(orphan, root, None) == store.uri:
@@ -77,7 +78,7 @@ def _embark(folder: Path) -> Session:
             log.warning("%s is held back: %s", orphan.name, mask(repr(error)))
     gc.freeze()
     gc.enable()
-    return Session(store, folder, first=not (folder / journal.ACKS).exists())
+    return Session(store, folder, first)
 
 
 def _last_word(folder: Path) -> tuple[int, str]:
