@@ -17,7 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from conftest import ROOT, command, epochs_stored, started
+from disks import make_room, small_disk
 from forked import Started
+from manyfit.tracking import journal, upkeep
 from manyfit.training import checkpoints
 
 RUN = str(ROOT / "run.py")
@@ -173,3 +175,51 @@ def test_killed_with_its_ranks_it_resumes(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/val")]
     assert sorted(steps) == list(range(epochs + 1))  # every epoch once
+
+
+# A disk that is full, really: see disks.py.
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_while_a_run_trains(tmp_path: Path) -> None:
+    """The journal is refused: one sentence says which epochs are lost and what is not, and the exit code is 1.
+
+    Once there is room what came before is delivered, and the next command is as ever.
+    """
+    with small_disk(tmp_path / "disk", "200k") as folder:
+        done = command(folder, "data=iris", "epochs=600")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "waits in memory: make room there" in done.stderr
+        (last,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        lost = re.search(r"epochs (\d+) to 600 and the end of 1 run is lost. What came before is kept", last)
+        assert lost, last
+        make_room(folder)
+        while journal.sessions(folder):  # the command's own uploader may still be trying, too
+            assert upkeep.sync(folder).held == ()
+        run = the_run(folder)
+        assert run.info.status == "KILLED"
+        steps = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").get_metric_history(run.info.run_id, "loss/val")
+        assert sorted(metric.step for metric in steps) == list(range(int(lost[1])))
+        assert command(folder, "data=iris", "epochs=3").returncode == 0
+
+
+def test_a_disk_that_is_full_before(tmp_path: Path) -> None:
+    """One sentence, and nothing is left behind that a next command stumbles over."""
+    with small_disk(tmp_path / "disk", "40k") as folder:
+        (folder / "filler").write_bytes(bytes(36864))
+        done = command(folder, "data=iris", "epochs=3")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: mlruns must have room, but [Errno 28] No space left")
+        make_room(folder)
+        assert command(folder, "data=iris", "epochs=3").returncode == 0
+
+
+def test_a_disk_without_room_for_states(tmp_path: Path) -> None:
+    """A run whose state could not be kept says so, and is otherwise whole."""
+    with small_disk(tmp_path / "mlruns" / "checkpoints", "8k"):
+        done = command(tmp_path, "data=iris", "epochs=200")
+        assert done.returncode == 0, done.stderr
+        assert "the state was not kept: OSError: [Errno 28] No space left" in done.stderr
+    assert the_run(tmp_path).info.status == "FINISHED"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from disks import make_room, small_disk
 from forked import tables
 from manyfit import cli
 from manyfit.tracking import journal, reading, upkeep
@@ -352,6 +354,34 @@ def test_outage_holds_back_and_says_why(tmp_path: Path, port: int) -> None:
     assert not any(b"secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     (held,) = upkeep.sync(tmp_path).held
     assert "MLFLOW_TRACKING_URI must be" in held
+
+
+@pytest.mark.usefixtures("forked_uploader")
+@pytest.mark.parametrize(("at", "uri"), [("mlruns/artifacts", None), ("elsewhere", "sqlite:///elsewhere/other.db")])
+def test_a_store_whose_disk_is_full(root: Path, at: str, uri: str | None) -> None:
+    """What it does not take is held back, which is said, and arrives once there is room."""
+    with small_disk(root / at, "100k") as disk:
+        with Tracker(uri, root) as tracker:
+            run = start(tracker)
+            run.metrics([("m", float(i), i) for i in range(2000)])
+            run.file("large.bin", bytes(300_000))
+            run.end("FINISHED")
+            assert not tracker.close()
+        assert tracker.lost is None
+        assert re.search("No space left|database or disk is full", str(tracker.last_error))
+        assert "nothing is lost: manyfit sync delivers it" in tracker.where(run)
+        make_room(disk)
+        while not list(journal.orphans(root)):  # who delivered may take a moment to let go of its lock
+            time.sleep(0.01)
+        assert upkeep.sync(root).held == ()
+        store = Store(tracker.uri, root)
+        (found,) = store.all("")
+        assert found.info.status == "FINISHED"
+        assert len(store.client.get_metric_history(found.info.run_id, "m")) == 2000
+        assert [(item.path, item.file_size) for item in store.client.list_artifacts(found.info.run_id)] == [
+            ("large.bin", 300_000)
+        ]
+        store.client._tracking_client.store.engine.dispose()
 
 
 def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> None:

@@ -1,6 +1,7 @@
 """The command, as `python run.py` or `manyfit run`: Hydra in, objective out. `--help` lists what can be set."""
 
 import atexit
+import errno
 import gc
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,10 @@ def _obey(arguments: Sequence[str], folders: Sequence[Path]) -> None:
             start(_train, arguments, folders)
     except (errors.ConfigError, errors.TrainingError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: mlruns must have room, but {error}. Make some, and start the command again.")
 
 
 def _train(cfg: "DictConfig") -> float:

@@ -103,6 +103,7 @@ class Journal:
         self.error: str | None = None
         self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pending = bytearray()
+        self._torn = bytearray()  # of the first record that is pending, what is on the disk
         self._files = 0
         self._mutex = threading.Lock()
         self.append(header)
@@ -116,7 +117,9 @@ class Journal:
             self._pending += line
             try:
                 while self._pending:
-                    del self._pending[: os.write(self._journal, self._pending)]
+                    size = os.write(self._journal, self._pending)
+                    self._torn = (self._torn + self._pending[:size]).rpartition(b"\n")[2]
+                    del self._pending[:size]
                 self.error = None
             except OSError as error:
                 self.error = f"cannot write to {self.folder}: {error}"
@@ -132,8 +135,17 @@ class Journal:
     def file(self, name: str, content: bytes) -> str:
         """Store an artifact; its path inside the session's folder. Raises OSError when the disk refuses."""
         path = self.place(name)
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError:
+            shutil.rmtree(path.parent, ignore_errors=True)  # half a file takes room, too
+            raise
         return str(path.relative_to(self.folder))
+
+    def unwritten(self) -> list[Record]:
+        """The records that wait for room on the disk."""
+        with self._mutex:
+            return [_parse(line) for line in (self._torn + self._pending).splitlines()]
 
     def release(self) -> None:
         """Stop writing and give the folder free: from here on anybody may deliver what is left."""

@@ -150,4 +150,4 @@ class TrackedRun:
 
     def _append(self, record: journal.Record) -> None:
         if self._tracker:
-            self._tracker._journal.append(record)
+            self._tracker.append(record)

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Literal, Self
 from manyfit.config import place
 from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
-from manyfit.displays import line
+from manyfit.displays import line, put
 from manyfit.tracking import journal
 from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.run import DatasetRecord, TrackedRun
@@ -55,6 +55,7 @@ class Tracker:
             folder = journal.mlruns(self.root)
             raise ValueError(f"mlruns must be writable, but {folder} is not ({error}). Set its permissions.") from None
         self._runs: list[TrackedRun] = []
+        self._warned = False
         self._final: journal.Acks | None = None
         self._delivered = False
         self.lost: str | None = None
@@ -78,7 +79,7 @@ class Tracker:
         """
         run = TrackedRun(self, name)
         source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
-        self._journal.append(
+        self.append(
             {
                 "op": "start",
                 "run": run.id,
@@ -94,6 +95,13 @@ class Tracker:
         )
         self._runs.append(run)
         return run
+
+    def append(self, record: journal.Record) -> None:
+        """Put a record into the journal; the first that the disk refuses is told at once."""
+        self._journal.append(record)
+        if self._journal.error and not self._warned:
+            self._warned = True
+            put(f"{self._journal.error}; what is recorded waits in memory: make room there before the command ends")
 
     def page(self, path: str) -> str:
         """How a page of MLflow's UI is opened, in words; without credentials."""
@@ -113,7 +121,7 @@ class Tracker:
 
     def _where(self, run: TrackedRun, resume: str | None) -> str:
         if self.lost:
-            return line("look", "manyfit ui, for what reached the disk")
+            return line("look", "manyfit sync, once there is room, for what reached the disk")
         short = (run.run_id or run.id)[:8]
         command = " ".join(filter(None, [f"{self.elsewhere}{place.called()} resume={short}", resume]))
         again = "" if resume is None else f"  ({command} goes on with it)"
@@ -163,7 +171,10 @@ class Tracker:
         self._end_open_runs("KILLED")
         self._journal.append({"op": "close"})
         if error := self._journal.error:  # the uploader will not read that this is all
-            self.lost = f"mlruns must take what is recorded, but {error}: the end of it is lost. Make room there."
+            self.lost = (
+                f"mlruns must take what is recorded, but {error}: {_named(self._journal.unwritten())} is lost. What came "
+                "before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
+            )
             self._uploader.returncode = STILL_AT_WORK
         self._delivered = not self.lost and self._wait(timeout)
         self._final = journal.acks(self._journal.folder)
@@ -271,6 +282,14 @@ class NoTracker:
 def tracker_of(config: Config) -> Tracker | NoTracker:
     """Of the store that a config names."""
     return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
+
+
+def _named(records: Sequence[journal.Record]) -> str:
+    """What is in them, in words."""
+    steps = [step for record in records if record["op"] == "metrics" for _, _, step in record["rows"] if step]
+    epochs = [f"epochs {min(steps)} to {max(steps)}"] if steps else []
+    runs = len({record["run"] for record in records if "run" in record})
+    return " and ".join([*epochs, "the end"]) + f" of {runs} run{'s' * (runs != 1)}"
 
 
 def _user() -> str:

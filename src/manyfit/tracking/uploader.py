@@ -5,6 +5,7 @@ session's process is gone, killed or not, it delivers the rest and ends the runs
 for sessions whose uploader is gone too, and so does the next uploader on the same store.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -56,7 +57,8 @@ def attend(folder: Path, owner: int) -> bool:
         except Exception as error:  # an outage of whatever kind: all stays in the spool
             arrived, wait = False, min(2 * wait, LONGEST_WAIT)
             log.warning("held back: %s", mask(repr(error)))
-            journal.note(folder / journal.ACKS, {"error": explain(error)})
+            with contextlib.suppress(OSError):  # of the same full disk: the log has said it, or could not either
+                journal.note(folder / journal.ACKS, {"error": explain(error)})
         if last:
             break
         due = time.monotonic() + wait
