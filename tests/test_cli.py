@@ -162,6 +162,7 @@ def test_logged_model_predicts(
         (["batch_size=5000"], "batch_size must be <= 1257"),
         (["data=csv", "data.path=no.csv", "data.target=y"], "data.path must"),
         (["loss=mse"], "loss must suit the data"),
+        pytest.param([f"name={'x' * 600}"], "name must have at most 256 characters", id="a long name"),
     ],
     ids=str,
 )

@@ -223,3 +223,18 @@ def test_a_disk_without_room_for_states(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "the state was not kept: OSError: [Errno 28] No space left" in done.stderr
     assert the_run(tmp_path).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_deleted_in_the_ui(tmp_path: Path) -> None:
+    """The command says at its end that the store refused the rest, and where that is; the exit code is 1."""
+    with started(tmp_path, "data=digits", "epochs=400") as process:
+        while not epochs_stored(tmp_path) and process.poll() is None:
+            time.sleep(0.05)
+        run = the_run(tmp_path)
+        MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").delete_run(run.info.run_id)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: the store must take what is recorded, but refused" in errors
+    assert upkeep.sync(tmp_path, rejects=True).held == ()
+    assert the_run(tmp_path).data.tags["manyfit.rejected.of"] == run.info.run_id

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +28,11 @@ from mlflow.entities import Run
 from disks import make_room, small_disk
 from forked import tables
 from manyfit import cli
-from manyfit.tracking import journal, reading, upkeep
+from manyfit.config.errors import ConfigError
+from manyfit.tracking import journal, reading, rejected, upkeep
+from manyfit.tracking.limits import MAX_PARAM
 from manyfit.tracking.run import DatasetRecord, TrackedRun
-from manyfit.tracking.store import MAX_PARAM, Store, Values
+from manyfit.tracking.store import Store, Values
 from manyfit.tracking.tracker import NoTracker, Tracker
 
 DATA = DatasetRecord("digits", "0123abcd", "sklearn.datasets", 1000, 4, 3)
@@ -455,9 +458,63 @@ def test_refused_value_spares_the_others(root: Path) -> None:
     (found,) = runs(root)
     assert len(history(root, found.info.run_id, "m")) == 10
     assert found.info.status == "FINISHED"
-    (kept,) = (root / "mlruns" / "rejected").glob("*.jsonl")
+    (kept,) = rejected.files(root)
     assert "bad*name" in kept.read_text()
     assert any(line.startswith("problem") and "refused" in line for line in upkeep.doctor(root))
+    assert upkeep.sync(root, rejects=True).refused == 0
+    assert rejected.files(root) == []
+    (again,) = [run for run in runs(root) if run.info.run_name == "adam (rejected)"]
+    assert again.data.tags["manyfit.rejected.of"] == found.info.run_id
+    assert again.data.metrics == {"bad_name": 1.0}
+    text = mlflow.artifacts.load_text(again.info.artifact_uri + "/rejected.jsonl")
+    assert "bad*name" in text
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_run_deleted_while_it_trains(root: Path) -> None:
+    """What follows is set aside, and said; `sync --rejected` makes a new run of it, with its files."""
+    with Tracker(None, root) as tracker:
+        run = start(tracker)
+        run.metrics([("m", 0.0, 0)])
+        tracker.wait_for_ids()
+        assert run.run_id is not None
+        client(root).delete_run(run.run_id)
+        run.metrics([("m", float(i), i) for i in range(1, 2000)])
+        run.tags({"fit": "good"})
+        run.file("figures/a.txt", b"x")
+        run.model(torch.nn.Linear(4, 3), np.ones((1, 4), np.float32), np.ones((1, 3), np.float32))
+        run.end("FINISHED")
+        assert tracker.close()
+    assert "the store must take what is recorded, but refused" in str(tracker.lost)
+    assert "manyfit sync --rejected" in str(tracker.lost)
+    assert runs(root) == []
+    assert upkeep.sync(root, rejects=True).held == ()
+    (found,) = runs(root)
+    assert (found.info.run_name, found.info.status) == ("adam (rejected)", "FINISHED")
+    assert found.data.tags["manyfit.rejected.of"] == run.run_id
+    assert found.data.tags["fit"] == "good"
+    assert {(i, float(i)) for i in range(1, 2000)} <= set(history(root, found.info.run_id, "m"))
+    assert [item.path for item in client(root).list_artifacts(found.info.run_id, "figures")] == ["figures/a.txt"]
+    assert len(found.outputs.model_outputs) == 1
+    assert list((root / "mlruns" / "rejected").iterdir()) == []
+    assert upkeep.sync(root, rejects=True).sessions == 0
+
+
+@pytest.mark.usefixtures("no_uploader")
+def test_a_name_that_no_store_takes_is_refused_at_once(root: Path) -> None:
+    """By its length or its characters, before the run exists; a run's own, made of its settings, is cut."""
+    tracker = Tracker(None, root)
+    with pytest.raises(ConfigError, match="name must have at most 256 characters.* but got 600"):
+        start(tracker, experiment="x" * 600)
+    for key in ("k" * 251, "a+b"):
+        with pytest.raises(ConfigError, match="a key must have at most 250 characters"):
+            start(tracker, params={key: 1})
+        with pytest.raises(ConfigError, match="a key must have at most 250 characters"):
+            start(tracker, tags={key: "1"})
+    start(tracker, name="x" * 600)
+    abandon(tracker)
+    upkeep.sync(root)
+    assert [len(str(run.info.run_name)) for run in runs(root)] == [250]
 
 
 @pytest.mark.usefixtures("no_uploader")
@@ -657,7 +714,9 @@ def test_ui_serves_and_ends_cleanly(root: Path, port: int) -> None:
 def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its id in the store; held back with our own; without a command where it cannot go on."""
     monkeypatch.chdir(tmp_path)
-    tracker: Any = SimpleNamespace(lost=None, last_error=None, elsewhere="", page=lambda path: f"the page {path}")
+    tracker: Any = SimpleNamespace(last_error=None, elsewhere="", page=lambda path: f"the page {path}")
+    tracker._journal, tracker._delivered = SimpleNamespace(error=None), False
+    tracker.acks, tracker._where = lambda: journal.Acks({}, 0, None), partial(Tracker._where, tracker)
     run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))
     assert Tracker.where(tracker, run, "epochs=9") == (
         "         id  store678  (manyfit run resume=store678 epochs=9 goes on with it)\n"

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--trusted", metavar="MODULE", default="", help="of the run's model, if it is to be imported")
     predict.set_defaults(command=_predict)
     sync = commands.add_parser("sync", help="deliver what an outage or a kill held back")
+    sync.add_argument("--rejected", action="store_true", help="also what the store refused, into new runs")
     sync.set_defaults(command=_sync)
     doctor = commands.add_parser("doctor", help="look after the store: what is wrong, and what could be repaired")
     doctor.set_defaults(command=_doctor)
@@ -186,17 +187,17 @@ def _taken(host: str, port: int) -> bool:
     return False
 
 
-def _sync(_: argparse.Namespace) -> int:
+def _sync(options: argparse.Namespace) -> int:
     from manyfit.tracking.upkeep import sync
 
-    report = sync(_root())
+    report = sync(_root(), rejects=options.rejected)
     print(f"delivered {report.sessions} sessions, {report.runs} runs")
     if report.living:
         print(f"left alone {report.living} sessions that are running and deliver themselves")
     for reason in report.held:
         print(f"held back {reason}")
     if report.refused:
-        print(f"refused by the store: {report.refused} deliveries, kept in mlruns/rejected/")
+        print(f"refused: {report.refused} deliveries, kept in mlruns/rejected/; manyfit sync --rejected makes new runs")
     return 1 if report.held or report.refused else 0
 
 

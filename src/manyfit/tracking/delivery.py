@@ -1,19 +1,20 @@
 """One session's way from the spool to MLflow.
 
 Everything may be delivered twice without doubling anything: points carry the time they were recorded (MLflow drops
-equal ones), a run carries our id in a tag and is looked up before it is created again.
+equal ones), a run carries our id in a tag and is looked up before it is created again. A journal is not trusted: a line
+that is no record, or points to a file that is not the session's own, is set aside with its reason (rejected.py).
 """
 
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from manyfit.tracking import journal
+from manyfit.tracking import journal, records, rejected
 from manyfit.tracking.journal import Record
-from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, Point, RefusedError, Store, Values
+from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, GoneError, Point, RefusedError, Store, Values
 
 TOGETHER = 100_000  # values in one transaction, or little more: others wait for it
 
@@ -31,13 +32,18 @@ class Parcel:
     model: Record | None = None
     end: Record | None = None
 
-    def values(self) -> tuple[list[Point], list[tuple[str, str]], list[tuple[str, str]]]:
+    def values(self) -> Values:
         """Points, params and tags."""
-        return self.points, list(self.params.items()), list(self.tags.items())
+        return Values(self.points, list(self.params.items()), list(self.tags.items()))
+
+    def records(self) -> list[Record]:
+        """All of it, as a journal would have it."""
+        whole = [self.start, *_records(self.values()), *self.files, self.model, self.end]
+        return [record for record in whole if record]
 
     def add(self, record: Record) -> None:
         """Put a record of the journal in."""
-        match record.get("op"):
+        match record["op"]:
             case "start":
                 self.start, self.dataset = record, record["dataset"]
                 self.params |= record["params"]
@@ -65,7 +71,7 @@ class Session:
     Attributes:
         closed: Whether the session said that nothing follows.
         runs: Runs begun.
-        refused: Deliveries that the store refused for good.
+        refused: Deliveries that were set aside: the store refused them for good, or they were no records.
     """
 
     def __init__(self, store: Store, folder: Path, first: bool = False) -> None:
@@ -79,16 +85,24 @@ class Session:
         self._acknowledged = known.offset  # bytes of the journal
         self._offset = 0
         self._first = first
+        self._uri: str | None = None  # the store that the session named
+        self._starts: dict[str, Record] = {}  # of every run that began
         self._open: dict[str, None] = {}  # runs without an end, in the order of their starts
-        self._resumed: set[str] = set()
-        self._present: dict[str, set[tuple[str, int]]] = {}  # points that a resumed run had before
+        self._present: dict[
+            str, dict[tuple[str, int], int]
+        ] = {}  # points that a resumed run had before, and their times
         self._parcels: dict[str, Parcel] = {}
+        self._damaged: list[tuple[bytes, str]] = []  # lines that are no records, and why
 
     def advance(self, abandoned: bool) -> None:
         """Read on and deliver. If the session's process is gone without a word, its open runs were KILLED."""
         self._collect()
         if abandoned and not self.closed:
             self._kill()
+        while self._damaged:
+            line, why = self._damaged[0]
+            self._reject(None, f"it is no record: {why}", line=line)
+            del self._damaged[0]
         for run, parcel in list(self._parcels.items()):
             self._open_run(run, parcel)
         self._log_all()
@@ -102,23 +116,36 @@ class Session:
     def _collect(self) -> None:
         """Records before the acknowledged byte are read for what they tell, and not delivered again."""
         path = self.folder / journal.JOURNAL
-        known: list[Record] = []
+        known: list[bytes] = []
         if self._offset == 0 < self._acknowledged:
-            known, self._offset = journal.read(path, 0, self._acknowledged)
-        fresh, self._offset = journal.read(path, self._offset)
-        for record in known + fresh:
+            known, self._offset = journal.lines(path, 0, self._acknowledged)
+        fresh, self._offset = journal.lines(path, self._offset)
+        for line in known:
+            if record := self._record(line)[0]:
+                self._observe(record)
+        for line in fresh:
+            record, why = self._record(line)
+            if record is None:
+                self._damaged.append((line, why))
+                continue
             self._observe(record)
-        for record in fresh:
             if "run" in record:
                 self._parcels.setdefault(record["run"], Parcel()).add(record)
 
+    def _record(self, line: bytes) -> tuple[Record | None, str]:
+        record, why = records.parse(line)
+        if record and record["op"] == "start" and record["run"] in self._starts:
+            return None, "its run has begun before"
+        return record, why
+
     def _observe(self, record: Record) -> None:
-        match record.get("op"):
+        match record["op"]:
+            case "session":
+                self._uri = record["uri"]
             case "start":
                 self.runs += 1
                 self._open[record["run"]] = None
-                if record["run_id"]:
-                    self._resumed.add(record["run"])
+                self._starts[record["run"]] = record
             case "end":
                 self._open.pop(record["run"], None)
             case "close":
@@ -128,22 +155,26 @@ class Session:
         path = self.folder / journal.JOURNAL
         last_word = int(path.stat().st_mtime * 1000) if path.exists() else journal.now()
         for run in self._open:
-            end = {"op": "end", "run": run, "time": last_word, "status": "KILLED"}
+            time = max(last_word, self._starts[run]["time"])  # a clock may have been set back
+            end = {"op": "end", "run": run, "time": time, "status": "KILLED"}
             self._parcels.setdefault(run, Parcel()).end = end
         self._open.clear()
 
     def _open_run(self, run: str, parcel: Parcel) -> None:
         """Its start and its data; an outage leaves in the parcel what has not arrived."""
-        if start := parcel.start:
-            self._attempt(run, start, lambda: self._begin(run, start, parcel))
-            parcel.start = None
-        run_id = self._ids.get(run)
-        if run_id is None:  # the store refused to create it
-            self._reject(run, "its run was refused", asdict(parcel))
+        try:
+            if start := parcel.start:
+                self._begin(run, start, parcel)
+                parcel.start = None
+            if run not in self._ids:
+                raise RefusedError("its run never began")
+        except RefusedError as error:
+            self._reject(run, f"its run was refused: {error}", parcel.records())
             del self._parcels[run]
             return
         if dataset := parcel.dataset:
-            self._attempt(run, dataset, lambda: self.store.dataset(run_id, dataset))
+            told = {"op": "dataset", "dataset": dataset}
+            self._attempt(run, told, lambda: self.store.dataset(self._ids[run], dataset))
             parcel.dataset = None
 
     def _close_run(self, run: str, parcel: Parcel) -> None:
@@ -158,17 +189,19 @@ class Session:
         if end := parcel.end:
             self._attempt(run, end, lambda: self.store.end(run_id, end["status"], end["time"]))
 
-    def _attempt(self, run: str, payload: Any, send: Callable[[], None]) -> None:
+    def _attempt(self, run: str, record: Record | None, send: Callable[[], None]) -> None:
         try:
             send()
         except RefusedError as error:
-            self._reject(run, str(error), payload)
+            self._reject(run, str(error), [record] if record else [])
 
-    def _reject(self, run: str, reason: str, payload: Any) -> None:
-        """Keep what the store refuses for good in `mlruns/rejected/`, so that the rest can go on."""
-        folder = self.folder.parents[1] / "rejected"
-        folder.mkdir(exist_ok=True)
-        journal.note(folder / f"{self.folder.name}.jsonl", {"run": run, "reason": reason[:2000], "refused": payload})
+    def _reject(self, run: str | None, reason: str, refused: Sequence[Record] = (), line: bytes = b"") -> None:
+        """Set aside what is refused for good, so that the rest can go on."""
+        start = self._starts.get(run or "", {})
+        known = {"id": run, "run_id": self._ids.get(run or ""), "uri": self._uri}
+        known |= {key: start.get(key) for key in ("experiment", "name")}
+        rejected.keep(self.folder, known, reason, refused, line)
+        journal.note(self.folder / journal.ACKS, {"refused": reason[:300]})
         self.refused += 1
 
     def _begin(self, run: str, start: Record, parcel: Parcel) -> None:
@@ -209,44 +242,79 @@ class Session:
             if waiting and size < TOGETHER:
                 run = waiting.pop(0)
                 self._attempt(run, None, functools.partial(self._leave_out_known, run))
-                some[run] = Values(*self._parcels[run].values())
+                some[run] = self._parcels[run].values()
                 size += some[run].size
                 continue
             written = self.store.log_all({self._ids[run]: its for run, its in some.items()})
             for run, its in some.items():
-                for chunk in its.chunks() if self._ids[run] not in written else ():
-                    self._log(run, self._ids[run], chunk)
-                parcel = self._parcels[run]
-                parcel.points, parcel.params, parcel.tags = [], {}, {}
+                if self._ids[run] not in written:
+                    self._log_one(run, its)
+                if parcel := self._parcels.get(run):
+                    parcel.points, parcel.params, parcel.tags = [], {}, {}
             some, size = {}, 0
 
+    def _log_one(self, run: str, values: Values) -> None:
+        """Of a run that is gone all that is left is set aside together."""
+        try:
+            for chunk in values.chunks():
+                self._log(run, self._ids[run], chunk)
+        except GoneError as error:
+            self._reject(run, str(error), self._parcels[run].records())
+            del self._parcels[run]
+
     def _leave_out_known(self, run: str) -> None:
-        """Resumed from a checkpoint it repeats epochs. Step 0 stays: what is measured once may be renewed."""
+        """From a checkpoint it repeats epochs. Step 0, of what is measured once, may be renewed, as the last."""
         parcel = self._parcels[run]
-        if run in self._resumed and parcel.points:
+        if self._starts.get(run, {}).get("run_id") and parcel.points:
             if run not in self._present:
                 self._present[run] = self.store.present(self._ids[run])
-            parcel.points = [p for p in parcel.points if p[3] == 0 or (p[0], p[3]) not in self._present[run]]
+            before = self._present[run]
+            parcel.points = [
+                (key, value, max(time, before.get((key, step), -1) + 1), step)
+                for key, value, time, step in parcel.points
+                if step == 0 or (key, step) not in before
+            ]
 
     def _log(self, run: str, run_id: str, values: Values) -> None:
         """One refused value refuses its whole call: halve, until it is alone."""
         try:
             self.store.log(run_id, values)
         except RefusedError as error:
+            if self.store.gone(run_id):
+                raise GoneError(f"the run was deleted: {error}") from error
             halves = values.halves()
             for half in halves:
                 self._log(run, run_id, half)
             if not halves:
-                self._reject(run, str(error), asdict(values))
+                self._reject(run, str(error), _records(values))
 
     def _file(self, run_id: str, item: Record) -> None:
-        path = self.folder / item["path"]
-        if path.exists():  # else it was delivered before, and not acknowledged
+        folder = PurePosixPath(item["folder"] or ".")
+        if folder.is_absolute() or ".." in folder.parts:
+            raise RefusedError(f"the folder of an artifact must be one of the run's own, but got {item['folder']}")
+        if path := self._own(item):
             self.store.file(run_id, path, item["folder"])
             path.unlink()
 
     def _model(self, run_id: str, item: Record) -> None:
-        path = self.folder / item["path"]
-        if path.exists():
+        if path := self._own(item):
             self.store.model(run_id, path, item, f"{item['run']}/{item['path']}")
             path.unlink()
+
+    def _own(self, item: Record) -> Path | None:
+        """The file that a record points to; None: it was delivered before, and not acknowledged."""
+        path = journal.own_file(self.folder, item["path"])
+        if path is None:
+            raise RefusedError(f"a file must be one of the session's own, but got {item['path']}")
+        return path if path.exists() else None
+
+
+def _records(values: Values) -> list[Record]:
+    """As a journal would have them; params have a record of their own only here."""
+    times: dict[int, list[Any]] = {}
+    for key, value, time, step in values.points:
+        times.setdefault(time, []).append((key, value, step))
+    found: Iterable[Record] = ({"op": "metrics", "time": time, "rows": rows} for time, rows in times.items())
+    params: Iterable[Record] = [{"op": "params", "params": dict(values.params)}] if values.params else []
+    tags: Iterable[Record] = [{"op": "tags", "tags": dict(values.tags)}] if values.tags else []
+    return [*found, *params, *tags]

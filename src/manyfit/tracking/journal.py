@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -156,10 +156,10 @@ class Journal:
                 self.lock = None
 
 
-def read(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[Record], int]:
-    """Complete records of a journal in the `limit` bytes (-1: all) after a byte offset, and where they end.
+def lines(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[bytes], int]:
+    """Complete lines of a journal in the `limit` bytes (-1: all) after a byte offset, and where they end.
 
-    A torn last line (its writer was killed) does not count; a damaged line reads as `{"op": "unreadable"}`.
+    A torn last line (its writer was killed) does not count.
     """
     if not path.exists():
         return [], offset
@@ -167,13 +167,32 @@ def read(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[Record], in
         file.seek(offset)
         data = file.read(limit)
     data = data[: data.rfind(b"\n") + 1]
-    return [_parse(line) for line in data.splitlines()], offset + len(data)
+    return data.split(b"\n")[:-1], offset + len(data)
 
 
-def _parse(line: bytes) -> Record:
+def read(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[Record], int]:
+    """The same as records; a damaged line reads as `{"op": "unreadable"}`."""
+    found, end = lines(path, offset, limit)
+    return [_parse(line) for line in found], end
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """The path of a session's artifact, which need not be there; None: it is not among the session's own files."""
+    parts = PurePosixPath(name).parts
+    if parts[:1] != ("files",) or ".." in parts or "\0" in name:
+        return None
+    path = folder.joinpath(*parts)
+    try:
+        inside = path.resolve() == folder.resolve().joinpath(*parts)  # no link on the way
+        return path if inside and (path.is_file() or not path.exists()) else None
+    except OSError:  # a loop of links, a name that is too long
+        return None
+
+
+def _parse(line: bytes | bytearray) -> Record:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"op": "unreadable"}
     return record if isinstance(record, dict) else {"op": "unreadable"}
 
@@ -198,6 +217,7 @@ class Acks:
         error: The last obstacle.
         places: The experiment's id and the address of the artifacts, by our own run id.
         said: What the deliverer has to tell a person, in sentences.
+        refused: Why deliveries were set aside, one sentence each.
     """
 
     ids: dict[str, str]
@@ -205,29 +225,37 @@ class Acks:
     error: str | None
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def acks(folder: Path) -> Acks:
     """Read a session's acknowledgements."""
     ids: dict[str, str] = {}
     places: dict[str, tuple[str, str]] = {}
-    offset, error, said = 0, None, list[str]()
+    offset, error = 0, None
+    said, refused = list[str](), list[str]()
     for record in read(folder / ACKS)[0]:
-        if "run" in record:
-            ids[record["run"]] = record["run_id"]
-        if "place" in record:
-            experiment, artifacts = record["place"]
-            places[record["run"]] = experiment, artifacts
-        said += [record["said"]] if "said" in record else []
-        offset = record.get("offset", offset)
-        error = record.get("error", error)
-    return Acks(ids, offset, error, places, tuple(said))
+        match record:
+            case {"run": str(run), "run_id": str(run_id), **rest}:
+                ids[run] = run_id
+                match rest:
+                    case {"place": [str(experiment), str(artifacts)]}:
+                        places[run] = experiment, artifacts
+            case {"said": str(words)}:
+                said.append(words)
+            case {"refused": str(reason)}:
+                refused.append(reason)
+            case {"offset": int(byte)} if byte >= 0:
+                offset, error = byte, None
+            case {"error": str(obstacle)}:
+                error = obstacle
+    return Acks(ids, offset, error, places, tuple(said), tuple(refused))
 
 
 def sessions(root: Path) -> list[Path]:
     """Every session's folder, oldest first."""
     parent = mlruns(root) / "spool"
-    return sorted(p for p in parent.glob("[0-9]*") if p.is_dir()) if parent.exists() else []
+    return sorted(p for p in parent.glob("[0-9]*") if p.is_dir() and not p.is_symlink()) if parent.exists() else []
 
 
 def alive(folder: Path) -> bool:

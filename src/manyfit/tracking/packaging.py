@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ def assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Pa
     """
     folder = program.parent / "model"
     target = folder / "data" / "model.pt2"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    if folder.is_symlink():  # not ours
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    target.parent.mkdir(parents=True)
     os.link(program, target)
     rows = item.get("rows")
     made = Model(

@@ -53,12 +53,19 @@ from manyfit.config import place
 from manyfit.config.secrets import mask
 from manyfit.tracking import bulk, journal, sqlite
 from manyfit.tracking.journal import Record
+from manyfit.tracking.limits import (
+    MAX_DIGEST,
+    MAX_ENTITIES,
+    MAX_KEY,
+    MAX_NAME,
+    MAX_PARAM,
+    MAX_PARAMS,
+    MAX_RUN,
+    MAX_TAG,
+    MAX_TAGS,
+    cut,
+)
 from manyfit.tracking.packaging import assemble
-
-# MLflow's limits (mlflow/utils/validation.py)
-MAX_ENTITIES, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch; entities: metrics, params and tags together
-MAX_KEY, MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 250, 6000, 8000, 500, 36  # characters
-CUT = " ... [cut]"
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -70,6 +77,10 @@ Point = tuple[str, float, int, int]  # metric, value, milliseconds, step
 
 class RefusedError(Exception):
     """The store has answered, and will answer the same when asked again."""
+
+
+class GoneError(RefusedError):
+    """And the run is there no more, for whatever is asked."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +112,9 @@ class Values:
 
     def batch(self) -> bulk.Batch:
         """As MLflow has them; texts are cut."""
-        metrics = [Metric(_cut(key, MAX_KEY), value, when, step) for key, value, when, step in self.points]
-        params = [Param(_cut(key, MAX_KEY), _cut(value, MAX_PARAM)) for key, value in self.params]
-        return metrics, params, [RunTag(_cut(key, MAX_KEY), _cut(value, MAX_TAG)) for key, value in self.tags]
+        metrics = [Metric(cut(key, MAX_KEY), value, when, step) for key, value, when, step in self.points]
+        params = [Param(cut(key, MAX_KEY), cut(value, MAX_PARAM)) for key, value in self.params]
+        return metrics, params, [RunTag(cut(key, MAX_KEY), cut(value, MAX_TAG)) for key, value in self.tags]
 
     @property
     def size(self) -> int:
@@ -172,9 +183,9 @@ class Store:
 
     def create(self, experiment: str, start: Record, tags: dict[str, str]) -> str:
         """Create a run with the tags; its id."""
-        cut = {_cut(key, MAX_KEY): _cut(value, MAX_TAG) for key, value in tags.items()}
+        given = {cut(key, MAX_KEY): cut(value, MAX_TAG) for key, value in tags.items()}
         with _answers():
-            run = self.client.create_run(self.experiment(experiment), start["time"], cut, start["name"])
+            run = self.client.create_run(self.experiment(experiment), start["time"], given, cut(start["name"], MAX_RUN))
         self._places[run.info.run_id] = run.info.experiment_id, run.info.artifact_uri
         return str(run.info.run_id)
 
@@ -211,11 +222,21 @@ class Store:
             self.client.update_run(run_id, "RUNNING")
         return dict(run.data.params)
 
-    def present(self, run_id: str) -> set[tuple[str, int]]:
-        """Every (metric, step) that a run has."""
+    def gone(self, run_id: str) -> bool:
+        """Whether a run was deleted."""
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            if error.error_code in REFUSALS:
+                return True
+            raise
+
+    def present(self, run_id: str) -> dict[tuple[str, int], int]:
+        """Every (metric, step) that a run has, and its time in milliseconds."""
         with _answers():
             names = self.client.get_run(run_id).data.metrics
-            return {(m.key, m.step) for name in names for m in self.client.get_metric_history(run_id, name)}
+            points = [point for name in names for point in self.client.get_metric_history(run_id, name)]
+        return {(p.key, p.step): p.timestamp for p in sorted(points, key=lambda point: int(point.timestamp))}
 
     def log(self, run_id: str, values: Values) -> None:
         """One log_batch; values must be within the limits of number (see `chunks`), texts are cut."""
@@ -339,7 +360,3 @@ def _answers() -> Iterator[None]:
         if error.error_code in REFUSALS:
             raise RefusedError(mask(str(error))) from error
         raise
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT

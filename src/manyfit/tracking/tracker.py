@@ -21,7 +21,7 @@ from manyfit.config import place
 from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
 from manyfit.displays import line, put
-from manyfit.tracking import journal
+from manyfit.tracking import journal, limits
 from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 
@@ -37,7 +37,7 @@ class Tracker:
         root: Folder that holds `mlruns/`.
 
     Attributes:
-        lost: After `close`, that some of what was recorded never reached the disk, and why.
+        lost: After `close`, that some of what was recorded never reached the disk, or was refused, and why.
 
     Raises:
         ValueError: when `mlruns/` cannot be written, or the store is a file store.
@@ -76,7 +76,11 @@ class Tracker:
 
         A run that goes on keeps the first value of each (metric, step > 0) and the first value of each param; a param
         that has changed becomes the tag `resumed/<param>`.
+
+        Raises:
+            ConfigError: A name that no store takes.
         """
+        limits.check(experiment, [*params, *tags])
         run = TrackedRun(self, name)
         source = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
         self.append(
@@ -120,13 +124,15 @@ class Tracker:
         return "\n".join([*said, self._where(run, resume)])
 
     def _where(self, run: TrackedRun, resume: str | None) -> str:
-        if self.lost:
+        if self._journal.error:
             return line("look", "manyfit sync, once there is room, for what reached the disk")
         short = (run.run_id or run.id)[:8]
         command = " ".join(filter(None, [f"{self.elsewhere}{place.called()} resume={short}", resume]))
         again = "" if resume is None else f"  ({command} goes on with it)"
+        if self._delivered and run.run_id is None:
+            return line("look", "mlruns/rejected: the store refused the run; manyfit sync --rejected delivers it")
         if self.last_error or run.run_id is None or run.place is None:
-            why = self.last_error or "the store refused the run"
+            why = self.last_error
             return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
         experiment, artifacts = run.place
         lines = [line("id", f"{short}{again}")]
@@ -172,12 +178,17 @@ class Tracker:
         self._journal.append({"op": "close"})
         if error := self._journal.error:  # the uploader will not read that this is all
             self.lost = (
-                f"mlruns must take what is recorded, but {error}: {_named(self._journal.unwritten())} is lost. What came "
-                "before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
+                f"mlruns must take what is recorded, but {error}: {_named(self._journal.unwritten())} is lost. What "
+                "came before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
             )
             self._uploader.returncode = STILL_AT_WORK
         self._delivered = not self.lost and self._wait(timeout)
         self._final = journal.acks(self._journal.folder)
+        if refused := self._final.refused:
+            self.lost = self.lost or (
+                f"the store must take what is recorded, but refused {len(refused)} deliveries ({refused[0]}). They are "
+                "kept in mlruns/rejected: manyfit sync --rejected delivers them into a new run."
+            )
         if self._delivered:
             journal.discard(self._journal.folder)
         else:

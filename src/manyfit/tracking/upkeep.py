@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manyfit.config.secrets import mask
-from manyfit.tracking import journal
+from manyfit.tracking import journal, rejected
 from manyfit.tracking.delivery import Session
+from manyfit.tracking.records import parse
 from manyfit.tracking.store import Store, explain
 
 
@@ -47,7 +48,8 @@ def target(folder: Path, root: Path, uri: str | None) -> str:
     if uri is not None:
         return journal.resolve_uri(uri, root)
     recorded = next(
-        (record["uri"] for record in journal.read(folder / journal.JOURNAL)[0] if record["op"] == "session"), None
+        (uri for line in journal.lines(folder / journal.JOURNAL)[0][:1] if (uri := (parse(line)[0] or {}).get("uri"))),
+        None,
     )
     if recorded is None:
         return journal.default_uri(root)
@@ -59,9 +61,14 @@ def target(folder: Path, root: Path, uri: str | None) -> str:
     return str(recorded)
 
 
-def sync(root: Path, uri: str | None = None) -> SyncReport:
-    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`."""
+def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncReport:
+    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`.
+
+    With `rejects` also what was set aside before, into new runs.
+    """
     _quiet()
+    for path in rejected.files(root) if rejects else []:
+        rejected.release(path)
     stores: dict[str, Store] = {}
     held: list[str] = []
     done: list[Session] = []
