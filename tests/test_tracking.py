@@ -387,6 +387,26 @@ def test_a_store_whose_disk_is_full(root: Path, at: str, uri: str | None) -> Non
         store.client._tracking_client.store.engine.dispose()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    """One that takes a connection, and says nothing: the command waits at most 15 s, and says that all is held back."""
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        with Tracker(f"http://127.0.0.1:{mute.getsockname()[1]}", tmp_path) as tracker:
+            run = start(tracker)
+            run.metrics([("m", 1.0, 0)])
+            run.end("FINISHED")
+            time.sleep(2)
+            began = time.monotonic()
+            assert not tracker.close()
+            assert time.monotonic() - began <= 15
+        assert "held back in mlruns/spool" in tracker.where(run)
+        assert re.search("has not answered yet|timed out|timeout", str(tracker.last_error))
+    assert len(journal.sessions(tmp_path)) == 1
+
+
 def test_a_store_that_does_not_answer_is_told_so(tmp_path: Path, port: int) -> None:
     """When runs are looked for in it: one sentence, without a password."""
     uri = f"http://me:secret@127.0.0.1:{port}"

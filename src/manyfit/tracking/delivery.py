@@ -105,9 +105,11 @@ class Session:
             del self._damaged[0]
         for run, parcel in list(self._parcels.items()):
             self._open_run(run, parcel)
+            journal.beat(self.folder)
         self._log_all()
         for run, parcel in list(self._parcels.items()):
             self._close_run(run, parcel)
+            journal.beat(self.folder)
             del self._parcels[run]
         if self._offset > self._acknowledged:
             self._acknowledged = self._offset
@@ -246,6 +248,7 @@ class Session:
                 size += some[run].size
                 continue
             written = self.store.log_all({self._ids[run]: its for run, its in some.items()})
+            journal.beat(self.folder)
             for run, its in some.items():
                 if self._ids[run] not in written:
                     self._log_one(run, its)

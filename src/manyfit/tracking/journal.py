@@ -82,6 +82,11 @@ def claim(path: Path) -> int | None:
     return descriptor
 
 
+def beat(folder: Path) -> None:
+    """Note that a store has answered who delivers this session, in the time of its lock file."""
+    os.utime(folder / UPLOADER_LOCK)
+
+
 class Journal:
     """The folder of a living session: append-only, thread-safe, never waits for anything but the local disk.
 

@@ -26,6 +26,7 @@ from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 
 Value = str | int | float | bool | None
+SILENCE = 12.0  # seconds after which a command does not wait any longer for a store elsewhere that does not answer
 STILL_AT_WORK = -1000  # stands for the exit code of a uploader that `close` did not wait for
 
 
@@ -230,16 +231,30 @@ class Tracker:
         """Wait for the uploader, which reads in the journal that this is all; if it was killed, send another."""
         if self._uploader.poll() is not None:
             self._uploader = self._start_uploader()
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < timeout and self._silence(waited) < SILENCE:
+            try:
+                return self._uploader.wait(0.5) == 0
+            except subprocess.TimeoutExpired:
+                continue
+        self._uploader.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
+        return False
+
+    def _silence(self, waited: float) -> float:
+        """Seconds since a store elsewhere has answered; none of one in a file, which is at work as its uploader is."""
+        if journal.file_of(self.uri):
+            return 0.0
         try:
-            return self._uploader.wait(timeout) == 0
-        except subprocess.TimeoutExpired:
-            self._uploader.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
-            return False
+            answered = (self._journal.folder / journal.UPLOADER_LOCK).stat().st_mtime
+        except FileNotFoundError:  # the uploader is still starting
+            return waited
+        return min(waited, max(0.0, time.time() - answered))
 
     def _why(self, obstacle: str | None) -> str:
         """Why something is held back: the obstacle the uploader noted, else the last it said."""
         if obstacle is None and self._uploader.returncode == STILL_AT_WORK:
-            return "delivery goes on in the background"
+            silent = "" if journal.file_of(self.uri) else f"{mask(self.uri)} has not answered yet; "
+            return f"{silent}delivery goes on in the background"
         said = self._journal.folder / journal.LOG
         lines = said.read_text(errors="replace").strip().splitlines() if said.exists() else []
         return obstacle or (mask(lines[-1]) if lines else f"the uploader ended with code {self._uploader.returncode}")

@@ -78,6 +78,7 @@ def _embark(folder: Path) -> Session:
                 replay(store, orphan)
         except Exception as error:
             log.warning("%s is held back: %s", orphan.name, mask(repr(error)))
+        journal.beat(folder)
     gc.freeze()
     gc.enable()
     return Session(store, folder, first)
