@@ -1,10 +1,12 @@
 """The queue on disk: what is written is there, whoever dies."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,32 @@ def test_full_disk_holds_back_and_goes_on(session: journal.Journal, monkeypatch:
     session.append({"op": "b"})
     assert session.error is None
     assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "a", "b"]
+
+
+def test_it_is_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most once in a while, by another thread than the one that appends, and at the end with all of it."""
+    forced: list[tuple[int, int, float]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        assert threading.current_thread() is not threading.main_thread()
+        found = os.fstat(descriptor)
+        forced.append((found.st_ino, found.st_size, time.monotonic()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(journal, "EVERY", 0.2)
+    session = journal.Journal(journal.mlruns(tmp_path) / "spool", {"op": "session"})
+    artifact = session.folder / session.file("a.txt", b"x")
+    for i in range(100):
+        session.append({"op": "m", "i": i})
+        time.sleep(0.01)
+    session.release()
+    its = [(size, when) for inode, size, when in forced if inode == file_of(session).stat().st_ino]
+    assert its[-1][0] == file_of(session).stat().st_size
+    assert {path.stat().st_ino for path in (artifact, session.folder)} <= {inode for inode, _, _ in forced}
+    assert len(its) >= 3
+    assert all(later - sooner >= 0.2 for (_, sooner), (_, later) in itertools.pairwise(its[:-1]))
 
 
 def test_living_session_is_no_orphan(session: journal.Journal, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
     courier.log     what the delivering process had to say
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ from urllib.parse import unquote
 from manyfit.config.secrets import mask
 
 JOURNAL, ACKS, LOCK, UPLOADER_LOCK, LOG = "journal.jsonl", "acks.jsonl", "lock", "courier.lock", "courier.log"
+
+EVERY = 1.0  # seconds between two times that a journal is forced to the disk: what a power cut may cost
 
 Record = dict[str, Any]
 
@@ -90,12 +93,12 @@ def beat(folder: Path) -> None:
 class Journal:
     """The folder of a living session: append-only, thread-safe, never waits for anything but the local disk.
 
+    What was appended survives the death of the process at once, and a power cut from `EVERY` seconds later on: a thread
+    forces it to the disk.
+
     Args:
         parent: Where sessions live, `<root>/mlruns/spool`.
         header: The journal's first record.
-
-    Attributes:
-        error: Why the last write did not reach the disk (full, read-only); None when all is on disk.
     """
 
     def __init__(self, parent: Path, header: Record) -> None:
@@ -105,13 +108,23 @@ class Journal:
         hidden.mkdir(mode=0o700)
         self.lock = claim(hidden / LOCK)  # taken before the folder can be seen: nobody finds it without an owner
         self.folder = hidden.rename(parent / self.session)
-        self.error: str | None = None
+        self._refused: str | None = None
+        self._unsure: str | None = None
         self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pending = bytearray()
         self._torn = bytearray()  # of the first record that is pending, what is on the disk
         self._files = 0
         self._mutex = threading.Lock()
+        self._fresh: list[Path] = [parent, self.folder]  # what is to be forced to the disk beside the journal
+        self._changed, self._closing = threading.Event(), threading.Event()
+        self._flusher = threading.Thread(target=self._flush, daemon=True)
+        self._flusher.start()
         self.append(header)
+
+    @property
+    def error(self) -> str | None:
+        """Why something did not reach the disk (full, read-only); None when all is on disk."""
+        return self._refused or self._unsure
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record; when the disk refuses, keep it and try again with the next one."""
@@ -125,9 +138,10 @@ class Journal:
                     size = os.write(self._journal, self._pending)
                     self._torn = (self._torn + self._pending[:size]).rpartition(b"\n")[2]
                     del self._pending[:size]
-                self.error = None
+                self._refused = None
             except OSError as error:
-                self.error = f"cannot write to {self.folder}: {error}"
+                self._refused = f"cannot write to {self.folder}: {error}"
+        self._changed.set()
 
     def place(self, name: str) -> Path:
         """A fresh path in the session's folder that ends in `name`; its folder exists."""
@@ -145,6 +159,8 @@ class Journal:
         except OSError:
             shutil.rmtree(path.parent, ignore_errors=True)  # half a file takes room, too
             raise
+        with self._mutex:
+            self._fresh.append(path)
         return str(path.relative_to(self.folder))
 
     def unwritten(self) -> list[Record]:
@@ -154,11 +170,37 @@ class Journal:
 
     def release(self) -> None:
         """Stop writing and give the folder free: from here on anybody may deliver what is left."""
+        self._closing.set()
+        self._changed.set()
+        self._flusher.join()
         with self._mutex:
             if self.lock is not None:
                 os.close(self._journal)
                 os.close(self.lock)
                 self.lock = None
+
+    def _flush(self) -> None:
+        """Force what is new to the disk, once in a while, and at the end."""
+        while self._changed.wait():
+            self._changed.clear()
+            try:
+                self._force()
+            except OSError as error:
+                self._unsure = f"cannot write to {self.folder}: {error}"
+            if self._closing.wait(EVERY) and not self._changed.is_set():
+                return
+
+    def _force(self) -> None:
+        with self._mutex:
+            fresh, self._fresh = self._fresh, []
+        for path in fresh:
+            with contextlib.suppress(FileNotFoundError):  # it was delivered meanwhile
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        os.fsync(self._journal)
 
 
 def lines(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[bytes], int]:

@@ -125,7 +125,7 @@ class Tracker:
         return "\n".join([*said, self._where(run, resume)])
 
     def _where(self, run: TrackedRun, resume: str | None) -> str:
-        if self._journal.error:
+        if self._journal.unwritten():
             return line("look", "manyfit sync, once there is room, for what reached the disk")
         short = (run.run_id or run.id)[:8]
         command = " ".join(filter(None, [f"{self.elsewhere}{place.called()} resume={short}", resume]))
@@ -177,9 +177,9 @@ class Tracker:
             return self._delivered
         self._end_open_runs("KILLED")
         self._journal.append({"op": "close"})
-        if error := self._journal.error:  # the uploader will not read that this is all
+        if waiting := self._journal.unwritten():  # the uploader will not read that this is all
             self.lost = (
-                f"mlruns must take what is recorded, but {error}: {_named(self._journal.unwritten())} is lost. What "
+                f"mlruns must take what is recorded, but {self._journal.error}: {_named(waiting)} is lost. What "
                 "came before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
             )
             self._uploader.returncode = STILL_AT_WORK
