@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from conftest import ROOT, Compose, command, epochs_stored, started
 from manyfit import cli
+from manyfit.tracking import journal
 from manyfit.training.prepared import prepare
 
 RUN = str(ROOT / "run.py")
@@ -203,9 +204,9 @@ def test_tracking_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupt(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """Ctrl-C or SIGTERM in mid-training: exit code as the shell expects, run KILLED with its epochs so far."""
+    """Ctrl-C, SIGTERM or a closed terminal: exit code as the shell expects, run KILLED with its epochs so far."""
     with started(tmp_path, "data=digits", "epochs=100000") as process:
         deadline = time.monotonic() + 60
         while not epochs_stored(tmp_path) and time.monotonic() < deadline:
@@ -219,6 +220,26 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, code: int) -> None:
     assert run.data.metrics["loss/val"] > 0
     assert errors.endswith("epochs\n")
     assert re.search(r"stopped: the run is KILLED and keeps its \d+ epochs\n$", errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_ctrl_c_twice(tmp_path: Path, pause: float) -> None:
+    """Who cannot wait for the delivery is let go; the uploader ends the runs, and nothing is left of the session."""
+    with started(tmp_path, "-m", "seed=1,2", "data=digits", "epochs=100000") as process:
+        while not epochs_stored(tmp_path) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while journal.sessions(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.returncode == 130
+    assert {run.info.status for run in runs(tmp_path)} == {"KILLED"}
+    assert list((tmp_path / "mlruns" / "spool").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -560,6 +560,75 @@ def test_resumed_run_keeps_one_value_per_step(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_uploader")
+def test_a_clock_that_is_set_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a session the order of values is that of their steps; a run that goes on has the values it had last."""
+    first = Tracker(None, root)
+    run = start(first)
+    run.metrics([("m", 0.0, 0), ("best", 9.0, 0), ("m", 1.0, 1)])
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now - 3600 * 10**9)
+    run.metrics([("m", 2.0, 2)])
+    run.end("FINISHED")
+    first.close()
+    assert upkeep.sync(root).held == ()
+    (before,) = runs(root)
+    assert before.info.end_time >= before.info.start_time
+    points = sorted(client(root).get_metric_history(before.info.run_id, "m"), key=lambda point: point.step)
+    assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
+    second = Tracker(None, root)
+    run = start(second, run_id=before.info.run_id)
+    run.metrics([("best", 5.0, 0), ("m", 3.0, 3)])
+    run.end("FINISHED")
+    second.close()
+    assert upkeep.sync(root).held == ()
+    (after,) = runs(root)
+    assert after.data.metrics == {"m": 3.0, "best": 5.0}
+
+
+@pytest.fixture
+def litter(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What killed processes leave, long ago."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    mlruns, host = root / "mlruns", os.uname().nodename
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    files = [
+        mlruns / "checkpoints" / "a" / f".{dead.pid}.tmp",
+        mlruns / "locks" / f"{host}.{dead.pid}.0123abcd.lock",
+        mlruns / "mlflow.db.half-made-20250101-000000",
+        mlruns / ".abcd1234" / "mlflow.db",
+        mlruns / "spool" / ".20250101-000000-00000000" / "lock",
+        root / "cache" / "manyfit" / "mlflow-3.0.0.db.123",
+    ]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    gone = [path.parent if path.parent.name.startswith(".") else path for path in files]
+    for path in gone:
+        os.utime(path, (0, 0))
+    (mlruns / "spool" / "20250101-000000-00000000").mkdir()  # killed before its first record
+    return [*gone, mlruns / "spool" / "20250101-000000-00000000"]
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_the_next_start_removes_what_was_left_lying_about(root: Path, litter: list[Path]) -> None:
+    """And nothing that is fresh, or of a process that lives."""
+    alive = journal.Journal(journal.mlruns(root) / "spool", {"op": "session"})
+    fresh = root / "mlruns" / "checkpoints" / "a" / ".1.tmp"
+    lock = root / "mlruns" / "locks" / f"{os.uname().nodename}.{os.getpid()}.0123abcd.lock"
+    fresh.touch()
+    lock.touch()
+    os.utime(lock, (0, 0))
+    with Tracker(None, root) as tracker:
+        start(tracker).end("FINISHED")
+    assert [path for path in litter if path.exists()] == []
+    assert fresh.exists()
+    assert lock.exists()
+    assert alive.folder.exists()
+    alive.release()
+
+
+@pytest.mark.usefixtures("no_uploader")
 def test_deleted_experiment_is_restored(root: Path) -> None:
     """A run in an experiment that was deleted brings it back."""
     experiment = client(root).create_experiment("digits")

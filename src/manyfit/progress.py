@@ -35,9 +35,9 @@ def announce(arguments: Sequence[str]) -> None:
 
 
 def last_words(stop: KeyboardInterrupt | SystemExit) -> int:
-    """Say why a command ends, where that is to be said; its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+    """Say why a command ends, where that is to be said; its exit code: 130 after Ctrl-C, of another signal likewise."""
     code = stop.code if isinstance(stop, SystemExit) else 130
-    if code in (130, 143):
+    if code in (129, 130, 143):
         put(": ".join(["stopped", *getattr(stop, "__notes__", [])]))
     if isinstance(code, str):
         put(code)

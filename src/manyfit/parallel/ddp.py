@@ -29,7 +29,7 @@ from manyfit.parallel.channel import GoneError, PipeChannel
 from manyfit.parallel.devices import launched, world
 from manyfit.parallel.leader import LEADER
 from manyfit.parallel.rank_process import Train, work
-from manyfit.parallel.signals import sigterm_exits
+from manyfit.parallel.signals import ENDING, sigterm_exits
 
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
@@ -132,8 +132,9 @@ class Launched:
         deadline = time.monotonic() + 5
         while (code := process.exitcode) is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            return 2, SystemExit(143)
+        for number in ENDING:
+            if code in (-number, 128 + number):
+                return 2, SystemExit(128 + number)
         if code in (-signal.SIGINT, 128 + signal.SIGINT):
             return 2, KeyboardInterrupt()
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"

@@ -111,7 +111,7 @@ class Leader:
         """Why another rank is gone: all were asked to end, this one first, or it came to a bad end of its own."""
         with contextlib.suppress(BlockingIOError):
             number = os.read(self.signals, 1)[0]
-            return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)
+            return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
         return TrainingError(str(error))
 
 

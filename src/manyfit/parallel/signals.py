@@ -3,24 +3,39 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a terminal that is closed asks, too
+
+
+class AskedToEnd(SystemExit):
+    """By a signal, whose number and 128 is the exit code, as a shell has it."""
+
+
 @contextlib.contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143) here, as Ctrl-C raises KeyboardInterrupt."""
+    """SIGTERM raises SystemExit(143) here, and SIGHUP SystemExit(129), as Ctrl-C raises KeyboardInterrupt.
+
+    Under nohup SIGHUP is ignored, and stays so.
+    """
+
+    def leave(number: int, _: object) -> None:
+        raise AskedToEnd(128 + number)
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -39,14 +54,14 @@ def noted_signals() -> Iterator[int]:
 
 
 def obey_signals(leaving: Leaving) -> None:
-    """End on SIGTERM and SIGINT, also from within a collective that waits for a rank that is gone.
+    """End on SIGTERM, SIGHUP and SIGINT, also from within a collective that waits for a rank that is gone.
 
     Python's own handlers run between two of its instructions, and there may be no next one. The number of the signal is
     written to a pipe whatever the process is doing, and a thread reads it.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*ENDING, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer)
 

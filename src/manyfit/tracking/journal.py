@@ -114,6 +114,7 @@ class Journal:
         self._pending = bytearray()
         self._torn = bytearray()  # of the first record that is pending, what is on the disk
         self._files = 0
+        self._now = 0
         self._mutex = threading.Lock()
         self._fresh: list[Path] = [parent, self.folder]  # what is to be forced to the disk beside the journal
         self._changed, self._closing = threading.Event(), threading.Event()
@@ -125,6 +126,11 @@ class Journal:
     def error(self) -> str | None:
         """Why something did not reach the disk (full, read-only); None when all is on disk."""
         return self._refused or self._unsure
+
+    def now(self) -> int:
+        """Milliseconds since 1970; within a session they never go back, as a clock may."""
+        self._now = max(self._now, now())
+        return self._now
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record; when the disk refuses, keep it and try again with the next one."""
@@ -326,6 +332,11 @@ def orphans(root: Path) -> Iterator[Path]:
                 yield folder
             finally:
                 os.close(lock)
+
+
+def empty(folder: Path) -> bool:
+    """Whether a session was killed before its first record."""
+    return not lines(folder / JOURNAL)[0]
 
 
 def discard(folder: Path) -> None:

@@ -73,7 +73,7 @@ class TrackedRun:
     def metrics(self, rows: Iterable[tuple[str, float, int]]) -> None:
         """Record (name, value, step); NaN and infinities included."""
         if values := [(key, float(value), int(step)) for key, value, step in rows]:
-            self._append({"op": "metrics", "run": self.id, "time": journal.now(), "rows": values})
+            self._append({"op": "metrics", "run": self.id, "rows": values})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; `mlflow.note.content` is the note at the top of the run's page."""
@@ -146,7 +146,7 @@ class TrackedRun:
         if status not in {"FINISHED", "FAILED", "KILLED"}:
             raise ValueError(f"status must be FINISHED, FAILED or KILLED, but got {status}.")
         self.ended = True
-        self._append({"op": "end", "run": self.id, "time": journal.now(), "status": status})
+        self._append({"op": "end", "run": self.id, "status": status})
 
     def _append(self, record: journal.Record) -> None:
         if self._tracker:

@@ -88,7 +88,6 @@ class Tracker:
             {
                 "op": "start",
                 "run": run.id,
-                "time": journal.now(),
                 "experiment": experiment,
                 "name": name,
                 "params": {key: mask(str(value)) for key, value in params.items()},
@@ -102,8 +101,8 @@ class Tracker:
         return run
 
     def append(self, record: journal.Record) -> None:
-        """Put a record into the journal; the first that the disk refuses is told at once."""
-        self._journal.append(record)
+        """Put a record into the journal, with its time; the first that the disk refuses is told at once."""
+        self._journal.append(record | {"time": self._journal.now()})
         if self._journal.error and not self._warned:
             self._warned = True
             put(f"{self._journal.error}; what is recorded waits in memory: make room there before the command ends")
@@ -183,7 +182,13 @@ class Tracker:
                 "came before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
             )
             self._uploader.returncode = STILL_AT_WORK
-        self._delivered = not self.lost and self._wait(timeout)
+        try:
+            self._delivered = not self.lost and self._wait(timeout)
+        except KeyboardInterrupt:  # another Ctrl-C: the uploader goes on alone, and ends the runs
+            self._uploader.returncode = STILL_AT_WORK
+            self._final = journal.acks(self._journal.folder)
+            self._journal.release()
+            raise
         self._final = journal.acks(self._journal.folder)
         if refused := self._final.refused:
             self.lost = self.lost or (

@@ -74,6 +74,9 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
     done: list[Session] = []
     for folder in journal.orphans(root):
         try:
+            if journal.empty(folder):
+                journal.discard(folder)
+                continue
             address = target(folder, root, uri)
             stores[address] = stores.get(address) or Store(address, root)
             done.append(replay(stores[address], folder))

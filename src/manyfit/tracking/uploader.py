@@ -18,7 +18,7 @@ if __name__ == "__main__":
     gc.disable()  # MLflow's import makes a million objects and no garbage
 
 from manyfit.config.secrets import mask
-from manyfit.tracking import journal
+from manyfit.tracking import journal, leftovers
 from manyfit.tracking.delivery import Session
 from manyfit.tracking.store import Store, explain
 from manyfit.tracking.upkeep import replay, target
@@ -72,9 +72,16 @@ def _embark(folder: Path) -> Session:
     root, known = folder.parents[2], folder / journal.ACKS
     first = not known.exists()
     store = Store(os.environ["MLFLOW_TRACKING_URI"], root, lambda words: journal.note(known, {"said": words}))
+    for path in leftovers.find(root):
+        try:
+            leftovers.remove(path)
+        except OSError as error:  # somebody else's, perhaps
+            log.warning("%s is left: %s", path, error)
     for orphan in journal.orphans(root):
         try:
-            if target(orphan, root, None) == store.uri:
+            if journal.empty(orphan):
+                journal.discard(orphan)
+            elif target(orphan, root, None) == store.uri:
                 replay(store, orphan)
         except Exception as error:
             log.warning("%s is held back: %s", orphan.name, mask(repr(error)))

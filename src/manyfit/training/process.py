@@ -12,6 +12,7 @@ import torch
 
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
+from manyfit.parallel.signals import AskedToEnd
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
@@ -26,6 +27,8 @@ def exits(trainer: pl.Trainer) -> Iterator[None]:
     """
     try:
         yield
+    except AskedToEnd:
+        raise
     except SystemExit as stop:
         if trainer.received_sigterm:
             raise SystemExit(143) from None
