@@ -149,7 +149,7 @@ def tables() -> str:
 
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
-    upkeep._quiet()
+    upkeep.quiet()
     Store(journal.default_uri(root), root)
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as source, sqlite3.connect(root / "copy.db") as target:
         source.backup(target)

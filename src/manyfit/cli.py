@@ -23,7 +23,8 @@ EXAMPLES = """examples:
   MLFLOW_TRACKING_URI=sqlite:///other.db manyfit ui  those of another store
   manyfit predict 3f2a rows.csv > answers.csv        what a run says of new rows
   manyfit sync                                       after an outage: deliver what was held back
-  manyfit doctor                                     is all well? a kill may have left runs RUNNING"""
+  manyfit doctor                                     is all well? --fix mends what is not
+  manyfit clean                                      what takes room and is needed no more; asks before it is removed"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,8 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     sync = commands.add_parser("sync", help="deliver what an outage or a kill held back")
     sync.add_argument("--rejected", action="store_true", help="also what the store refused, into new runs")
     sync.set_defaults(command=_sync)
-    doctor = commands.add_parser("doctor", help="look after the store: what is wrong, and what could be repaired")
+    doctor = commands.add_parser("doctor", help="look after the store and its runs: what is wrong")
+    doctor.add_argument("--fix", action="store_true", help="mend it")
     doctor.set_defaults(command=_doctor)
+    clean = commands.add_parser("clean", help="make room: states of finished runs, Hydra's folders, deleted runs")
+    clean.add_argument("--yes", action="store_true", help="without asking")
+    clean.set_defaults(command=_clean)
     return parser
 
 
@@ -201,12 +206,32 @@ def _sync(options: argparse.Namespace) -> int:
     return 1 if report.held or report.refused else 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    from manyfit.tracking.upkeep import doctor
+def _doctor(options: argparse.Namespace) -> int:
+    from manyfit.tracking.doctor import doctor
 
-    findings = doctor(_root())
+    findings = doctor(_root(), fix=options.fix)
     print("\n".join(findings))
     return 1 if any(finding.startswith("problem") for finding in findings) else 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from manyfit.tracking.clean import kinds
+
+    found = kinds(_root())
+    for kind in found:
+        print(f"{kind.size / 1e6:9.1f} MB  {kind.count} {kind.words}")
+    if not any(kind.count for kind in found):
+        return 0
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print("nothing is removed without a terminal to ask at; --yes does not ask")
+            return 0
+        if input("remove all of it for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 0
+    for kind in found:
+        kind.remove()
+    print(f"removed {sum(kind.size for kind in found) / 1e6:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":

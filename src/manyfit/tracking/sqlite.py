@@ -61,11 +61,21 @@ def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[st
     return opens()
 
 
+def whole(path: Path, tables: Tables) -> bool:
+    """Whether all tables are there, or a user has something in those that are."""
+    return not half_made(path, tables) or set(tables.names) <= _names(path)
+
+
+def _names(path: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
 def half_made(path: Path, tables: Tables) -> bool:
     """Whether there are only tables of the library's, and nothing of a user's in them."""
     try:
+        found = _names(path)
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             left = {
                 name for name in found - set(tables.names) if not name.startswith(("alembic_", "_alembic_", "sqlite_"))
             }

@@ -1,5 +1,6 @@
 """What we ask of MLflow. Importing it takes seconds: only deliverers do."""
 
+import contextlib
 import functools
 import json
 import os
@@ -30,6 +31,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
     Metric,
@@ -38,7 +40,7 @@ from mlflow.entities import (
     RunTag,
     ViewType,
 )
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.utils import (
@@ -48,7 +50,10 @@ from mlflow.store.db.utils import (
     create_sqlalchemy_engine,
 )
 from mlflow.store.tracking.dbmodels.models import SqlExperiment
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from manyfit.config import place
 from manyfit.config.secrets import mask
@@ -147,13 +152,18 @@ class Store:
         # Two processes that open a new database at once both create its tables, and both fail.
         with FileLock(lock), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
-            self.client = sqlite.opened(file, _tables(), opens, say) if file else opens()
+            self.client = sqlite.opened(file, tables(), opens, say) if file else opens()
 
     def _opened(self, file: Path | None, say: Callable[[str], None]) -> mlflow.MlflowClient:
         if file:
             _renew(self.uri, file, say)
-        client = mlflow.MlflowClient(self.uri)
-        client.search_experiments(max_results=1)
+        try:
+            client = mlflow.MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+        except Exception:
+            if engine := SqlAlchemyStore._engine_map.pop(self.uri, None):  # its connections are to this very file
+                engine.dispose()
+            raise
         return client
 
     def experiment(self, name: str) -> str:
@@ -299,6 +309,46 @@ class Store:
         with _answers():
             self.client.set_terminated(run_id, status, when)
 
+    def by_own_id(self, own_id: str) -> list[Run]:
+        """The runs that carry our id, deleted ones too."""
+        return list(self._search(self._everywhere(), f"tags.`{OURS}` = '{own_id}'"))
+
+    def deleted(self) -> list[Run]:
+        """The runs that were deleted and can still be restored; none of a server's, which removes them itself."""
+        if not hasattr(self.client._tracking_client.store, "_hard_delete_run"):
+            return []
+        return list(self._search(self._everywhere(), "", ViewType.DELETED_ONLY))
+
+    def folders(self, run: Run) -> list[Path]:
+        """Where the artifacts and models of a run are, as far as that is on this machine."""
+        places = [run.info.artifact_uri, *(model.artifact_location for model in self._models(run))]
+        local = [place for place in places if is_local_uri(place)]  # type: ignore[no-untyped-call]
+        return [Path(local_file_uri_to_path(place)) for place in local]  # type: ignore[no-untyped-call]
+
+    def erase(self, run_id: str) -> None:
+        """Remove a deleted run for good, with its artifacts and models."""
+        run, rows = self.client.get_run(run_id), self.client._tracking_client.store
+        folders = self.folders(run)
+        for model in self._models(run):
+            self._remove(model.artifact_location)
+            self.client.delete_logged_model(model.model_id)
+            rows._hard_delete_logged_model(model.model_id)
+        self._remove(run.info.artifact_uri)
+        rows._hard_delete_run(run_id)
+        for folder in folders:
+            with contextlib.suppress(OSError):  # it was the last there, or not
+                folder.parent.rmdir()
+
+    def _remove(self, artifacts: str) -> None:
+        with contextlib.suppress(InvalidUrlException):  # as `mlflow gc` does
+            get_artifact_repository(artifacts, self.uri).delete_artifacts()  # type: ignore[no-untyped-call]
+
+    def _models(self, run: Run) -> list[LoggedModel]:
+        return list(self.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"))
+
+    def _everywhere(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self.client.search_experiments(ViewType.ALL)]
+
     def running(self) -> dict[str, str]:
         """Ids of the runs that are RUNNING and ours, with their tag `manyfit.tracking.spool`."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
@@ -324,18 +374,25 @@ def _fill(path: Path) -> None:
     store.engine.dispose()
 
 
-def _tables() -> sqlite.Tables:
+def tables() -> sqlite.Tables:
+    """MLflow's."""
     return sqlite.Tables(_fill, place.cache() / f"mlflow-{mlflow.__version__}.db", Base.metadata.tables.keys(), "runs")
+
+
+def older(file: Path) -> str | None:
+    """The revision of a store of an older MLflow; None: it is of this one, or not known to it."""
+    found = sqlite.revision(file)
+    if found is None or found == _get_latest_schema_revision():  # type: ignore[no-untyped-call]
+        return None
+    known = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    return found if found in {script.revision for script in known.walk_revisions()} else None
 
 
 def _renew(uri: str, file: Path, say: Callable[[str], None]) -> None:
     """Bring a store of an older MLflow to this one's tables, with a copy beside it for the older one."""
-    found = sqlite.revision(file)
-    if found is None or found == _get_latest_schema_revision():  # type: ignore[no-untyped-call]
+    found = older(file)
+    if not found:
         return
-    known = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
-    if found not in {script.revision for script in known.walk_revisions()}:
-        return  # of a newer one, which is for MLflow to refuse
     copy = sqlite.copied(file, f"{file.stem}.{found}{file.suffix}")
     say(f"{file} is of an older MLflow and is brought to {mlflow.__version__}; as it was it is kept as {copy.name}")
     engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]

@@ -1,7 +1,6 @@
 """Looking after a store: what ended sessions left is delivered, and what they left RUNNING is ended."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
 
     With `rejects` also what was set aside before, into new runs.
     """
-    _quiet()
+    quiet()
     for path in rejected.files(root) if rejects else []:
         rejected.release(path)
     stores: dict[str, Store] = {}
@@ -92,7 +91,7 @@ def make_store(uri: str, root: Path) -> None:
     Raises:
         ValueError: It cannot be opened.
     """
-    _quiet()
+    quiet()
     try:
         Store(uri, root)
     except Exception as error:
@@ -101,48 +100,7 @@ def make_store(uri: str, root: Path) -> None:
         ) from None
 
 
-def doctor(root: Path, uri: str | None = None) -> list[str]:
-    """One line per finding, beginning with `ok`, `repaired` or `problem`."""
-    _quiet()
-    address = journal.resolve_uri(uri, root)
-    findings = [
-        f"problem: {folder} has damaged records; the others will be delivered"
-        for folder in journal.sessions(root)
-        if any(record.get("op") == "unreadable" for record in journal.read(folder / journal.JOURNAL)[0])
-    ]
-    try:
-        store = Store(address, root)
-    except Exception as error:
-        return [*findings, f"problem: store {mask(address)} does not answer: {explain(error)}"]
-    findings.append(f"ok: store {mask(address)} answers{_size(address)}")
-    report = sync(root, uri)
-    if report.sessions:
-        findings.append(f"repaired: {report.sessions} sessions ({report.runs} runs) delivered from the spool")
-    findings += [f"problem: held back: {reason}" for reason in report.held]
-    if report.living:
-        findings.append(f"ok: {report.living} sessions are running")
-    if killed := _bury(store, root):
-        findings.append(f"repaired: {killed} runs were left RUNNING by sessions that are gone; now KILLED")
-    rejected = sorted((journal.mlruns(root) / "rejected").glob("*.jsonl"))
-    return findings + [f"problem: {path} holds what the store refused; read it, then delete it" for path in rejected]
-
-
-def _bury(store: Store, root: Path) -> int:
-    """Set RUNNING runs of this machine and root KILLED when their session's folder is gone; how many."""
-    here = f"{os.uname().nodename}:{journal.mlruns(root) / 'spool'}{os.sep}"
-    living = {folder.name for folder in journal.sessions(root)}  # or held back, and to be ended by their delivery
-    dead = [run for run, home in store.running().items() if home.startswith(here) and Path(home).name not in living]
-    for run_id in dead:
-        store.end(run_id, "KILLED")
-    return len(dead)
-
-
-def _size(uri: str) -> str:
-    path = journal.file_of(uri)
-    return f" ({path.stat().st_size / 1e6:.1f} MB)" if path is not None and path.exists() else ""
-
-
-def _quiet() -> None:
+def quiet() -> None:
     """MLflow and alembic tell a terminal about every table they make."""
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,101 @@
+"""What takes room and is needed no more: states of finished runs, Hydra's folders, runs that were deleted in the UI."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyfit.tracking import journal
+from manyfit.tracking.store import Store
+from manyfit.tracking.upkeep import quiet
+
+MARGIN = 60.0  # seconds before the oldest living session from which its command's folder may be
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be removed of a kind.
+
+    Attributes:
+        words: What it is.
+        count: How many.
+        size: Bytes.
+        remove: Removes them all.
+    """
+
+    words: str
+    count: int
+    size: int
+    remove: Callable[[], None]
+
+
+def kinds(root: Path) -> list[Kind]:
+    """What could go. What a run needs that is RUNNING, held back, or stopped before its end, is never among it.
+
+    Raises:
+        ValueError: The store does not answer, so that nobody knows which runs are finished.
+    """
+    quiet()
+    store = Store(journal.resolve_uri(None, root), root)
+    busy = _busy(root)
+    states = [path for path in journal.mlruns(root).glob("checkpoints/*") if _done(path, store, busy)]
+    jobs = list(_jobs(root))
+    deleted = {run.info.run_id: run for run in store.deleted() if run.info.run_id not in busy}
+
+    def erase() -> None:
+        for run_id in deleted:
+            store.erase(run_id)
+
+    room = sum(_size(path) for run in deleted.values() for path in store.folders(run))
+    return [
+        Kind("states of finished and deleted runs, in mlruns/checkpoints", len(states), *_all(states)),
+        Kind("Hydra's folders of commands, in mlruns/jobs", len(jobs), *_all(jobs)),
+        Kind("runs that were deleted, with their artifacts", len(deleted), room, erase),
+    ]
+
+
+def _busy(root: Path) -> set[str]:
+    """The runs, by our ids and MLflow's, of sessions that live or are held back: their status is not the last word."""
+    found: set[str] = set()
+    for folder in journal.sessions(root):
+        known = journal.acks(folder).ids
+        found |= {*known, *known.values()}
+        for record in journal.read(folder / journal.JOURNAL)[0]:
+            found |= {str(record.get(key)) for key in ("run", "run_id")}
+    return found
+
+
+def _done(path: Path, store: Store, busy: set[str]) -> bool:
+    """Whether a folder of states is of a run that is finished, or was deleted; of one that nobody knows it is not."""
+    if not re.fullmatch("[0-9a-f]{32}", path.name) or path.is_symlink() or path.name in busy:
+        return False
+    runs = store.by_own_id(path.name)
+    done = [run.info.status == "FINISHED" or run.info.lifecycle_stage == "deleted" for run in runs]
+    return bool(done) and all(done) and not busy & {run.info.run_id for run in runs}
+
+
+def _jobs(root: Path) -> Iterator[Path]:
+    """Folders of commands that are over."""
+    locks = [folder / journal.LOCK for folder in journal.sessions(root) if journal.alive(folder)]
+    oldest = min([time.time(), *(lock.stat().st_mtime for lock in locks)])
+    for path in journal.mlruns(root).glob("jobs/*/*"):
+        if not path.is_symlink() and path.lstat().st_mtime < oldest - MARGIN:
+            yield path
+
+
+def _all(paths: list[Path]) -> tuple[int, Callable[[], None]]:
+    """The size of all, and what removes them, and the folder of a day that is empty then."""
+
+    def remove() -> None:
+        for path in paths:
+            shutil.rmtree(path)
+            if path.parent.parent.name == "jobs" and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+
+    return sum(map(_size, paths)), remove
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())

@@ -1,0 +1,175 @@
+"""`manyfit doctor` looks, `--fix` mends, and `manyfit clean` makes room and asks before."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from forked import tables
+from manyfit import cli
+from manyfit.tracking import clean, journal, leftovers, rejected, sqlite
+from manyfit.tracking.doctor import doctor
+from manyfit.tracking.store import Store
+from manyfit.tracking.tracker import Tracker
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where we are: a folder with an empty store in it, of which nobody delivers sessions."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Tracker, "_start_uploader", lambda _: subprocess.Popen(["false"]))
+    monkeypatch.setattr(sqlite, "STILL", 0.0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(tables(), tmp_path / "mlruns" / "mlflow.db")
+    return tmp_path
+
+
+def client(root: Path) -> MlflowClient:
+    return Store(journal.default_uri(root), root).client
+
+
+def held_back(root: Path, damaged: bool = False) -> None:
+    """A session that ended, and was not delivered."""
+    tracker = Tracker(None, root)
+    run = tracker.start(experiment="e", name="held", params={}, tags={})
+    run.metrics([("bad*name", 1.0, 0), ("m", 1.0, 0)])
+    run.end("FINISHED")
+    if damaged:
+        with (tracker._journal.folder / journal.JOURNAL).open("ab") as file:
+            file.write(b"\0\0\n")
+    tracker.close()
+
+
+def left_running(root: Path) -> str:
+    home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
+    return str(client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id)
+
+
+def state(root: Path) -> dict[str, bytes]:
+    """Every file of mlruns/ with its content, but for the store's and its lock."""
+    found = {str(path): path.read_bytes() for path in (root / "mlruns").rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if "mlflow.db" not in name and "lock" not in name}
+
+
+def test_it_looks_and_changes_nothing_until_it_is_told_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each problem is told, and the exit code is 1; with --fix each is mended, and then all is well."""
+    ours = left_running(root)
+    others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
+    held_back(root, damaged=True)
+    litter = root / "mlruns" / "checkpoints" / "a" / ".99.tmp"
+    litter.parent.mkdir(parents=True)
+    litter.touch()
+    os.utime(litter, (0, 0))
+    before = state(root)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    for words in ("1 sessions are held back", "1 damaged records", "1 runs were left RUNNING", "killed processes left"):
+        assert f"{words}" in said
+    assert said.count("problem: ") == said.count("(manyfit doctor --fix mends it)") == 4
+    assert state(root) == before
+    assert client(root).get_run(ours).info.status == "RUNNING"
+
+    assert cli.main(["doctor", "--fix"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("mended: ") == 5  # what was refused on the way as well
+    assert rejected.files(root) == leftovers.find(root) == journal.sessions(root) == []
+    assert client(root).get_run(ours).info.status == "KILLED"
+    assert client(root).get_run(others).info.status == "RUNNING"
+    assert cli.main(["doctor"]) == 0
+    assert "problem" not in capsys.readouterr().out
+
+
+def test_a_half_made_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, and made anew only with --fix."""
+    path = root / "mlruns" / "mlflow.db"
+    for name in sqlite.BESIDE:
+        Path(f"{path}{name}").unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("create table runs (run_uuid)")
+    assert cli.main(["doctor"]) == 1
+    assert "was left half made" in capsys.readouterr().out
+    assert list(root.glob("mlruns/mlflow.db.half-made-*")) == []
+    assert doctor(root, fix=True)[0].startswith("mended: store")
+    assert len(list(root.glob("mlruns/mlflow.db.half-made-*"))) >= 1
+    assert cli.main(["doctor"]) == 0
+
+
+def test_what_cannot_be_mended_is_a_problem(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that does not open stays one, with --fix too."""
+    (root / "broken.db").write_bytes(b"this is no database, whatever its name says" * 99)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///broken.db")
+    assert cli.main(["doctor", "--fix"]) == 1
+    assert "does not answer" in capsys.readouterr().out
+    assert (root / "broken.db").exists()
+
+
+def run_of(root: Path, own: str, status: str, model: bool = False) -> str:
+    """A run with a state, a picture and a job's folder."""
+    store = Store(journal.default_uri(root), root)
+    start = {"time": 1, "name": own[0]}
+    run_id = store.create("e", start, {"manyfit.id": own})
+    picture = root / "picture.png"
+    picture.write_bytes(bytes(1000))
+    store.file(run_id, picture, None)
+    if model:
+        store.client.create_logged_model(store.experiment("e"), "model", run_id)
+    if status != "RUNNING":
+        store.end(run_id, status, 2)
+    (root / "mlruns" / "checkpoints" / own).mkdir(parents=True)
+    (root / "mlruns" / "checkpoints" / own / "epoch-1.safetensors").write_bytes(bytes(100_000))
+    return run_id
+
+
+def test_clean(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how much there is of each kind, and removes nothing unasked, and nothing that a run still needs."""
+    owns = {
+        status: letter * 32
+        for letter, status in zip("abcdef", ["FINISHED", "KILLED", "FAILED", "RUNNING"], strict=False)
+    }
+    ids = {status: run_of(root, own, status) for status, own in owns.items()}
+    deleted = run_of(root, "9" * 32, "KILLED", model=True)
+    again = run_of(root, "8" * 32, "FINISHED")  # which is being gone on with
+    tracker = Tracker(None, root)
+    tracker.start(experiment="e", name="again", params={}, tags={}, run_id=again)
+    client(root).delete_run(deleted)
+    unknown = root / "mlruns" / "checkpoints" / ("7" * 32)
+    unknown.mkdir()
+    job = root / "mlruns" / "jobs" / "2025-01-01" / "00-00-00-000000"
+    job.mkdir(parents=True)
+    (job / "run.log").write_bytes(bytes(5000))
+    os.utime(job, (0, 0))
+    new = root / "mlruns" / "jobs" / "2025-01-02" / "00-00-00-000000"
+    new.mkdir(parents=True)
+
+    assert cli.main(["clean"]) == 0
+    said = capsys.readouterr().out
+    assert "0.2 MB  2 states of finished and deleted runs" in said
+    assert "1 Hydra's folders" in said
+    assert "1 runs that were deleted" in said
+    assert "nothing is removed without a terminal" in said
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert cli.main(["clean"]) == 0
+    assert [kind.count for kind in clean.kinds(root)] == [2, 1, 1]
+
+    assert cli.main(["clean", "--yes"]) == 0
+    assert [kind.count for kind in clean.kinds(root)] == [0, 0, 0]
+    left = {path.name for path in (root / "mlruns" / "checkpoints").iterdir()}
+    assert left == {owns["KILLED"], owns["FAILED"], owns["RUNNING"], "8" * 32, "7" * 32}
+    assert new.exists()
+    assert not job.exists()
+    runs = client(root).search_runs([client(root).get_experiment_by_name("e").experiment_id], run_view_type=3)  # type: ignore[union-attr]
+    assert {run.info.run_id for run in runs} == {*ids.values(), again}
+    assert {path.name for path in (root / "mlruns" / "artifacts").iterdir()} - {"models"} == {*ids.values(), again}
+    tracker._uploader.wait()
+    tracker._journal.release()
+    assert [kind.count for kind in clean.kinds(root)] == [0, 0, 0]  # a session that is held back has its say first
