@@ -27,10 +27,12 @@ from manyfit.data.table import Table
 from manyfit.parallel import devices
 from manyfit.sweeps import confirmation
 from manyfit.training import evaluation, fitting, probes
+from manyfit.training.batched import Batched
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.fitting import fit
 from manyfit.training.grouping import grouped, kept, signature, why_alone
 from manyfit.training.loop import Training
+from manyfit.training.native import Native
 from manyfit.training.prepared import prepare
 from manyfit.training.trained import Result
 
@@ -523,6 +525,46 @@ def test_a_models_own_exit_is_an_error(composed: Compose) -> None:
     """What calls sys.exit has failed, and is named; nobody stopped the run."""
     with pytest.raises(TrainingError, match=r"the model, or what it uses, called sys.exit\(3\)"):
         fit([users(composed, "test_fitting.Quitting")])
+
+
+class Ending(Drawing):
+    """A user's module that raises StopIteration in the middle of an epoch, as `next` on something empty does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        self.steps = getattr(self, "steps", 0) + self.training
+        return self.layer(next(iter([])) if self.steps > 9 else x)
+
+
+def test_an_end_of_the_models_own_is_an_error(composed: Compose) -> None:
+    """Lightning takes StopIteration for the end of the examples: all epochs seemed to be done after a few steps."""
+    words = r"the model, or what it uses, raised StopIteration\(\) \(test_fitting.py:\d+, return self.layer\(next"
+    with pytest.raises(TrainingError, match=words):
+        fit([users(composed, "test_fitting.Ending")])
+
+
+@pytest.mark.parametrize("engine", ["native", "batched"])
+def test_every_epoch_takes_its_steps(composed: Compose, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """Whatever computes them, and whatever becomes of a part of them."""
+    train = {"native": Native, "batched": Batched}[engine].train
+    monkeypatch.setattr(f"manyfit.training.{engine}.{engine.title()}.train", lambda self, part: part or train(self, 0))
+    config = composed("data=iris", "epochs=3", f"trainer.engine={engine}")
+    fit([config])
+    monkeypatch.setattr(f"manyfit.training.{engine}.{engine.title()}.train", lambda *_: None)
+    with pytest.raises(TrainingError, match="epoch 1 must end with step 4, but 0 were taken"):
+        fit([config])
+
+
+def end(*_: Any) -> None:
+    """In a place that Lightning calls outside of steps."""
+    raise StopIteration
+
+
+def test_training_goes_on_to_its_end(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Lightning's own loop over epochs ends early."""
+    monkeypatch.setattr(Training, "_let_go", end)
+    with pytest.raises(TrainingError, match="training must go on to its end, but it ended after epoch 1"):
+        fit([composed("data=iris", "epochs=3")])
 
 
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt()), (signal.SIGTERM, SystemExit(143))])

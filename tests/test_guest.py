@@ -9,12 +9,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from mlflow import MlflowClient
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightnings
 import manyfit as mf
 from conftest import CONF, command
 from lightnings import Automatic, Bare, Manual, Stopping, Stream, Tensors
-from manyfit.config.errors import ConfigError
+from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Curves
 from manyfit.results import Run
 from manyfit.training.guest import module_of
@@ -160,6 +161,65 @@ def test_stopped_by_patience_and_by_a_callback() -> None:
     own = trained("bare", model=Stopping, epochs=40)
     assert own.result.reason == "stopped early"
     assert len(own.curves) == 3
+
+
+class Ending(Bare):
+    """Raises StopIteration in the third epoch, where it is told to."""
+
+    def __init__(self, in_features: int, out_features: int, where: str) -> None:
+        super().__init__(in_features, out_features)
+        self.where = where
+
+    def _end(self, where: str) -> None:
+        if where == self.where and self.trainer.current_epoch == 2 and not self.trainer.sanity_checking:
+            next(iter([]))
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        """A step."""
+        self._end("training")
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        """Likewise."""
+        self._end("validation")
+        super().validation_step(batch, index, dataloader_idx)
+
+    def on_train_epoch_start(self) -> None:
+        """Outside of steps."""
+        self._end("hook")
+
+
+class Empty(TensorDataset):
+    """A data set whose examples end before their number says so."""
+
+    def __getitem__(self, index: int) -> Any:
+        """An example."""
+        return next(iter([])) if index == 60 else super().__getitem__(index)
+
+
+class Ends(Tensors):
+    """Their loader."""
+
+    def train_dataloader(self) -> Any:
+        """In another order every epoch."""
+        return DataLoader(Empty(*self.train.tensors), self.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("training", r"the model, or what it uses, raised StopIteration\(\) \(test_guest.py:\d+, next\(iter"),
+        ("validation", r"the model, or what it uses, raised StopIteration\(\) \(test_guest.py"),
+        ("hook", "training must go on to its end, but it ended after epoch 2"),
+        ("data", r"epoch 1 must have \d batches, as its data say, but they ended after \d"),
+    ],
+)
+def test_an_end_of_its_own_is_an_error(model: str, words: str) -> None:
+    """Lightning takes StopIteration for the end of the examples, and the run for finished."""
+    guests = {"model": Automatic, "data": Ends} if model == "data" else {"model": Ending, "data": "iris"}
+    overrides = [] if model == "data" else [f"+model.where={model}"]
+    with pytest.raises(TrainingError, match=words):
+        mf.fit(*overrides, epochs=6, tracking="off", **guests)
 
 
 def test_two_ranks() -> None:

@@ -17,7 +17,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
+from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import seed_of
@@ -137,6 +139,7 @@ class Epochs(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch."""
         self.epochs_done += 1
+        self._require_batches(trainer)
         self._note(trainer, pl_module, self.epochs_done, self._measured(trainer))
         self._begin()
         self._let_go(trainer)
@@ -148,10 +151,24 @@ class Epochs(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Likewise; what stopped it, if we have not, is a callback of its own. The last epoch is judged, too."""
+        if not (self.history.ended or trainer.should_stop):  # it ends for a StopIteration, wherever that was raised
+            raise TrainingError(f"training must go on to its end, but it ended after epoch {self.epochs_done}")
         self.history.ended.setdefault(0, "stopped early")
         self._save(trainer, last=True)
         assert self.best
         self.best.leave(self.history.members, self.history.of("loss/val", self.epochs_done), np.zeros(1, bool))
+
+    def _require_batches(self, trainer: pl.Trainer) -> None:
+        """Raise TrainingError if examples that can be counted ended early, unless the module skipped the rest."""
+        loop, most = trainer.fit_loop, trainer.num_training_batches
+        taken, loaders = loop.epoch_loop.batch_progress.current, loop._combined_loader
+        assert loaders is not None
+        counted = not any(isinstance(getattr(one, "dataset", None), IterableDataset) for one in loaders.flattened)
+        if counted and taken.ready == taken.completed < most and math.isfinite(most) and not trainer.should_stop:
+            raise TrainingError(
+                f"epoch {self.epochs_done} must have {most:g} batches, as its data say, but they ended after "
+                f"{taken.completed}"
+            )
 
     def _measured(self, trainer: pl.Trainer) -> dict[str, float]:
         """Curves of an epoch, the same on all ranks."""

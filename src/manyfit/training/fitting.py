@@ -187,3 +187,5 @@ def _run(trainer: pl.Trainer, module: Training) -> None:
     with torch.random.fork_rng(devices=[]):  # for a user's model that draws random numbers of its own
         torch.manual_seed(seed_of("training", module.engine.seeds[0]))
         trainer.fit(module, train_dataloaders=Parts(module))
+    if len(module.history.ended) < module.history.size:  # Lightning ends for a StopIteration, wherever that was raised
+        raise TrainingError(f"training must go on to its end, but it ended after epoch {module.epochs_done}")

@@ -99,11 +99,19 @@ def _trained(
         epochs = Epochs(config, trainer.logger, observers, ranks, scheduled, state)
         trainer.callbacks += [*([scheduled] if scheduled else []), epochs]  # type: ignore[attr-defined]
         seed_everywhere(drawn)
+        _watch(trainer, network)
         trainer.fit(network, datamodule=data, ckpt_path=Resumed.NAME if state else None)
         assert epochs.best
         network.load_state_dict({name: buffer[0] for name, buffer in epochs.best.buffers.items()})
         seed_everywhere(drawn)
         return epochs, tested(trainer, network, data, config, ranks)
+
+
+def _watch(trainer: pl.Trainer, network: pl.LightningModule) -> None:
+    """Steps of the module that raise StopIteration have failed, but for those that take batches from an iterator."""
+    for name in ("training_step", "validation_step", "test_step"):
+        if "dataloader_iter" not in inspect.signature(getattr(network, name)).parameters:
+            setattr(trainer.strategy, name, process.going_on()(getattr(trainer.strategy, name)))
 
 
 @contextlib.contextmanager

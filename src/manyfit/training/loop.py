@@ -10,7 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from manyfit.config.errors import TrainingError
 from manyfit.progress import OnEpoch
+from manyfit.training import process
 from manyfit.training.best import Best
 from manyfit.training.engine import Engine
 from manyfit.training.history import History
@@ -70,17 +72,29 @@ class Training(pl.LightningModule):
 
     def training_step(self, part: int, batch_idx: int) -> None:  # noqa: ARG002
         """A part of an epoch's optimizer steps."""
-        self.engine.train(part)
+        with process.going_on():
+            self.engine.train(part)
 
     def on_train_epoch_end(self) -> None:
         """Measure, note the best, and let members go that have ended."""
         self.epochs_done += 1
-        self._measure(self.epochs_done)
+        self._require_steps()
+        with process.going_on():
+            self._measure(self.epochs_done)
         self.engine.rates.observe(self.history.of("loss/val", self.epochs_done)[:, -1])
         if self.observers.save:
             last = len(self.history.ends(self.epochs_done, self.best.epoch)) == len(self.history.members)
             self.observers.save(self.epochs_done, self.state, last)
         self._let_go(self.epochs_done)
+
+    def _require_steps(self) -> None:
+        """Raise TrainingError unless every member has taken all steps of its epochs."""
+        due = self.epochs_done * -(-self.engine.examples_per_epoch // self.engine.batch_sizes)
+        if (short := self.engine.steps_done != due).any():
+            raise TrainingError(
+                f"epoch {self.epochs_done} must end with step {due[short][0]}, but {self.engine.steps_done[short][0]} "
+                "were taken"
+            )
 
     def _measure(self, epoch: int) -> None:
         """This epoch's metrics of the members present."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from manyfit.config.build import place_of
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel.signals import AskedToEnd
@@ -35,6 +36,15 @@ def exits(trainer: pl.Trainer) -> Iterator[None]:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise TrainingError(f"the model, or what it uses, called sys.exit({stop.code!r})") from stop
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Lightning takes a StopIteration for the end of the examples: within a step it is an error of the training."""
+    try:
+        yield
+    except StopIteration as stop:  # as its cause it would be taken for the generator's own, and raised again
+        raise TrainingError(f"the model, or what it uses, raised {stop!r}{place_of(stop)}") from None
 
 
 @contextlib.contextmanager
