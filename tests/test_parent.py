@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from conftest import Compose, assert_same_bits
+from conftest import CONF, Compose, assert_same_bits, command
 from manyfit.parallel.launch import Launch
 from manyfit.schedules import Schedule
 from manyfit.sweeps import conclusion, grids
@@ -61,6 +61,28 @@ def test_an_error_in_a_population_is_one_members_own(
             assert child.result is not None
             (alone,) = fit([configs[number]])
             assert_same_bits(child.result, alone)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from manyfit import running
+from manyfit.training import fitting  # what is imported is no part of the limit
+resource.setrlimit(resource.RLIMIT_AS, (1024 * int({pages}) * 4 + {room} * 2**20,) * 2)
+sys.exit(running.command(sys.argv[1:], [Path({conf!r})]))
+"""
+
+
+@pytest.mark.parametrize(("launcher", "halved"), [([], False), (["hydra.launcher.max_members=24"], True)])
+def test_too_little_memory_for_all_at_once(tmp_path: Path, launcher: list[str], halved: bool) -> None:
+    """Under `ulimit -v` populations are as large as fits; one that is not is halved until it does. None is lost."""
+    run = tmp_path / "run.py"
+    run.write_text(LIMITED.format(pages="open('/proc/self/statm').read().split()[0]", room=500, conf=str(CONF)))
+    wide = ["data=digits", "data.train_size=64", "epochs=1", "model.hidden=[1024,1024]", "tracking=off"]
+    done = command(tmp_path, "-m", *wide, "seed=range(24)", *launcher, run=run)
+    assert done.returncode == 0, done.stderr
+    assert "24 finished" in done.stdout
+    assert ("24 runs failed together" in done.stderr) == halved
 
 
 def networks(sweep: Sweep, numbers: range, composed: Compose) -> int:

@@ -1,6 +1,7 @@
 """Where options lie, how the command was called, and on what machine."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -55,3 +56,39 @@ def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
             SystemExit, match="error: manyfit must run on Linux or macOS, but got Windows. Use it in WSL"
         ):
             begin()
+
+
+def test_memory_of_its_own() -> None:
+    """What `ulimit -v` leaves, where that is less than the machine has."""
+    free, (soft, hard) = place.memory(), resource.getrlimit(resource.RLIMIT_AS)
+    taken = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, hard))
+        assert 0 < place.memory() <= 2**28 < free
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "900", "a/memory.current": "700"}, 200),
+        ("0::/\n", {"memory.max": "900", "memory.current": "700", "memory.stat": "anon 1\ninactive_file 50\n"}, 250),
+        (
+            "4:memory:/elsewhere\n1:cpu:/\n",
+            {"memory/memory.limit_in_bytes": "800", "memory/memory.usage_in_bytes": "900"},
+            0,
+        ),
+        ("0::/\n", {"memory.max": "max", "memory.current": "700"}, 4096),
+    ],
+)
+def test_memory_of_a_control_group(tmp_path: Path, groups: str, files: dict[str, str], left: int) -> None:
+    """The least that it, those around it, and the machine leave; of a container with a path from outside its own."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(groups)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:  4 kB\n")
+    for name, content in files.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert place.memory(tmp_path) == left

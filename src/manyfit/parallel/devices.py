@@ -1,7 +1,9 @@
 """On what a config trains: which kind of device, and how many."""
 
+import gc
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from manyfit.config.build import target_of
@@ -36,6 +38,19 @@ def name_of(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def give_back(error: BaseException) -> None:
+    """The memory of a training that failed: what the frames hold that its exception went through, tensors above all."""
+    import torch
+
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def launched(launcher: str = "elastic") -> int:

@@ -19,6 +19,7 @@ import torch
 from manyfit.config import place
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
+from manyfit.parallel import devices
 from manyfit.parallel.channel import Channel, GoneError, made
 
 SOON = 5.0  # seconds in which a thread hears that its worker was killed
@@ -243,13 +244,12 @@ def work(channel: Channel, device: int, threads: int) -> None:
         while True:
             _, run, configs = channel.receive()
             try:
-                trained = made(run, known)(configs, channel.report, channel.stops, device=device)
-                message: tuple[str, Any] = ("trained", trained)
+                channel.send("trained", made(run, known)(configs, channel.report, channel.stops, device=device))
             except GoneError:
                 raise
             except Exception as error:
-                message = ("failed", _portable(error))
-            channel.send(*message)
+                channel.send("failed", _portable(error))
+                devices.give_back(error)
 
 
 def _process(command: Connection, device: int, threads: int, parent: int) -> None:

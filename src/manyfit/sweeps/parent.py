@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from manyfit.config.errors import ConfigError, TrainingError
+from manyfit.config.place import spare_addresses
 from manyfit.config.schema import Config
 from manyfit.config.secrets import mask
 from manyfit.parallel.launch import Launch
@@ -160,6 +161,7 @@ class Sweep:
         """
         with self.screen.stage("importing torch"):  # seconds, in which the tracker's uploader starts as well
             from manyfit.training.grouping import grouped
+        spare_addresses()
         self.total = max(self.total, len(self.children) + len(configs))
         with self.screen.stage("checking jobs"):
             jobs = self._prepared(configs)
@@ -258,14 +260,33 @@ class Sweep:
         place: "Place | None" = None,
     ) -> None:
         """Train and record. An exception may be one member's alone: then each half is trained by itself."""
-        from manyfit.training import fitting, recording
+        from manyfit.training import recording
 
-        self._let_go()
         numbers = list(jobs)
         recorder = recorder or recording.Recorder(
             self.tracker, list(jobs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
         )
-        prune = self.prune
+        error = self._fit(jobs, recorder, place)
+        if error is None:
+            return
+        if len(numbers) == 1:
+            self.children[numbers[0]] = Child(numbers[0], jobs[numbers[0]].config, recorder.runs[0], error=error)
+            return
+        print(
+            f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
+            file=sys.stderr,
+        )
+        for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
+            part = {numbers[i]: jobs[numbers[i]] for i in half}
+            self._population(part, recorder.part(half), place)
+
+    def _fit(self, jobs: "Mapping[int, Job]", recorder: "Recorder", place: "Place | None") -> Exception | None:
+        """Train and record; what went wrong, once its memory is given back: others may need it."""
+        from manyfit.parallel import devices
+        from manyfit.training import fitting
+
+        self._let_go()
+        prune, numbers = self.prune, list(jobs)
 
         def stops(epoch: int, going: Mapping[int, Mapping[str, float]]) -> list[int]:
             assert prune is not None
@@ -282,19 +303,11 @@ class Sweep:
                 place=place,
             )
         except Exception as error:
-            if len(numbers) == 1:
-                self.children[numbers[0]] = Child(numbers[0], jobs[numbers[0]].config, recorder.runs[0], error=error)
-                return
-            print(
-                f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
-                file=sys.stderr,
-            )
-            for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
-                part = {numbers[i]: jobs[numbers[i]] for i in half}
-                self._population(part, recorder.part(half), place)
-            return
+            devices.give_back(error)
+            return error
         for number, run, result in zip(numbers, recorder.runs, results, strict=True):
             self.children[number] = Child(number, jobs[number].config, run, result)
+        return None
 
     def _let_go(self) -> None:
         """Of all networks but the best: a model that is asked for later is trained again to the same bits."""

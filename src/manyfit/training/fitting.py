@@ -148,7 +148,7 @@ def train(
             _run(trainer, module)
             test = engine.measure(["test"], module.best)
             test |= scores(engine, config.metrics, ["test"], config.trusted, module.best)
-    return Trained(
+    trained = Trained(
         history=module.history.values,
         ended=module.history.ended,
         weights=module.best.weights.cpu(),
@@ -158,6 +158,8 @@ def train(
         engine=engine.name,
         digests=tuple(job.data.digest for job in jobs),
     )
+    del module.engine, module.best  # trainer and module hold each other until the collector comes: not these
+    return trained
 
 
 class Elsewhere:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manyfit.config import place
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import flattened
 from manyfit.parallel.devices import on_gpu
@@ -28,6 +29,8 @@ UNLIKE = 8  # times as many weights as another are too many for the same populat
 NATIVE = 2**30  # bytes that members of the native engine may keep; and their data sets, if there are several
 COPIES = 6  # of a member's weights that a step touches: weights, gradient, update, two moments, best
 MOST = 1024  # members
+HELD = 2  # times what a step touches is in memory at most: copies to build from, results; measured 1.2 to 1.9
+SPARED = 2  # half of the memory that is left is for all else
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def grouped(
         if reason := len(numbers) > 1 and (why_alone(first) or _why_apart(first)):
             groups += [Group([number], str(reason)) for number in numbers]
             continue
-        most = max_members or members(max((jobs[number] for number in numbers), key=lambda job: job.weights))
+        largest = max((jobs[number] for number in numbers), key=lambda job: job.weights)
+        most = max_members or members(largest, workers)
         size = -(-len(numbers) // max(-(-len(numbers) // most), min(workers, len(numbers))))
         if together <= most:
             size = max(together, size - size % together)
@@ -110,15 +114,16 @@ def _bands(numbers: Sequence[int], jobs: Mapping[int, Job]) -> list[list[int]]:
     return [sorted(band) for band in bands]
 
 
-def members(job: Job) -> int:
-    """The largest population of members like this one that pays.
+def members(job: Job, workers: int = 1) -> int:
+    """The largest population of members like this one that pays, and that memory holds beside those of other workers.
 
-    Of the native engine one that memory holds. Of the batched one on a CPU one whose step stays in cache, at least one
-    member a core; on a GPU one that fills it, and half its memory at most.
+    Of the native engine `NATIVE` bytes. Of the batched one on a CPU one whose step stays in cache, at least one member
+    a core; on a GPU one that fills it, and half its memory at most.
     """
     network, weights = job.network, job.weights
+    room = place.memory() // (SPARED * HELD * workers)
     if job.engine == "native":
-        return int(min(max(NATIVE // (dtype_of(job.config).itemsize * COPIES * weights), 1), MOST))
+        return int(min(max(min(NATIVE, room) // (dtype_of(job.config).itemsize * COPIES * weights), 1), MOST))
     if on_gpu(job.config.trainer) and torch.cuda.is_available():
         touched = 4 * (COPIES * weights + 3 * job.batch_size * kept(network, job.data.x_train[:2].clone()))
         return int(min(max(min(SATURATED, torch.cuda.mem_get_info()[0] // 2) // touched, 1), MOST))
@@ -127,7 +132,7 @@ def members(job: Job) -> int:
     else:
         numbers = kept(network, job.data.x_train[:2].clone())
     touched = 4 * (COPIES * weights + job.batch_size * numbers)
-    return int(min(max(CACHE // touched, os.cpu_count() or 1), MOST))
+    return int(max(min(max(CACHE // touched, os.cpu_count() or 1), room // touched, MOST), 1))
 
 
 def kept(network: nn.Module, x: Tensor) -> int:
