@@ -3,10 +3,12 @@
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from conftest import CONF, Compose, assert_same_bits, command
@@ -14,6 +16,7 @@ from manyfit.parallel.launch import Launch
 from manyfit.schedules import Schedule
 from manyfit.sweeps import conclusion, grids
 from manyfit.sweeps.parent import Sweep
+from manyfit.training import fitting
 from manyfit.training.fitting import fit
 
 pytestmark = pytest.mark.usefixtures("forked_uploader")
@@ -61,6 +64,119 @@ def test_an_error_in_a_population_is_one_members_own(
             assert child.result is not None
             (alone,) = fit([configs[number]])
             assert_same_bits(child.result, alone)
+
+
+class Broken(Schedule):
+    """Raises when it is shown a loss."""
+
+    def __call__(self, progress: np.ndarray) -> np.ndarray:
+        """Factors of 1."""
+        return np.ones_like(progress)
+
+    def observe(self, loss_val: float) -> None:  # noqa: ARG002
+        """See Schedule."""
+        raise ArithmeticError("it looks at nothing")
+
+
+class Picky(nn.Module):
+    """Cannot be built, or trained, in some weights, which the seed draws; or raises on every fourth training batch."""
+
+    def __init__(self, in_features: int, out_features: int, bad: str) -> None:
+        super().__init__()
+        self.layer, self.bad, self.calls = nn.Linear(in_features, out_features), bad, 0
+        if bad == "built" and abs(float(self.layer.weight[0, 0])) > 0.4:
+            raise ValueError("its first weight is too large")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+        self.calls += self.training
+        if self.bad == "always" and self.calls > 9:
+            raise ValueError("it is tired")
+        return self.layer(x)
+
+
+def looks(network: nn.Module, *_: object) -> float:
+    """A probe that one of the networks has no number for."""
+    first = float(next(network.parameters()).detach()[0, 0])
+    return 1 / first if abs(first) < 0.4 else int("not a number")
+
+
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Members of every training from here on."""
+    counted: list[int] = []
+    train = fitting.train
+
+    def counting(jobs: Sequence[Any], *given: Any, **more: Any) -> Any:
+        counted.append(len(jobs))
+        return train(jobs, *given, **more)
+
+    monkeypatch.setattr(fitting, "train", counting)
+    return counted
+
+
+GONE = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
+OF_ONE: dict[str, tuple[list[str], list[str], list[int]]] = {
+    "a schedule": (["+schedule.at=2"], ["schedule._target_=test_parent.Breaks", "+schedule.at=0.6"], [8]),
+    "one that looks": ([], ["schedule._target_=test_parent.Broken"], [8]),
+}
+
+
+@pytest.mark.parametrize("engine", ["native", "batched"])
+@pytest.mark.parametrize("which", OF_ONE)
+def test_one_members_fault_costs_the_others_no_training(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, engine: str, which: str
+) -> None:
+    """It is let go, and said to have failed; the others go on."""
+    usual, broken, counts = OF_ONE[which]
+    usual = [*usual, "schedule._target_=test_parent.Breaks"] if usual else usual
+    common = ["data=iris", "epochs=4", "model.hidden=[4]", f"trainer.engine={engine}", "tracking=off"]
+    configs = {n: composed(*common, *(broken if n == 5 else usual), f"seed={n}") for n in range(8)}
+    counted = trainings(monkeypatch)
+    with Sweep("broken", configs[0]) as sweep:
+        children = sweep.train(configs)
+    assert counted == counts
+    assert [n for n, child in enumerate(children) if child.result is None] == [5]
+    assert isinstance(children[5].error, ArithmeticError)
+    assert all(child.result.status == "FINISHED" for child in children if child.result)
+
+
+LOOKS = ["probes=[test_parent.looks]"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "more", "workers"),
+    [("built", [], 1), ("never", LOOKS, 1), pytest.param("built", LOOKS, 2, marks=pytest.mark.slow)],
+)
+def test_a_fault_of_some_seeds(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, bad: str, more: list[str], workers: int
+) -> None:
+    """Networks that cannot be built, or looked at by a function of the user's: the others are trained once."""
+    common = ["data=iris", "epochs=2", "model._target_=test_parent.Picky", *GONE, f"+model.bad={bad}", "tracking=off"]
+    configs = {n: composed(*common, *more, f"seed={n}") for n in range(8)}
+    counted = trainings(monkeypatch)
+    with Sweep("picky", configs[0], workers=workers, max_members=8) as sweep:
+        children = sweep.train(configs)
+    failed = [n for n, child in enumerate(children) if child.error]
+    assert failed
+    assert len(failed) < 8
+    assert all(isinstance(children[n].error, ValueError) for n in failed)
+    tried = 8 - len(sweep.refused)  # those that were before any training
+    if workers == 1:
+        assert counted == ([tried, 8 - len(failed)] if bad == "built" else [tried])
+
+
+def test_halving_ends_where_both_halves_say_the_same(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What fails of all is tried three times, not fifteen; all have its words."""
+    common = ["data=iris", "epochs=4", "model._target_=test_parent.Picky", *GONE, "+model.bad=always", "tracking=off"]
+    configs = {n: composed(*common, f"seed={n}") for n in range(8)}
+    counted = trainings(monkeypatch)
+    with Sweep("tired", configs[0], max_members=8) as sweep:
+        children = sweep.train(configs)
+    assert counted == [8, 4, 4]
+    assert {str(child.error) for child in children} == {"it is tired"}
+    assert "8 runs failed together (it is tired), and each half with the same words" in capsys.readouterr().err
 
 
 LIMITED = """

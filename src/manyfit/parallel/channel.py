@@ -4,6 +4,8 @@ import pickle
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
+from manyfit.config.errors import TrainingError
+
 if TYPE_CHECKING:
     from manyfit.progress import OnEpoch
     from manyfit.training.loop import Stops
@@ -81,6 +83,15 @@ class PipeChannel(Channel):
     def close(self) -> None:
         """The other end hears of it."""
         self.connection.close()
+
+
+def portable(error: Exception) -> Exception:
+    """An exception as it can be sent: some cannot be made again from their arguments."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TrainingError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def made(run: Any, known: dict[type, Any]) -> Any:

@@ -53,6 +53,15 @@ def give_back(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether fewer at once may fit: as its words have it, since torch's error of a CPU is a plain RuntimeError.
+
+    A process that the system kills for its memory (SIGKILL) has no words of its own.
+    """
+    said = ("alloc", "memory", "start new thread", "exit code -9")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)
+
+
 def launched(launcher: str = "elastic") -> int:
     """How many processes torchrun started, or srun with launcher=slurm, this one included; 1: none did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import sys
@@ -20,7 +19,7 @@ from manyfit.config import place
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel import devices
-from manyfit.parallel.channel import Channel, GoneError, made
+from manyfit.parallel.channel import Channel, GoneError, made, portable
 
 SOON = 5.0  # seconds in which a thread hears that its worker was killed
 
@@ -248,7 +247,7 @@ def work(channel: Channel, device: int, threads: int) -> None:
             except GoneError:
                 raise
             except Exception as error:
-                channel.send("failed", _portable(error))
+                channel.send("failed", portable(error))
                 devices.give_back(error)
 
 
@@ -257,15 +256,6 @@ def _process(command: Connection, device: int, threads: int, parent: int) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends the workers
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     work(Channel(command), device, threads)
-
-
-def _portable(error: Exception) -> Exception:
-    """An exception as it can be sent: some cannot be made again from their arguments."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return TrainingError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def _leave_with(parent: int) -> None:

@@ -254,36 +254,52 @@ class Sweep:
                 raise
 
     def _population(
-        self,
-        jobs: "Mapping[int, Job]",
-        recorder: "Recorder | None" = None,
-        place: "Place | None" = None,
+        self, jobs: "Mapping[int, Job]", recorder: "Recorder | None" = None, place: "Place | None" = None
     ) -> None:
-        """Train and record. An exception may be one member's alone: then each half is trained by itself."""
-        from manyfit.training import recording
+        """Train and record; what fails together is taken apart."""
+        from manyfit.training.recording import Recorder
 
-        numbers = list(jobs)
-        recorder = recorder or recording.Recorder(
-            self.tracker, list(jobs.values()), self.parent, [self.tags.get(number, {}) for number in numbers]
-        )
-        error = self._fit(jobs, recorder, place)
-        if error is None:
+        tags = [self.tags.get(number, {}) for number in jobs]
+        recorder = recorder or Recorder(self.tracker, list(jobs.values()), self.parent, tags)
+        if error := self._fit(jobs, recorder, place):
+            self._apart(jobs, recorder, place, error)
+
+    def _apart(self, jobs: "Mapping[int, Job]", recorder: "Recorder", place: "Place | None", error: Exception) -> None:
+        """An exception may be one member's alone: each half is trained by itself, unless both say the same.
+
+        Out of memory they may: then a half of a half may fit.
+        """
+        from manyfit.parallel.devices import out_of_memory
+
+        if len(jobs) == 1:
+            self._failed(jobs, recorder, error)
             return
-        if len(numbers) == 1:
-            self.children[numbers[0]] = Child(numbers[0], jobs[numbers[0]].config, recorder.runs[0], error=error)
+        said = f"{len(jobs)} runs failed together ({mask(str(error))})"
+        print(f"{said}; each half is trained by itself", file=sys.stderr)
+        left = []
+        for half in (range(len(jobs) // 2), range(len(jobs) // 2, len(jobs))):
+            part, its = dict([*jobs.items()][half.start : half.stop]), recorder.part(half)
+            if found := self._fit(part, its, place):
+                left.append((part, its, found))
+        if len(left) == 2 and str(left[0][2]) == str(left[1][2]) and not out_of_memory(left[0][2]):
+            print(f"{said}, and each half with the same words: they are all taken for failed", file=sys.stderr)
+            for part, its, found in left:
+                self._failed(part, its, found)
             return
-        print(
-            f"{len(numbers)} runs failed together ({mask(str(error))}); each half is trained by itself",
-            file=sys.stderr,
-        )
-        for half in (range(len(numbers) // 2), range(len(numbers) // 2, len(numbers))):
-            part = {numbers[i]: jobs[numbers[i]] for i in half}
-            self._population(part, recorder.part(half), place)
+        for part, its, found in left:
+            self._apart(part, its, place, found)
+
+    def _failed(self, jobs: "Mapping[int, Job]", recorder: "Recorder", error: Exception) -> None:
+        """These runs are, with this error."""
+        recorder.fail(error)
+        for (number, job), run in zip(jobs.items(), recorder.runs, strict=True):
+            self.children[number] = Child(number, job.config, run, error=error)
 
     def _fit(self, jobs: "Mapping[int, Job]", recorder: "Recorder", place: "Place | None") -> Exception | None:
-        """Train and record; what went wrong, once its memory is given back: others may need it."""
+        """Train and record; what went wrong for all, once its memory is given back: others may need it."""
         from manyfit.parallel import devices
         from manyfit.training import fitting
+        from manyfit.training.faults import MembersError
 
         self._let_go()
         prune, numbers = self.prune, list(jobs)
@@ -293,8 +309,9 @@ class Sweep:
             stopped = prune(numbers, epoch, {numbers[member]: values for member, values in going.items()})
             return [numbers.index(number) for number in stopped]
 
+        failed: Mapping[int, Exception] = {}
         try:
-            results = fitting.fit(
+            fitted = fitting.fit(
                 list(jobs.values()),
                 recorder,
                 artifacts=self.config.tracking.artifacts == "all",
@@ -302,11 +319,22 @@ class Sweep:
                 screen=self.screen,
                 place=place,
             )
+            results = dict(enumerate(fitted))
+        except MembersError as error:
+            failed, results = error.errors, dict(error.results)
         except Exception as error:
             devices.give_back(error)
+            if self.networks and devices.out_of_memory(error):
+                self.networks = 1
             return error
-        for number, run, result in zip(numbers, recorder.runs, results, strict=True):
-            self.children[number] = Child(number, jobs[number].config, run, result)
+        for member, number in enumerate(numbers):
+            one = {number: jobs[number]}
+            if member in failed:
+                self._failed(one, recorder.part([member]), failed[member])
+            elif member in results:
+                self.children[number] = Child(number, one[number].config, recorder.runs[member], results[member])
+        if rest := [member for member in range(len(jobs)) if member not in failed and member not in results]:
+            self._population({numbers[member]: jobs[numbers[member]] for member in rest}, recorder.part(rest), place)
         return None
 
     def _let_go(self) -> None:

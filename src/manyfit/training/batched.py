@@ -37,6 +37,7 @@ class Batched(Engine):
         self, steps: Steps, evaluation: Evaluation, rates: Rates, seeds: Sequence[int], angles: bool = False
     ) -> None:
         self.steps, self.evaluation, self.rates, self.seeds = steps, evaluation, rates, list(seeds)
+        self.faults = rates.faults
         self.population, self.examples, self.ranks = steps.population, steps.examples, steps.ranks
         self.parts = -(-steps.per_epoch // BLOCK)
         self.angles = Angles(self.population.weights) if angles else None

@@ -46,6 +46,10 @@ class Best:
         """Members that do not stay end with this epoch: judge it too, and forget them. Arguments as for `note`."""
         epoch = loss.shape[1] - 1
         self._accept(members, np.where(stay, np.inf, curves.smooth(loss[:, max(0, epoch - 1) :])[:, -1]), epoch)
+        self.keep(stay)
+
+    def keep(self, stay: np.ndarray) -> None:
+        """Leave only these of the members present, (members present,)."""
         rows = torch.from_numpy(np.flatnonzero(stay)).to(self.weights.device)
         self._weights, self._buffers = self._weights[rows], {name: b[rows] for name, b in self._buffers.items()}
 

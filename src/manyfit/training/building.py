@@ -21,6 +21,7 @@ from manyfit.training.captured import Captured, captures
 from manyfit.training.engine import Engine
 from manyfit.training.evaluation import Evaluation
 from manyfit.training.examples import Examples
+from manyfit.training.faults import Faults, networks_of
 from manyfit.training.history import History
 from manyfit.training.loop import Observers, Training
 from manyfit.training.native import Native
@@ -86,7 +87,7 @@ def make_training(
 def _batched(jobs: Sequence[Job], trainer: pl.Trainer, ranks: Ranks) -> Batched:
     first, config, device = jobs[0], jobs[0].config, trainer.strategy.root_device
     dtype, seeds = dtype_of(config), [job.config.seed for job in jobs]
-    population = Population([job.network.to(dtype) for job in jobs], seeds, device)
+    population = Population([network.to(dtype) for network in networks_of(jobs)], seeds, device)
     examples = Examples.of(jobs, device, dtype)
     capture = captures(config, first.optimizer)
     of_steps, of_evaluations = (Captured(must=capture is True) if capture else None for _ in range(2))
@@ -109,7 +110,8 @@ def _batched(jobs: Sequence[Job], trainer: pl.Trainer, ranks: Ranks) -> Batched:
         captured=of_evaluations,
         ranks=ranks,
     )
-    return Batched(steps, evaluation, rates_of(jobs), seeds, angles="update_angle" in config.probes)
+    rates = rates_of(jobs, Faults(len(jobs) > 1 and ranks.world == 1))
+    return Batched(steps, evaluation, rates, seeds, angles="update_angle" in config.probes)
 
 
 def _optimizer(jobs: Sequence[Job], population: Population) -> UnitRate | Plain:

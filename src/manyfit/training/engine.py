@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manyfit.data.splits import Dataset
 from manyfit.parallel.ranks import Ranks
 from manyfit.training.best import Best
+from manyfit.training.faults import Faults
 from manyfit.training.prepared import EngineName
 from manyfit.training.rates import Rates
 
@@ -32,6 +33,7 @@ class Engine(ABC):
         seeds: One for each member.
         rates: Theirs.
         ranks: The processes that train them together.
+        faults: Of one member each; who has any is let go.
         parts: In how many an epoch is trained, each a batch to Lightning: an interrupt is heard between two.
         examples_per_epoch: To train on, (members,).
         batch_sizes: (members,).
@@ -42,6 +44,7 @@ class Engine(ABC):
     seeds: list[int]
     rates: Rates
     ranks: Ranks
+    faults: Faults
     parts: int
     examples_per_epoch: np.ndarray
     batch_sizes: np.ndarray

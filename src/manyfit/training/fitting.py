@@ -21,6 +21,7 @@ from manyfit.progress import OnEpoch, Screen
 from manyfit.tracking.tracker import NoTracker
 from manyfit.training import checkpoints, guest, process
 from manyfit.training.building import make_trainer, make_training
+from manyfit.training.faults import MembersError
 from manyfit.training.grouping import require_same_signature, why_alone
 from manyfit.training.loop import Observers, Parts, Stops, Training
 from manyfit.training.prepared import Job, Preparation, dtype_of, engine_of, prepared
@@ -64,6 +65,7 @@ def fit(
         ValueError: Before any run exists: something in a config cannot be used, or they may not share a population.
         KeyboardInterrupt: Ctrl-C; the runs are KILLED and keep their epochs.
         SystemExit: 143 after SIGTERM, likewise.
+        MembersError: Some failed by themselves; the others have results, or are still to be trained.
         Exception: One of the training's own. A lone run is FAILED then; those of a population stay open, since it need
             not be the fault of all.
     """
@@ -100,7 +102,11 @@ def fit(
             raise
     with screen.stage("drawing" if artifacts else "recording"):
         recorder.finish(results, artifacts)
-    return results
+    for member, fault in trained.failed.items():
+        recorder.fail(fault, [member])
+    if trained.failed:
+        raise MembersError(trained.failed, results)
+    return list(results.values())
 
 
 def train(
@@ -148,6 +154,7 @@ def train(
             _run(trainer, module)
             test = engine.measure(["test"], module.best)
             test |= scores(engine, config.metrics, ["test"], config.trusted, module.best)
+            module.failed |= engine.faults.taken()
     trained = Trained(
         history=module.history.values,
         ended=module.history.ended,
@@ -157,6 +164,7 @@ def train(
         devices=(devices.name_of(engine.weights.device),) * ranks.world,
         engine=engine.name,
         digests=tuple(job.data.digest for job in jobs),
+        failed=module.failed,
     )
     del module.engine, module.best  # trainer and module hold each other until the collector comes: not these
     return trained

@@ -47,6 +47,7 @@ class Training(pl.LightningModule):
         self.engine, self.history, self.observers = engine, history, observers
         self.best = Best(engine.weights, engine.buffers)
         self.probed: dict[str, np.ndarray] = {}  # of this epoch, (members present,), from probes
+        self.failed: dict[int, Exception] = {}  # members, by themselves
         self.epochs_done = 0
         self.started = time.perf_counter()
         self.seconds_before = 0.0  # of the training that this one goes on from
@@ -68,7 +69,8 @@ class Training(pl.LightningModule):
         else:
             first = np.ones(len(self.history.members), int)
             self.engine.rates.of(0 * first, first)  # the untrained network's is that of the first step
-            self._measure(0)
+            if self._without_faults():
+                self._measure(0)
 
     def training_step(self, part: int, batch_idx: int) -> None:  # noqa: ARG002
         """A part of an epoch's optimizer steps."""
@@ -79,13 +81,32 @@ class Training(pl.LightningModule):
         """Measure, note the best, and let members go that have ended."""
         self.epochs_done += 1
         self._require_steps()
+        if not self._without_faults():
+            return
         with process.going_on():
             self._measure(self.epochs_done)
         self.engine.rates.observe(self.history.of("loss/val", self.epochs_done)[:, -1])
         if self.observers.save:
             last = len(self.history.ends(self.epochs_done, self.best.epoch)) == len(self.history.members)
             self.observers.save(self.epochs_done, self.state, last)
-        self._let_go(self.epochs_done)
+        if self._without_faults():
+            self._let_go(self.epochs_done)
+
+    def _without_faults(self) -> bool:
+        """Let go of members that failed by themselves, before this epoch is theirs; whether any are left."""
+        faults, members = self.engine.faults.taken(), self.history.members
+        if not faults:
+            return True
+        self.failed |= {int(members[place]): error for place, error in faults.items()}
+        self.history.ended |= dict.fromkeys((int(members[place]) for place in faults), "failed")
+        stay = self.history.stay()
+        if stay.any():
+            self.best.keep(stay)
+            self.probed = {name: values[stay] for name, values in self.probed.items()}
+            self._keep(stay)
+        else:
+            self.trainer.should_stop = True
+        return bool(stay.any())
 
     def _require_steps(self) -> None:
         """Raise TrainingError unless every member has taken all steps of its epochs."""

@@ -19,6 +19,7 @@ from manyfit.population import dense
 from manyfit.training.best import Best
 from manyfit.training.engine import Engine, Outputs
 from manyfit.training.evaluation import metrics
+from manyfit.training.faults import Faults, networks_of
 from manyfit.training.gathered import Gathered, Sets
 from manyfit.training.prepared import Job, dtype_of
 from manyfit.training.rates import rates_of
@@ -40,10 +41,11 @@ class Native(Engine):
 
     def __init__(self, jobs: Sequence[Job], angles: bool = False) -> None:
         dtype = dtype_of(jobs[0].config)
-        self.networks = [_stack(job.network) for job in jobs]
+        self.networks = [_stack(network) for network in networks_of(jobs)]
         self.members = Members([_member(job, net) for job, net in zip(jobs, self.networks, strict=True)], dtype, angles)
         self.sets = Sets(jobs, dtype)
-        self.seeds, self.rates, self.ranks = [job.config.seed for job in jobs], rates_of(jobs), Ranks()
+        self.faults = Faults(len(jobs) > 1)
+        self.seeds, self.rates, self.ranks = [job.config.seed for job in jobs], rates_of(jobs, self.faults), Ranks()
         self.present = np.arange(len(jobs))
         self.all_batch_sizes = np.array([job.batch_size for job in jobs])
         self.training = self.sets.training()

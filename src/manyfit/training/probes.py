@@ -175,8 +175,9 @@ class Own(Probe):
         for k in (k for k in range(members) if finite[k]):  # of who has just diverged there is nothing to say
             x, y = engine.examples_of(k)
             rows = spread(len(x), OWN_ROWS)
-            for part, value in numbers(self.name, self.function, engine.network(k), x[rows], y[rows]).items():
-                made.setdefault(part, [math.nan] * members)[k] = value  # unlike networks may have unlike parts
+            with engine.faults.of(k):
+                for part, value in numbers(self.name, self.function, engine.network(k), x[rows], y[rows]).items():
+                    made.setdefault(part, [math.nan] * members)[k] = value  # unlike networks may have unlike parts
         return {part: torch.tensor(values, dtype=torch.float64) for part, values in made.items()}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from manyfit.schedules import Schedule
+from manyfit.training.faults import Faults
 from manyfit.training.prepared import Job
 
 
@@ -16,12 +17,16 @@ class Rates:
         lr: One per member.
         schedules: One per member.
         steps: Of each member's whole training; progress of the schedules counts against it.
+        faults: Of schedules that raise; such a member's rates are 0.
 
     Attributes:
         last: Those that were asked for last, (members,).
     """
 
-    def __init__(self, lr: Sequence[float], schedules: Sequence[Schedule], steps: Sequence[int]) -> None:
+    def __init__(
+        self, lr: Sequence[float], schedules: Sequence[Schedule], steps: Sequence[int], faults: Faults
+    ) -> None:
+        self.faults = faults
         self.lr, self.schedules, self.steps = np.array(lr, np.float64), list(schedules), np.array(steps)
         self.last = self.lr.copy()
 
@@ -35,8 +40,9 @@ class Rates:
             key = (id(schedule), *its)
             if key not in known:
                 steps, first, count = its
-                known[key] = schedule(np.arange(first, first + count) / steps)
-            rates.append(self.lr[k] * known[key])
+                with self.faults.of(k):
+                    known[key] = schedule(np.arange(first, first + count) / steps)
+            rates.append(self.lr[k] * known.get(key, np.zeros(its[2])))
             if len(rates[k]):
                 self.last[k] = rates[k][-1]
         return rates
@@ -44,17 +50,22 @@ class Rates:
     def together(self, done: int, count: int) -> np.ndarray:
         """The same of members that are in step: (count, members)."""
         progress = np.arange(done, done + count) / self.steps[0]
-        kinds = {id(schedule): schedule for schedule in self.schedules}
-        column = {key: k for k, key in enumerate(kinds)}
-        made = np.stack([schedule(progress) for schedule in kinds.values()], 1)
-        rates: np.ndarray = self.lr * made[:, [column[id(schedule)] for schedule in self.schedules]]
+        made: dict[int, np.ndarray] = {}
+        for k, schedule in enumerate(self.schedules):
+            if id(schedule) not in made:
+                with self.faults.of(k):
+                    made[id(schedule)] = schedule(progress)
+        column = {key: number for number, key in enumerate(made)}
+        factors = np.stack([*made.values(), np.zeros(count)], 1)
+        rates: np.ndarray = self.lr * factors[:, [column.get(id(schedule), -1) for schedule in self.schedules]]
         self.last = rates[-1]
         return rates
 
     def observe(self, loss: np.ndarray) -> None:
         """Show every schedule its member's validation loss (members,) after an epoch."""
-        for value, schedule in zip(loss.tolist(), self.schedules, strict=True):
-            schedule.observe(value)
+        for k, (value, schedule) in enumerate(zip(loss.tolist(), self.schedules, strict=True)):
+            with self.faults.of(k):
+                schedule.observe(value)
 
     def keep(self, stay: np.ndarray) -> None:
         """Leave only these members'."""
@@ -72,7 +83,7 @@ class Rates:
         self.last = last
 
 
-def rates_of(jobs: Sequence[Job]) -> Rates:
+def rates_of(jobs: Sequence[Job], faults: Faults) -> Rates:
     """Of jobs that train together; those of one config share a schedule of ours, unless it looks at the member."""
     shared: dict[str, Schedule] = {}
     schedules = []
@@ -82,4 +93,4 @@ def rates_of(jobs: Sequence[Job]) -> Rates:
         key = job.config.schedule.model_dump_json(by_alias=True)
         schedules.append(copy.deepcopy(job.schedule) if looks else shared.setdefault(key, job.schedule))
     steps = [job.config.epochs * job.steps_per_epoch for job in jobs]
-    return Rates([job.config.optimizer.lr for job in jobs], schedules, steps)
+    return Rates([job.config.optimizer.lr for job in jobs], schedules, steps, faults)

@@ -66,9 +66,10 @@ class Recorder:
         part.open = set(range(len(members)))
         return part
 
-    def finish(self, results: Sequence[Result], artifacts: bool) -> None:
-        """Summary, verdict, note and status of every run; with artifacts, its picture and model as well."""
-        for member, (run, result) in enumerate(zip(self.runs, results, strict=True)):
+    def finish(self, results: Mapping[int, Result], artifacts: bool) -> None:
+        """Summary, verdict, note and status of runs, by place; with artifacts, their picture and model as well."""
+        for member, result in results.items():
+            run = self.runs[member]
             with run.storing("summary"):
                 _summarise(run, result)
             if artifacts and self.stores:
@@ -76,13 +77,13 @@ class Recorder:
             run.end(result.status)
             self.open.discard(member)
 
-    def fail(self, error: BaseException) -> None:
-        """End every run that is still open: KILLED by an interrupt, else FAILED with the exception as a tag."""
+    def fail(self, error: BaseException, members: Sequence[int] | None = None) -> None:
+        """End runs that are open, all or some: KILLED by an interrupt, else FAILED with the exception as a tag."""
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        for member in self.open:
+        for member in self.open.intersection(self.open if members is None else members):
             self.runs[member].tags({"error": f"{type(error).__name__}: {error}"[:2000]})
             self.runs[member].end("KILLED" if interrupted else "FAILED")
-        self.open.clear()
+            self.open.discard(member)
 
 
 def _start(

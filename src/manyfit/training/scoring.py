@@ -38,7 +38,7 @@ def scores(
             for name, function in its.items():
                 value = np.nan
                 if finite:
-                    with torch.random.fork_rng(devices=[]):
+                    with engine.faults.of(k), torch.random.fork_rng(devices=[]):
                         value = float(function(values if classes else values[:, 0], targets))
                 found.setdefault(f"{called(name)}/{split}", np.empty(len(every)))[k] = value
     return found

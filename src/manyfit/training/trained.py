@@ -1,7 +1,7 @@
 """What comes out of a training: arrays of a population, and what is known of each of its runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,8 @@ class Trained:
     digests: tuple[str, ...]
     example: Tensor | None = None
     """Of a LightningModule, what it was given first to validate, (1, ...)."""
+    failed: Mapping[int, Exception] = field(default_factory=dict)
+    """Members that failed by themselves; of these nothing else is known."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ class Result:
         return float(self.metrics["progress/examples"][-1]) / max(self.seconds, 1e-9)
 
 
-def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
-    """What is known of each run; jobs are the members, in order."""
+def results_of(jobs: "Sequence[Job]", trained: Trained) -> dict[int, Result]:
+    """What is known of each run that did not fail, by place; jobs are the members, in order."""
     if trained.engine == "lightning":
-        return [_of_guest(jobs[0], trained)]
+        return {0: _of_guest(jobs[0], trained)}
     together = Population([jobs[0].network], [0], torch.device("cpu")) if trained.engine == "batched" else None
-    found = []
-    for k, job in enumerate(jobs):
+    found: dict[int, Result] = {}
+    for k, job in ((k, job) for k, job in enumerate(jobs) if k not in trained.failed):
         present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
         metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
         baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
@@ -130,23 +132,21 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> list[Result]:
             row = row[: sum(parameter.numel() for parameter in network.parameters())]  # its own
             network = filled(network.to(row.dtype), row).float()
         predictor = Predictor(network, d).eval()
-        found.append(
-            Result(
-                config=job.config,
-                metrics=metrics,
-                summary=summary,
-                test={name: float(values[k]) for name, values in trained.test.items()},
-                most_frequent=float((d.y_test == d.y_train.mode().values).double().mean()) if d.classes else None,
-                reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
-                predictor=predictor,
-                weights=row.clone(),  # a view would keep those of all
-                encoding=d.encoding,
-                classes=d.classes,
-                example=(d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
-                devices=trained.devices,
-                engine=trained.engine,
-                sizes=(len(d.y_train), len(d.y_val), len(d.y_test)),
-            )
+        found[k] = Result(
+            config=job.config,
+            metrics=metrics,
+            summary=summary,
+            test={name: float(values[k]) for name, values in trained.test.items()},
+            most_frequent=float((d.y_test == d.y_train.mode().values).double().mean()) if d.classes else None,
+            reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
+            predictor=predictor,
+            weights=row.clone(),  # a view would keep those of all
+            encoding=d.encoding,
+            classes=d.classes,
+            example=(d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
+            devices=trained.devices,
+            engine=trained.engine,
+            sizes=(len(d.y_train), len(d.y_val), len(d.y_test)),
         )
     return found
 
