@@ -265,7 +265,7 @@ def test_interrupt_before_training(tmp_path: Path, stage: str, number: signal.Si
 @pytest.mark.parametrize(
     ("command", "again"),
     [
-        (["-m", "seed=1,2", "optimizer=sgd,adam"], "of 4 runs are done and kept.* The same command starts all of them"),
+        (["-m", "seed=1,2", "optimizer=sgd,adam"], "of 4 runs are done and kept.* The same command goes on with the"),
         (
             ["sweep=lr", "sweep.n_trials=4", "sweep.seeds=1", "sweep.round=2"],
             "of 4 runs are done and kept.* the same command goes on",

@@ -1,8 +1,10 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,11 +20,12 @@ from manyfit.experiments.experiment import Experiment
 from manyfit.parallel.launch import Launch
 from manyfit.progress import Screen
 from manyfit.resume import Earlier, find, folder_of, given
-from manyfit.sweeps import checking
+from manyfit.sweeps import again, checking
 from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective
 from manyfit.sweeps.settings import Settings, settings
 from manyfit.tracking.run import TrackedRun
 from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
+from manyfit.tracking.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from manyfit.training.prepared import Preparation
@@ -212,17 +215,21 @@ def grid(
             from manyfit.training.prepared import Preparation
         preparation = Preparation()
         with as_written(partial(looked_up, first)):
-            experiment, accepted = _accepted(first, jobs, beside, compose, preparation, wish, screen)
+            experiment, configs = _accepted(first, jobs, beside, compose, preparation, wish, screen)
+            accepted = [list(job) for job in configs]
             usual = settings(OmegaConf.create())
             sought = usual if experiment else settings(first)
             if sought != usual:
                 from manyfit.sweeps.rounds import check_objective
 
                 check_objective(sought, preparation.job(compose(accepted[0])))
-        with Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen) as sweep:
-            sweep.preparation = preparation
-            if experiment and claims.looks_at_networks(experiment.claim):
-                sweep.networks = None
+        sweep = Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen)
+        sweep.preparation = preparation
+        if experiment and claims.looks_at_networks(experiment.claim):
+            sweep.networks = None
+        elif config.tracking.kind != "off":
+            _find_past(sweep, again.fingerprint_of(map(preparation.job, configs.values()), sought, experiment))
+        with sweep.noted or contextlib.nullcontext(), sweep:
             with screen.stage("training", len(accepted)):
                 train(sweep, accepted)
             broken = _concluded(sweep, experiment, sought)
@@ -238,6 +245,14 @@ def grid(
     return sweep
 
 
+def _find_past(sweep: Sweep, fingerprint: str) -> None:
+    """What an earlier start of a sweep has done, and where this one is noted for a later one."""
+    sweep.noted = Unfinished(Path.cwd(), fingerprint)
+    sweep.past = again.past(sweep.noted, sweep.config, sweep.screen)
+    if not sweep.noted.living:
+        sweep.again = "The same command goes on with the rest."
+
+
 def _accepted(
     first: DictConfig,
     jobs: Sequence[Sequence[str]],
@@ -246,8 +261,8 @@ def _accepted(
     preparation: "Preparation",
     wish: bool,
     screen: Screen,
-) -> tuple[Experiment | None, list[list[str]]]:
-    """The experiment, if it is one, and the jobs that are to be run; see `grid`."""
+) -> tuple[Experiment | None, dict[tuple[str, ...], Config]]:
+    """The experiment, if it is one, and the jobs that are to be run, by their overrides; see `grid`."""
     with screen.stage(f"checking {len(jobs)} jobs"):
         experiment = Experiment.of(first)
         checked = checking.check(jobs, compose, preparation, wish)
@@ -264,7 +279,7 @@ def _accepted(
         screen.say(line("quick", "two seeds, the ends of every range, a tenth of the epochs: this decides nothing"))
     for note in checked.told():
         screen.note(note)
-    return experiment, [list(job) for job in checked.configs]
+    return experiment, checked.configs
 
 
 def _concluded(sweep: Sweep, experiment: Experiment | None, sought: Settings) -> str:

@@ -157,10 +157,13 @@ class Screen:
         finally:
             self.stages.pop()
 
-    def training(self, runs: int) -> contextlib.AbstractContextManager[None]:
-        """So many runs are being trained for the present stage, which counts them already or is to do so now."""
+    def training(self, runs: int, done: int = 0) -> contextlib.AbstractContextManager[None]:
+        """So many runs, some done already, are of the present stage, which counts them or is to do so now."""
         stage = self.stages[-1]
-        return self.stage(stage.words, runs) if stage.runs is None else contextlib.nullcontext()
+        if stage.runs is None:
+            return self.stage(stage.words, runs, done)
+        stage.done += done
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def population(self, members: int, epochs: int) -> Iterator[OnEpoch]:

@@ -26,7 +26,8 @@ def row_of(child: Child, params: Mapping[str, Value]) -> Row:
     result = child.result
     state = {"diverged": "diverged", "pruned": "pruned"}.get(result.reason, "finished") if result else "failed"
     return Row(
-        number=child.number, params=params, state=state, seed=child.config.seed, run=child.run,
+        number=child.number, params=params, state=state, seed=child.config.seed,
+        run=None if child.kept else child.run,
         run_id=child.run.run_id, config=child.config, result=result,
         value=result.summary.best_loss_val if result else math.nan,
         loss_val=result.metrics["loss/val"] if result else None,

@@ -17,6 +17,7 @@ from manyfit.config.secrets import mask
 from manyfit.parallel.launch import Launch
 from manyfit.parallel.signals import sigterm_exits
 from manyfit.progress import Screen
+from manyfit.sweeps.again import Past
 from manyfit.tracking.run import TrackedRun
 from manyfit.tracking.tracker import NoTracker, tracker_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from manyfit.parallel.ray_cluster import Cluster
     from manyfit.parallel.workers import Pool, Worker
     from manyfit.sweeps.report import Report
+    from manyfit.tracking.unfinished import Unfinished
     from manyfit.training.fitting import Place
     from manyfit.training.prepared import Job, Preparation
     from manyfit.training.recording import Recorder
@@ -50,13 +52,17 @@ class Proposed(Protocol):
 
 @dataclass(frozen=True)
 class Child:
-    """A run of a sweep: its job number, and what came of it; `error` stands in the place of a result."""
+    """A run of a sweep: its job number, and what came of it; `error` stands in the place of a result.
+
+    One that is `kept` was trained by an earlier start of the same command.
+    """
 
     number: int
     config: Config
     run: TrackedRun
     result: "Result | None" = None
     error: Exception | None = None
+    kept: bool = False
 
 
 @dataclass
@@ -81,6 +87,8 @@ class Sweep:
         report: What was found, once it is known.
         screen: What a person sees.
         again: What the same command does after an interrupt.
+        noted: Where it is, while it is not finished; None: it cannot be gone on with.
+        past: What an earlier start of it has done.
     """
 
     name: str
@@ -99,6 +107,8 @@ class Sweep:
     report: "Report | None" = None
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
     again: str = "The same command starts all of them again, as a sweep of its own."
+    noted: "Unfinished | None" = None
+    past: Past = field(default_factory=Past)
 
     @functools.cached_property
     def preparation(self) -> "Preparation":
@@ -113,8 +123,14 @@ class Sweep:
         self.cluster = self._joined()  # which may not answer: before there is a run
         self.tracker = tracker_of(self.config)
         self.parent = self.tracker.start(
-            experiment=self.config.experiment, name=self.name, params={}, tags={"manyfit.kind": "sweep"}
+            experiment=self.config.experiment,
+            name=self.name,
+            params={},
+            tags={"manyfit.kind": "sweep"},
+            run_id=self.past.parent,
         )
+        if self.noted and not self.past.parent:
+            self.noted.begin(self.parent.id)
         return self
 
     def __exit__(
@@ -126,6 +142,8 @@ class Sweep:
                 those.__exit__(kind, error, trace)
         if error is None:
             self.parent.end(self.status)
+            if self.noted:
+                self.noted.end()
         elif not isinstance(error, Exception):
             error.add_note(self._kept())
         with self.screen.stage("delivering to the store"):
@@ -164,8 +182,8 @@ class Sweep:
         spare_addresses()
         self.total = max(self.total, len(self.children) + len(configs))
         with self.screen.stage("checking jobs"):
-            jobs = self._prepared(configs)
-        pool = self._workers(list(jobs.values()))
+            jobs = self._still_to_train(self._prepared(configs))
+        pool = self._workers(list(jobs.values())) if jobs else None
         groups = grouped(jobs, self.launch.max_members, len(pool.workers) if pool else 1, self.together)
         for reason in {group.alone: None for group in groups if group.alone}:
             numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
@@ -175,7 +193,7 @@ class Sweep:
 
         collect_garbage()
         populations = [{number: jobs[number] for number in group.numbers} for group in groups]
-        with self.screen.training(len(configs)):
+        with self.screen.training(len(configs), sum(self.children[n].kept for n in configs if n in self.children)):
             if pool:
                 self._side_by_side(populations, pool)
             else:
@@ -196,6 +214,20 @@ class Sweep:
                 self.children[number] = Child(number, config, run, error=error)
         self.preparation.close()
         return jobs
+
+    def _still_to_train(self, jobs: "Mapping[int, Job]") -> "dict[int, Job]":
+        """Those of which an earlier start left no finished run; of the others that is the child."""
+        from manyfit.training.trained import restored
+
+        left: dict[int, Job] = {}
+        for number, job in jobs.items():
+            if (known := self.past.finished(job)) is None:
+                left[number] = job
+                continue
+            run = TrackedRun(None, job.config.title(), (known.own_id, known.run_id))
+            result = restored(job, known.metrics, known.tags)
+            self.children[number] = Child(number, job.config, run, result, kept=True)
+        return left
 
     def _joined(self) -> "Cluster | None":
         """The cluster that is to train, if one is."""
@@ -259,8 +291,10 @@ class Sweep:
         """Train and record; what fails together is taken apart."""
         from manyfit.training.recording import Recorder
 
-        tags = [self.tags.get(number, {}) for number in jobs]
-        recorder = recorder or Recorder(self.tracker, list(jobs.values()), self.parent, tags)
+        if recorder is None:
+            tags = [self.tags.get(number, {}) for number in jobs]
+            begun = [self.past.begun(job) for job in jobs.values()]
+            recorder = Recorder(self.tracker, list(jobs.values()), self.parent, tags, begun)
         if error := self._fit(jobs, recorder, place):
             self._apart(jobs, recorder, place, error)
 

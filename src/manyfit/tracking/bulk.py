@@ -56,6 +56,22 @@ def insert(client: mlflow.MlflowClient, batches: Mapping[str, Batch]) -> set[str
     return set(written)
 
 
+def histories(client: mlflow.MlflowClient, runs: Sequence[str]) -> dict[str, dict[str, dict[int, float]]] | None:
+    """Their metrics by run, by name, by step; None: the store is no such database."""
+    engine = getattr(client._tracking_client.store, "engine", None)
+    if engine is None:
+        return None
+    found: dict[str, dict[str, dict[int, float]]] = {run: {} for run in runs}
+    columns = SqlMetric.run_uuid, SqlMetric.key, SqlMetric.step, SqlMetric.value, SqlMetric.is_nan
+    with engine.connect() as connection:
+        for start in range(0, len(runs), 1000):
+            some: Any = SqlMetric.run_uuid.in_(runs[start : start + 1000])
+            asked = sqlalchemy.select(*columns).where(some).order_by(SqlMetric.timestamp)
+            for run, name, step, value, is_nan in connection.execute(asked):
+                found[run].setdefault(name, {})[step] = math.nan if is_nan else value
+    return found
+
+
 def _known(connection: sqlalchemy.Connection, runs: Sequence[str]) -> dict[str, dict[str, str]]:
     """The params of those that are there, and active."""
     found: dict[str, dict[str, str]] = {}

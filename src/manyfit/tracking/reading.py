@@ -16,9 +16,11 @@ from mlflow.models import Model
 from mlflow.utils.search_utils import SearchUtils
 
 from manyfit.config.secrets import mask
+from manyfit.tracking.bulk import LARGEST
 from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.packaging import SERVED
-from manyfit.tracking.store import OURS, RefusedError, Store, explain
+from manyfit.tracking.run import FINGERPRINT
+from manyfit.tracking.store import OURS, PARENT, RefusedError, Store, explain
 
 HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
@@ -119,6 +121,44 @@ def kept(uri: str | None, root: Path, run_id: str) -> Kept:
         inputs = run.inputs.dataset_inputs if trained and run.inputs else []
         digest = inputs[0].dataset.digest if inputs else ""
         return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run of a sweep, or its parent: ids, status, tags, params, and its metrics, by name: (epochs + 1,) or (1,)."""
+
+    run_id: str
+    own_id: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, np.ndarray]
+
+
+def children(uri: str | None, root: Path, parent: str) -> tuple[Stored | None, list[Stored]]:
+    """The parent run that has this id of ours, None if there is none, and its runs that have a fingerprint.
+
+    Raises:
+        ValueError: The store does not answer.
+    """
+    with _asked(uri, root) as store:
+        found = store.all(f"tags.`{OURS}` = '{parent}'")
+        if not found:
+            return None, []
+        run_id = found[0].info.run_id
+        runs = store.among([found[0].info.experiment_id], f"tags.`{PARENT}` = '{run_id}'")
+        runs = [run for run in runs if FINGERPRINT in run.data.tags]
+        points = store.histories([run.info.run_id for run in runs if run.info.status == "FINISHED"])
+    return _stored(found[0], {}), [_stored(run, points.get(run.info.run_id, {})) for run in runs]
+
+
+def _stored(run: Run, points: Mapping[str, Mapping[int, float]]) -> Stored:
+    curves = {}
+    for name, values in points.items():
+        curves[name] = np.full(max(values) + 1, np.nan)
+        curves[name][list(values)] = [np.copysign(np.inf, v) if abs(v) == LARGEST else v for v in values.values()]
+    info, data = run.info, run.data
+    return Stored(info.run_id, data.tags[OURS], info.status, data.tags, data.params, curves)
 
 
 def _model(store: Store, model_id: str) -> Path | None:

@@ -16,6 +16,8 @@ import numpy as np
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
 
+FINGERPRINT = "manyfit.tracking.fingerprint"  # a tag: of a run's config and data
+
 if TYPE_CHECKING:
     import torch
 
@@ -46,6 +48,11 @@ class DatasetRecord:
 class TrackedRun:
     """One run: thread-safe, and never blocked by MLflow. Made by `Tracker.start`; without a tracker it forgets.
 
+    Args:
+        tracker: Whose it is.
+        name: What people call it.
+        stored: Of one of an earlier session, which is over: our own id and MLflow's.
+
     Attributes:
         id: Our own id, 32 hex digits, in the tag `manyfit.id`.
         name: What people call it.
@@ -53,8 +60,9 @@ class TrackedRun:
         missing: What could not be stored, and why.
     """
 
-    def __init__(self, tracker: "Tracker | None", name: str) -> None:
-        self.id = os.urandom(16).hex()
+    def __init__(self, tracker: "Tracker | None", name: str, stored: tuple[str, str] | None = None) -> None:
+        self.id: str = stored[0] if stored else os.urandom(16).hex()
+        self._stored = stored[1] if stored else None
         self.name = name
         self.ended = False
         self.missing: dict[str, str] = {}
@@ -63,7 +71,7 @@ class TrackedRun:
     @property
     def run_id(self) -> str | None:
         """MLflow's id; None before the run exists there."""
-        return self._tracker.acks().ids.get(self.id) if self._tracker else None
+        return self._tracker.acks().ids.get(self.id) if self._tracker else self._stored
 
     @property
     def place(self) -> tuple[str, str] | None:

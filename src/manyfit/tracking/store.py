@@ -249,6 +249,18 @@ class Store:
             points = [point for name in names for point in self.client.get_metric_history(run_id, name)]
         return {(p.key, p.step): p.timestamp for p in sorted(points, key=lambda point: int(point.timestamp))}
 
+    def histories(self, run_ids: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+        """Every value of every metric of runs: by run, by name, by step."""
+        with _answers():
+            known = bulk.histories(self.client, run_ids)
+            if known is not None:
+                return known
+            names = {run_id: self.client.get_run(run_id).data.metrics for run_id in run_ids}
+            return {
+                run_id: {name: {m.step: m.value for m in self.client.get_metric_history(run_id, name)} for name in its}
+                for run_id, its in names.items()
+            }
+
     def log(self, run_id: str, values: Values) -> None:
         """One log_batch; values must be within the limits of number (see `chunks`), texts are cut."""
         with _answers():

@@ -1,6 +1,7 @@
 """What goes into a training, built and tried beforehand."""
 
 import copy
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,11 @@ class Job:
     def steps_per_epoch(self) -> int:
         """The last may be of fewer examples."""
         return -(-len(self.data.x_train) // self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its config and its data: those of the same command are the same."""
+        return hashlib.blake2b(f"{identity(self.config)} {self.data.digest}".encode(), digest_size=16).hexdigest()
 
     def y_train(self) -> Tensor:
         """Training targets (n,), label noise included."""

@@ -13,7 +13,7 @@ from manyfit.measures import called
 from manyfit.plots import overfitting
 from manyfit.plots.style import png
 from manyfit.tracking import provenance
-from manyfit.tracking.run import DatasetRecord, TrackedRun
+from manyfit.tracking.run import FINGERPRINT, DatasetRecord, TrackedRun
 from manyfit.tracking.tracker import NoTracker, Tracker
 from manyfit.training.prepared import Job, prepared
 from manyfit.training.trained import Result
@@ -39,7 +39,7 @@ class Recorder:
         given: Sequence[Config | Job],
         parent: TrackedRun | None = None,
         tags: Sequence[Mapping[str, str]] | None = None,
-        run_ids: Sequence[str] | None = None,
+        run_ids: Sequence[str | None] | None = None,
     ) -> None:
         jobs = prepared(given)
         more: Sequence[Mapping[str, str]] = tags or [{}] * len(jobs)
@@ -93,7 +93,7 @@ def _start(
         experiment=job.config.experiment,
         name=job.config.title(),
         params=dict(job.config.guests.defaults) | job.config.flat(),
-        tags=provenance.tags() | _chosen(job.config) | dict(tags),
+        tags=provenance.tags() | _chosen(job.config) | {FINGERPRINT: job.fingerprint} | dict(tags),
         parent=parent,
         dataset=None if job.config.guests.data else _dataset(job),
         run_id=run_id,

@@ -121,57 +121,77 @@ def results_of(jobs: "Sequence[Job]", trained: Trained) -> dict[int, Result]:
     for k, job in ((k, job) for k, job in enumerate(jobs) if k not in trained.failed):
         present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][k]))
         metrics = {name: values[k, : present[-1] + 1] for name, values in trained.history.items()}
-        baseline = job.loss.baseline(job.y_train(), len(job.data.classes))
-        summary = curves.summarise(metrics["loss/train"], metrics["loss/val"], baseline)
         buffers, row = {name: b[k] for name, b in trained.buffers.items()}, trained.weights[k]
-        d = job.data
         network = job.network
         if together:
             network = together.member(network, row, buffers).float()
         else:
             row = row[: sum(parameter.numel() for parameter in network.parameters())]  # its own
             network = filled(network.to(row.dtype), row).float()
-        predictor = Predictor(network, d).eval()
-        found[k] = Result(
-            config=job.config,
-            metrics=metrics,
-            summary=summary,
-            test={name: float(values[k]) for name, values in trained.test.items()},
-            most_frequent=float((d.y_test == d.y_train.mode().values).double().mean()) if d.classes else None,
-            reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[k],
-            predictor=predictor,
-            weights=row.clone(),  # a view would keep those of all
-            encoding=d.encoding,
-            classes=d.classes,
-            example=(d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
-            devices=trained.devices,
-            engine=trained.engine,
-            sizes=(len(d.y_train), len(d.y_val), len(d.y_test)),
-        )
+        test = {name: float(values[k]) for name, values in trained.test.items()}
+        its = _result(job, metrics, test, trained.ended[k], trained.devices, trained.engine)
+        # a view would keep the weights of all
+        found[k] = replace(its, predictor=Predictor(network, job.data).eval(), weights=row.clone())
     return found
 
 
-def _of_guest(job: "Job", trained: Trained) -> Result:
-    """Likewise of a LightningModule, whose forward is what predicts; its untrained network is the baseline."""
-    present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][0]))
-    metrics = {name: values[0, : present[-1] + 1] for name, values in trained.history.items()}
-    losses = metrics["loss/train"], metrics["loss/val"]
-    summary = curves.summarise(*losses, float(losses[0][0]), "the untrained network")
-    network = job.network
-    network.load_state_dict({name: buffer[0] for name, buffer in trained.buffers.items()})
+def restored(job: "Job", metrics: Mapping[str, np.ndarray], tags: Mapping[str, str]) -> Result:
+    """What is known of a run that is stored, but for its network.
+
+    Args:
+        job: It.
+        metrics: (epochs + 1,) by name, and (1,) of what is measured once.
+        tags: Of the run.
+    """
+    length = len(metrics["loss/val"])
+    known = {name: curve for name, curve in metrics.items() if len(curve) == length}
+    test = {name: float(values[0]) for name, values in metrics.items() if name.endswith("/test") and len(values) == 1}
+    devices = [part.split(" x ", 1) for part in tags["devices"].split(", ")]
+    engine: EngineName = tags["engine"]  # type: ignore[assignment]
+    return _result(
+        job, known, test, tags["ended"], tuple(name for count, name in devices for _ in range(int(count))), engine
+    )
+
+
+def _result(
+    job: "Job",
+    metrics: Mapping[str, np.ndarray],
+    test: Mapping[str, float],
+    ended: str,
+    devices: tuple[str, ...],
+    engine: EngineName,
+) -> Result:
+    """All but the network; of a LightningModule the untrained network is the baseline."""
+    d, losses, guest = job.data, (metrics["loss/train"], metrics["loss/val"]), engine == "lightning"
+    if guest:
+        summary = curves.summarise(*losses, float(losses[0][0]), "the untrained network")
+    else:
+        summary = curves.summarise(*losses, job.loss.baseline(job.y_train(), len(d.classes)))
+    classes = () if guest else d.classes
     return Result(
         config=job.config,
         metrics=metrics,
         summary=summary,
-        test={name: float(values[0]) for name, values in trained.test.items()},
-        most_frequent=None,
-        reason="diverged" if summary.verdict is curves.Fit.DIVERGED else trained.ended[0],
-        predictor=network.eval(),
+        test=test,
+        most_frequent=float((d.y_test == d.y_train.mode().values).double().mean()) if classes else None,
+        reason="diverged" if summary.verdict is curves.Fit.DIVERGED else ended,
+        predictor=None,
         weights=None,
-        encoding=job.data.encoding,
-        classes=(),
-        example=None if trained.example is None else trained.example.numpy(),
-        devices=trained.devices,
-        engine="lightning",
-        sizes=(len(job.data.y_train), len(job.data.y_val), len(job.data.y_test)),
+        encoding=d.encoding,
+        classes=classes,
+        example=None if guest else (d.x_test[:1] * d.x_std + d.x_mean).reshape(1, *d.shape).numpy(),
+        devices=devices,
+        engine=engine,
+        sizes=(len(d.y_train), len(d.y_val), len(d.y_test)),
     )
+
+
+def _of_guest(job: "Job", trained: Trained) -> Result:
+    """Likewise of a LightningModule, whose forward is what predicts."""
+    present = np.flatnonzero(~np.isnan(trained.history["progress/steps"][0]))
+    metrics = {name: values[0, : present[-1] + 1] for name, values in trained.history.items()}
+    network = job.network
+    network.load_state_dict({name: buffer[0] for name, buffer in trained.buffers.items()})
+    test = {name: float(values[0]) for name, values in trained.test.items()}
+    its = _result(job, metrics, test, trained.ended[0], trained.devices, "lightning")
+    return replace(its, predictor=network.eval(), example=None if trained.example is None else trained.example.numpy())

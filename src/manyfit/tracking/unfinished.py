@@ -1,0 +1,58 @@
+"""What is not finished, by what it is: the same command, started again, finds it here before it imports MLflow."""
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+
+from manyfit.tracking import journal
+
+
+class Unfinished:
+    """A file that names the run of a command while that is at work, or was stopped; who is at work holds its lock.
+
+    Args:
+        root: Folder that holds `mlruns/`.
+        fingerprint: Of what the command trains.
+
+    Attributes:
+        living: Another process is at it; then nothing is noted of this one.
+        run: Our id of the run that was begun, None if none was.
+        finished: Whether that one came to its end; without a wish to know it is forgotten then.
+    """
+
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.path = journal.mlruns(root) / "unfinished" / fingerprint
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = journal.claim(self.path)
+        self.living = self._lock is None
+        known = journal.read(self.path)[0]
+        self.run: str | None = known[-1].get("run") if known else None
+        self.finished = bool(known and known[-1].get("finished"))
+
+    def begin(self, run: str) -> None:
+        """This run is begun, or gone on with."""
+        self._note({"run": run})
+
+    def end(self, run: str | None = None) -> None:
+        """All is done: nothing is left to go on with, or, for who wants to know, this run is finished."""
+        if run is not None:
+            self._note({"run": run, "finished": True})
+        elif not self.living:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        """It is locked already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others go on with it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _note(self, record: journal.Record) -> None:
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, json.dumps(record).encode() + b"\n", 0)
+            os.fsync(self._lock)

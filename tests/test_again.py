@@ -1,0 +1,111 @@
+"""A grid that was stopped: the same command keeps what is finished, and trains the rest, under the one parent run."""
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Compose, command, started
+from manyfit.progress import Screen
+from manyfit.sweeps import again
+from manyfit.sweeps.again import PATIENCE, Past
+from manyfit.sweeps.parent import Sweep
+from manyfit.tracking import reading
+from manyfit.tracking.unfinished import Unfinished
+from manyfit.training.prepared import prepare
+from manyfit.training.trained import restored
+from test_cli import runs
+
+GRID = ["-m", "data=digits", "epochs=40", "model.hidden=[200,200]", "seed=range(6)", "hydra.launcher.max_members=2"]
+
+
+def finished(folder: Path) -> list[str]:
+    """Names of the children that are."""
+    found = [run for run in runs(folder) if "manyfit.kind" not in run.data.tags]
+    return sorted(str(run.info.run_name) for run in found if run.info.status == "FINISHED")
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    """SIGKILL, then the same command: what was finished is not trained again; one parent run reports on all."""
+    with started(tmp_path, *GRID) as process:
+        deadline = time.monotonic() + PATIENCE
+        while len(finished(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    done = command(tmp_path, *GRID)
+    assert done.returncode == 0, done.stderr
+    kept = int(re.search(r"(\d) runs of it are finished, and kept", done.stdout)[1])  # type: ignore[index]
+    assert 2 <= kept < 6
+    assert f"training: {kept} of 6 runs" in done.stderr
+    assert "6 runs of 1 setting with 6 seeds (6 finished;" in done.stdout
+    (parent,) = [run for run in runs(tmp_path) if "manyfit.kind" in run.data.tags]
+    assert (parent.info.status, parent.data.tags["sweep.runs"]) == ("FINISHED", "6")
+    children = [run for run in runs(tmp_path) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    seeds = [run.data.params["seed"] for run in children if "manyfit.role" not in run.data.tags]  # not the best again
+    assert sorted(seeds) == list("012345")
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert not list((tmp_path / "mlruns" / "unfinished").iterdir())  # a finished one begins anew
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_what_is_stored_is_what_was_trained(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, but for the network; of a killed run only the id is known, of a failed one nothing is kept."""
+    monkeypatch.chdir(tmp_path)
+    overrides = ("data=wine", "epochs=3", "model.hidden=[4]", "probes=[gradient_norm]", "metrics=[f1]")
+    configs = {n: composed(*overrides, f"seed={n}") for n in range(3)}
+    with Sweep("grid", configs[0], prune=lambda numbers, *_: [2] if 2 in numbers else []) as sweep:
+        children = sweep.train(configs)
+    parent, stored = reading.children(None, tmp_path, sweep.parent.id)
+    assert parent is not None
+    assert parent.run_id == sweep.parent.run_id
+    known = {run.own_id: run for run in stored}
+    past = Past(parent.run_id, {prepare(child.config).fingerprint: known[child.run.id] for child in children})
+    for child in children[:2]:
+        run = past.finished(prepare(child.config))
+        assert run is not None
+        result = restored(prepare(child.config), run.metrics, run.tags)
+        assert child.result is not None
+        assert result.metrics.keys() == child.result.metrics.keys()
+        for name, curve in result.metrics.items():
+            np.testing.assert_array_equal(curve, child.result.metrics[name], err_msg=name)
+        for name in ("summary", "test", "most_frequent", "reason", "devices", "engine", "sizes", "classes"):
+            assert getattr(result, name) == getattr(child.result, name), name
+        assert np.isnan(result.metrics["loss/train_running"][0])
+        assert past.finished(prepare(child.config)) is None  # it has served
+    assert past.finished(prepare(children[2].config)) is None
+    assert past.begun(prepare(children[2].config)) == children[2].run.run_id
+
+
+def test_data_that_changed_are_another_grid(composed: Compose) -> None:
+    """As is another config; a seed apart is not the same run."""
+    jobs = [prepare(composed("data=moons", *more)) for more in ([], [], ["seed=1"], ["data.noise=0.3"], ["epochs=9"])]
+    assert [jobs[0].fingerprint == job.fingerprint for job in jobs] == [True, True, False, False, False]
+
+
+def test_a_store_that_does_not_answer(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All is trained anew, which is said."""
+    monkeypatch.chdir(tmp_path)
+    with Unfinished(tmp_path, "grid") as noted:
+        noted.begin("0" * 32)
+    with Unfinished(tmp_path, "grid") as noted, Screen("a grid") as screen:
+        config = composed("tracking=server", "tracking.uri=http://127.0.0.1:9")
+        assert again.past(noted, config, screen) == Past()
+    assert "what it has done cannot be read: tracking.uri must be a store that answers" in capsys.readouterr().out
+
+
+def test_who_is_at_it_is_left_alone(tmp_path: Path) -> None:
+    """A second start beside the first is another grid; who comes after its end finds nothing."""
+    with Unfinished(tmp_path, "grid") as first:
+        first.begin("a" * 32)
+        with Unfinished(tmp_path, "grid") as second:
+            assert second.living
+            second.begin("b" * 32)
+            second.end()
+        assert Unfinished(tmp_path, "grid").run == "a" * 32
+        first.end()
+    assert Unfinished(tmp_path, "grid").run is None
