@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 
 from manyfit.config import schema
 from manyfit.config.schema import Config
+from manyfit.parallel.launch import Launch
 from manyfit.sweeps.parent import Sweep
 from manyfit.tracking.provenance import hardware
 from manyfit.training.fitting import fit
@@ -63,7 +64,7 @@ def spread(workload: list[str], workers: int) -> float:
     with tempfile.TemporaryDirectory() as there:
         os.chdir(there)
         torch.set_num_threads(1)
-        with Sweep("spread", first, workers=workers) as sweep:
+        with Sweep("spread", first, launch=Launch(workers=workers)) as sweep:
             sweep.train({n: configs[n].model_copy(update={"epochs": 1}) for n in range(workers)})
             start = time.perf_counter()
             children = sweep.train({n + MEMBERS: config for n, config in configs.items()})

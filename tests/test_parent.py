@@ -154,7 +154,7 @@ def test_a_fault_of_some_seeds(
     common = ["data=iris", "epochs=2", "model._target_=test_parent.Picky", *GONE, f"+model.bad={bad}", "tracking=off"]
     configs = {n: composed(*common, *more, f"seed={n}") for n in range(8)}
     counted = trainings(monkeypatch)
-    with Sweep("picky", configs[0], workers=workers, max_members=8) as sweep:
+    with Sweep("picky", configs[0], launch=Launch(max_members=8, workers=workers)) as sweep:
         children = sweep.train(configs)
     failed = [n for n, child in enumerate(children) if child.error]
     assert failed
@@ -172,7 +172,7 @@ def test_halving_ends_where_both_halves_say_the_same(
     common = ["data=iris", "epochs=4", "model._target_=test_parent.Picky", *GONE, "+model.bad=always", "tracking=off"]
     configs = {n: composed(*common, f"seed={n}") for n in range(8)}
     counted = trainings(monkeypatch)
-    with Sweep("tired", configs[0], max_members=8) as sweep:
+    with Sweep("tired", configs[0], launch=Launch(max_members=8)) as sweep:
         children = sweep.train(configs)
     assert counted == [8, 4, 4]
     assert {str(child.error) for child in children} == {"it is tired"}
