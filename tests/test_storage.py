@@ -14,6 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from manyfit import cli
 from manyfit.config.errors import ConfigError
 from manyfit.sweeps import storage
 from manyfit.sweeps.storage import OutageError
@@ -143,8 +144,11 @@ def test_a_proxy_that_is_not_there_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, url="grpc://localhost:1")
 
 
-def test_trials_of_the_dead_are_handed_back(tmp_path: Path) -> None:
+def test_trials_of_the_dead_are_handed_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of whoever was killed; those of the living stay."""
+    monkeypatch.chdir(tmp_path)
     url = f"sqlite:///{tmp_path}/optuna.db"
     with opened(tmp_path) as living:
         living.claim(1)
@@ -152,10 +156,10 @@ def test_trials_of_the_dead_are_handed_back(tmp_path: Path) -> None:
         with dead:
             dead.claim(2)
             dead.open.clear()  # so that it leaves them as a kill would
-        with reopened(url, "study", tmp_path) as book:
-            assert book.hand_back() == 2
-            assert len(book.elsewhere()) == 1
-            assert book.hand_back() == 0
+        for back in (2, 0):
+            assert cli.main(["doctor", "--study", "study", "--storage", url]) == 0
+            said = f"study study: 0 trials are done, 1 are being run, {back} of the dead are handed back"
+            assert said in capsys.readouterr().out
     check(finished(opened(tmp_path)), 6)
     with pytest.raises(ConfigError, match="study must be one of study in sqlite.*, but got other"):
         reopened(url, "other", tmp_path)

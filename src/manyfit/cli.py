@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     sync.set_defaults(command=_sync)
     doctor = commands.add_parser("doctor", help="look after the store and its runs: what is wrong")
     doctor.add_argument("--fix", action="store_true", help="mend it")
+    doctor.add_argument("--study", metavar="NAME", help="of a search instead: hand back what dead processes had begun")
+    doctor.add_argument("--storage", metavar="URL", help="of the study; left out: that of a search that names none")
     doctor.set_defaults(command=_doctor)
     clean = commands.add_parser("clean", help="make room: states of finished runs, Hydra's folders, deleted runs")
     clean.add_argument("--yes", action="store_true", help="without asking")
@@ -207,11 +209,24 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.study:
+        return _hand_back(options.study, options.storage)
     from manyfit.tracking.doctor import doctor
 
     findings = doctor(_root(), fix=options.fix)
     print("\n".join(findings))
     return 1 if any(finding.startswith("problem") for finding in findings) else 0
+
+
+def _hand_back(study: str, storage: str | None) -> int:
+    """Give the trials of processes that are gone to the next start, or to those that are at work."""
+    from manyfit.sweeps.settings import Settings
+    from manyfit.sweeps.study import quiet, reopened
+
+    with quiet(), reopened(storage or Settings().storage, study, Path("mlruns/untold")) as ledger:
+        back, running, done = ledger.hand_back(), len(ledger.elsewhere()), ledger.done()
+    print(f"study {study}: {done} trials are done, {running} are being run, {back} of the dead are handed back")
+    return 0
 
 
 def _clean(options: argparse.Namespace) -> int:
