@@ -220,10 +220,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _hand_back(study: str, storage: str | None) -> int:
     """Give the trials of processes that are gone to the next start, or to those that are at work."""
-    from manyfit.sweeps.settings import Settings
+    from omegaconf import OmegaConf
+
+    from manyfit.sweeps.settings import settings
     from manyfit.sweeps.study import quiet, reopened
 
-    with quiet(), reopened(storage or Settings().storage, study, Path("mlruns/untold")) as ledger:
+    with quiet(), reopened(storage or settings(OmegaConf.create()).storage, study, Path("mlruns/untold")) as ledger:
         back, running, done = ledger.hand_back(), len(ledger.elsewhere()), ledger.done()
     print(f"study {study}: {done} trials are done, {running} are being run, {back} of the dead are handed back")
     return 0
