@@ -1,9 +1,14 @@
 """What others hand over, configs, tables and states: nothing in it runs, and what is wrong is said in a sentence."""
 
+import contextlib
+import copy
+import functools
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,14 +19,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 from torch import nn
 
-from conftest import Compose, command
+from conftest import Compose, _composer, command
 from hydra_plugins.manyfit.harmless import require_harmless
+from hydra_plugins.manyfit.starting import in_our_words
 from manyfit import measures, resume
 from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
@@ -35,6 +41,8 @@ from manyfit.losses import Loss
 from manyfit.schedules import Schedule
 from manyfit.sweeps import search
 from manyfit.training import checkpoints
+from manyfit.training.fitting import fit
+from manyfit.training.prepared import prepare
 from test_cli import client, runs
 
 # ------------------------------------------------------------------------------------------- a file executes nothing
@@ -256,6 +264,7 @@ FUZZED = settings(
     derandomize=True,  # the same cases everywhere, and every time
     database=None,
     deadline=timedelta(seconds=20),
+    phases=[Phase.generate],  # a failing case is shown as it was found: to make it small may take minutes
     suppress_health_check=list(HealthCheck),
 )
 NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(-9, 9))
@@ -356,3 +365,194 @@ def test_a_damaged_file_is_read_or_refused(
         _read(path, target="y")
     else:
         _read(path, source=sources.arrays)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "refusal"),
+    [
+        (["5%", "7.5%", "-3 %"] * 20, {}, "data.path must have plain numbers, but got '5%' in .*, line 2, column 'a'"),
+        (["5%", "6%", ""] * 20, {"target": "a"}, "data.target must name a column with a value in every row"),
+        (["5%", "6%", "7%"] * 20, {"target": "a"}, "data.path must have plain numbers, but got '5%'"),
+        (["1+1j", "(2-3j)", "-1e3+.5J"] * 20, {}, "data.path must have real numbers, but got '1\\+1j' in .*, line 2"),
+        (["5%", "6%", "7%"] * 20, {"keep": ["a"]}, None),
+        (["5%", "6%", "7%"] * 20, {"target": "a", "task": "classification"}, None),
+        (["5%", "low", "high"] * 20, {}, None),
+    ],
+)
+def test_numbers_that_are_written_otherwise(
+    tmp_path: Path, rows: list[str], options: dict[str, Any], refusal: str | None
+) -> None:
+    """A column of them would become an input for each: it is refused, unless it is said to be words."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{cell},{i % 7},{i % 5}.5\n" for i, cell in enumerate(rows)))
+    options = {"target": "y", **options}
+    with pytest.raises(ValueError, match=refusal) if refusal else contextlib.nullcontext():
+        sources.csv(str(path), **options)
+
+
+def test_what_never_ends_is_refused(tmp_path: Path) -> None:
+    """A device, a pipe, one line without an end, a hundred thousand columns."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    with (tmp_path / "line.csv").open("wb") as sparse:
+        sparse.truncate(10**12)
+    columns = [f"c{i}" for i in range(100_000)]
+    (tmp_path / "wide.csv").write_text(f"{','.join(columns)}\n{','.join(['1'] * 100_000)}\n")
+    start = time.monotonic()
+    for path, refusal in (
+        ("/dev/zero", "data.path must name a file, but got '/dev/zero', which is a device or a pipe"),
+        (str(tmp_path / "pipe.csv"), "data.path must name a file, .* which is a device or a pipe"),
+        (str(tmp_path / "line.csv"), "data.path must name a readable file, .*a line is longer than"),
+        (str(tmp_path / "wide.csv"), "data.path must have at most 10000 columns, but got 100000 in"),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            sources.csv(path, "c0")
+    with pytest.raises(ValueError, match="which is a device or a pipe"):
+        sources.arrays("/dev/zero")
+    words = "\n".join(["word"] * 1001)
+    frame = pd.DataFrame([words.split("\n")] * 3, columns=columns[:1001])
+    frame.to_csv(tmp_path / "words.csv", index=False)
+    with pytest.raises(ValueError, match="data.path must have at most 1000 columns that hold more than numbers"):
+        sources.csv(str(tmp_path / "words.csv"), "c0")
+    assert time.monotonic() - start < 20  # which the slowest of these took for ever
+
+
+SAID = [
+    *("epochs", "batch_size", "seed", "eval_train_size", "name", "probes", "metrics", "metrics_at", "checkpoint"),
+    *("data", "model", "loss", "optimizer", "schedule", "trainer", "tracking", "sampler", "experiment", "resume"),
+    *("data._target_", "data.val_fraction", "data.train_size", "data.label_noise", "data.folds", "data.fold"),
+    *("model._target_", "model.hidden", "model.dropout", "model.activation", "model.weights", "model.curves.train"),
+    *("optimizer._target_", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "optimizer.no_such_key"),
+    *("loss.label_smoothing", "schedule.unit", "trainer.gradient_clip", "trainer.patience", "trainer.precision"),
+    *("trainer.devices", "trainer.accelerator", "tracking.uri", "tracking.kind", "trusted", "claim", "sweep.n_trials"),
+]
+PLAIN = st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "1e-3", "-1", "1_0", "true", "null"])
+VALUES = st.one_of(
+    *[NUMBERS.map(str), PLAIN] * 3,
+    st.sampled_from(["true", "false", "null", "[]", "[1,2]", "{}", "{a:1}", "{_target_:os.system}", "[[true]]", "nan"]),
+    st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "'x'", '"', "1e-3", "-1", "1_0", "???"]),
+    st.sampled_from(
+        ["${epochs}", "${oc.env:NO}", "${no.key}", "${", "${a", "\\${x}", "range(3)", "choice(1,2)", "1,2"]
+    ),
+    st.text(max_size=8),
+)
+
+
+@FUZZED
+@given(
+    sign=st.sampled_from([*[""] * 12, "+", "++", "~"]),  # which take a tenth of a second each, as unknown keys do
+    key=st.sampled_from([*SAID, *SAID, "", "a b", "é", "@", "a@b", "a/b", "a..b", "1", "hydra.job.name", "hydra"]),
+    value=VALUES,
+)
+def test_any_override_is_accepted_or_refused(sign: str, key: str, value: str) -> None:
+    """What the command line may say of a key that there is, or is not."""
+    composer, given = _composer(), [f"{sign}{key}={value}"]
+    try:
+        with in_our_words(composer.loader, given):
+            config = composer.load(given, 0).config()
+    except ConfigError:
+        pass
+    else:
+        numbers = (config.epochs, config.batch_size, config.optimizer.lr, config.trainer.gradient_clip, config.seed)
+        assert not [number for number in numbers if isinstance(number, bool)]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("trainer.gradient_clip=true", "epochs=true", "batch_size=true", "seed=false", "optimizer.lr=true"),
+        *("optimizer.weight_decay=false", "data.val_fraction=true", "data.train_size=true", "trainer.patience=true"),
+        *("optimizer.betas=[true,0.9]", "optimizer.eps=true", "model.hidden=[true]", "model.dropout=true"),
+        *("loss=cross_entropy loss.label_smoothing=true", "schedule=step schedule.size=true", "data=moons data.n=true"),
+        *("model=cnn model.channels=[true]", "data=moons data.noise=false"),
+    ],
+)
+def test_true_is_no_number(composed: Compose, override: str) -> None:
+    """Wherever a number is asked, by a key of ours, of torch's, or in a list."""
+    key = override.split()[-1].partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}(\.0)? must be (a|an integer|of)"):
+        prepare(composed("epochs=1", *override.split()))
+
+
+@pytest.fixture(scope="module")
+def state(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> checkpoints.State:
+    """Of a run on iris after two epochs."""
+    folder = tmp_path_factory.mktemp("state")
+    fit([composed("data=iris", "epochs=2", "model.hidden=[4]", "tracking=off")], save_to=folder)
+    return checkpoints.load(folder)
+
+
+def _places(node: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Every place in a tree of dicts and lists."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, part in inner:
+        yield (*path, name)
+        yield from _places(part, *path, name)
+
+
+STATE_KEYS = st.integers(0, 10**6)
+STRANGE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-9, 9),
+    st.just(10**12),
+    st.floats(),
+    st.text(max_size=4),
+    st.just([]),
+    st.just({}),
+    st.sampled_from([(0,), (1,), (7,), (1, 9), (2, 3, 4)]).map(lambda shape: torch.full(shape, 7.0)),
+    st.sampled_from([(0,), (1,), (1, 3), (1, 9)]).map(lambda shape: np.full(shape, -3)),
+)
+
+
+@FUZZED
+@given(place=STATE_KEYS, strange=STRANGE, within=st.booleans())
+def test_any_state_is_gone_on_with_or_refused(
+    state: checkpoints.State, tmp_path_factory: pytest.TempPathFactory, place: int, strange: Any, within: bool
+) -> None:
+    """One whose hash is right and in which a part, or one of its config's, is another: before its run is touched."""
+    cfg = OmegaConf.create({"epochs": 4, "trusted": [], "tracking": {"kind": "off"}})
+    changed = copy.deepcopy(state)
+    configs = json.loads(state["configs"])
+    tree = configs if within else changed
+    places = list(_places(tree))
+    *path, last = places[place % len(places)]
+    node = functools.reduce(lambda node, name: node[name], path, tree)
+    if within and isinstance(strange, torch.Tensor | np.ndarray):
+        del node[last]
+    else:
+        node[last] = strange
+    if within:
+        changed["configs"] = json.dumps(configs)
+    folder = tmp_path_factory.getbasetemp() / "fuzzed-state"
+    _put(folder, changed)
+    try:
+        resume._gone_on_with(checkpoints.load(folder), cfg, ["epochs"], folder)
+    except ConfigError as error:
+        refusal = str(error)
+    else:
+        return
+    assert " must " in refusal
+
+
+@FUZZED
+@given(damage=damages(), hashed=st.booleans())
+def test_any_file_is_a_state_or_refused(
+    state: checkpoints.State, tmp_path_factory: pytest.TempPathFactory, damage: Callable[[bytes], bytes], hashed: bool
+) -> None:
+    """Bytes that were changed, with a hash that says so or not: a state, or a sentence that names the file."""
+    folder = tmp_path_factory.getbasetemp() / "damaged-state"
+    _put(folder, state)
+    (file,) = checkpoints.files(folder)
+    content = damage(file.read_bytes())
+    file.unlink()
+    name = f"epoch-000002-{checkpoints._hash(content)}.safetensors" if hashed else file.name
+    (folder / name).write_bytes(content)
+    try:
+        checkpoints.load(folder)
+    except ValueError as error:
+        refusal = error
+    else:
+        return
+    assert type(refusal) is ValueError
+    assert str(refusal).startswith(f"{folder}")
+    assert "\n" not in str(refusal)

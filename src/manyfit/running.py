@@ -66,7 +66,7 @@ def _train(cfg: "DictConfig") -> float:
 
     context = HydraConfig.get()
     try:
-        if cfg.resume is not None and context.mode == RunMode.RUN:
+        if OmegaConf.to_container(cfg, resolve=False)["resume"] is not None and context.mode == RunMode.RUN:  # type: ignore
             said = OmegaConf.to_container(context.overrides.task)  # as written: an item of it would be looked up
             assert isinstance(said, list)
             return app.resume(cfg, [str(override) for override in said])

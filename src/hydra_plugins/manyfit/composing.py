@@ -17,6 +17,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.manyfit.starting import in_our_words
+from manyfit.config.errors import ConfigError
 from manyfit.config.schema import ASIDE, Config, parse, refuse_passwords
 from manyfit.config.written import to_yaml
 
@@ -107,7 +108,10 @@ class Composer:
 
     def _by_hydra(self, overrides: Sequence[str], number: int) -> Composed:
         with in_our_words(self.loader, overrides):
-            cfg = self.loader.load_sweep_config(self.config, list(overrides))
+            try:
+                cfg = self.loader.load_sweep_config(self.config, list(overrides))
+            except (TypeError, ValueError) as error:  # data=null, data=[[1]]
+                raise ConfigError(" ".join(str(error).split())) from None
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
         state = Singleton.get_state()

@@ -172,6 +172,8 @@ def whole_groups(loader: ConfigLoader, overrides: list[str]) -> list[str]:
 @contextlib.contextmanager
 def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[None]:
     """What Hydra refuses about these overrides is a ConfigError that says what would be right."""
+    if nameless := [override for override in overrides if not override.lstrip("+~").partition("=")[0].strip()]:
+        raise ConfigError(f"{nameless[0]} must be key=value in Hydra's grammar, but it has no key. Name one.")
     try:
         yield
     except OverrideParseException as error:
@@ -194,7 +196,7 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     """Whether this is one run or a sweep; checks what is composed."""
     try:
         cfg = loader.load_configuration("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
-    except ValueError as error:  # data=null
+    except (TypeError, ValueError) as error:  # data=null, data=[[1]]
         raise ConfigError(str(error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"a file of conf/ must be YAML, but {' '.join(str(error).split())}") from None
@@ -259,7 +261,7 @@ def _other_key(key: str, loader: ConfigLoader, overrides: Sequence[str]) -> str:
     head, _, last = key.rpartition(".")
     options = loader.list_groups("")
     groups = {o.key_or_group: o for o in parsed if o.key_or_group in options}
-    chosen = [str(o.input_line) for o in groups.values() if not o.is_sweep_override()]
+    chosen = [str(o.input_line) for o in groups.values() if isinstance(o.value(), str)]
     cfg = loader.load_configuration("config", chosen, RunMode.MULTIRUN)
     keys = _keys(OmegaConf.to_container(cfg), hydras=key.startswith("hydra"))
     given = [str(o.input_line).partition("=")[2] for o in parsed if o.key_or_group == key]

@@ -256,11 +256,14 @@ def parse(
     refuse_passwords({key: node for key, node in tree.items() if key != "hydra"})
     if asked := missing(tree):
         raise ConfigError(f"{' and '.join(asked)} must be given, such as {asked[0]}=...")
-    if cfg.get("resume") is not None:
+    if tree.get("resume") is not None:
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
+    trusted = tree.get("trusted") or []
+    if not (isinstance(trusted, list | tuple) and all(isinstance(module, str) for module in trusted)):
+        raise ConfigError(f"trusted must be a list of modules, such as [mylab.nets], but got {trusted!r}.")
     values, source = _trees(cfg)
     with as_written(lambda: paired(values, source)):
-        return _parsed(values, source, tree.get("trusted") or (), choices or {}, overrides)
+        return _parsed(values, source, trusted, choices or {}, overrides)
 
 
 def _parsed(
