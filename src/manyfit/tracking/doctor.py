@@ -72,6 +72,13 @@ def _store(address: str, root: Path) -> Iterator[Finding]:
         return
     size = f" ({file.stat().st_size / 1e6:.1f} MB)" if file else ""
     yield Finding(f"store {mask(address)} answers{size}", wrong=False)
+    if not file and not address.startswith(("http", "databricks")):
+        yield Finding(
+            f"artifacts of new experiments go to {mask(journal.artifacts(root))}; where several machines share a "
+            "database, MLFLOW_DEFAULT_ARTIFACT_ROOT must name a place that all of them reach, or they use a tracking "
+            "server before it",
+            wrong=False,
+        )
 
 
 def _held_back(_: str, root: Path) -> Iterator[Finding]:

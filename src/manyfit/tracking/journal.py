@@ -38,6 +38,14 @@ def mlruns(root: Path) -> Path:
     return Path(root).absolute() / "mlruns"
 
 
+def artifacts(root: Path) -> str:
+    """Where the artifacts of new experiments go in a database that no server stands before.
+
+    It is MLflow's own variable: a server that is started here takes it, too.
+    """
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or str(mlruns(root) / "artifacts")
+
+
 def resolve_uri(uri: str | None, root: Path) -> str:
     """The MLflow store to use: `uri`, else `MLFLOW_TRACKING_URI`, else SQLite under `<root>/mlruns`.
 

@@ -143,20 +143,21 @@ class Store:
         self.uri = uri
         self.root = root
         self._experiments: dict[str, str] = {}
+        self._say, self._warned = say or _on_stderr, set[str]()
         self._places: dict[str, tuple[str, str]] = {}  # see `place`
         journal.mlruns(root).mkdir(parents=True, exist_ok=True)
-        file, say = journal.file_of(uri), say or _on_stderr
-        opens = functools.partial(self._opened, file, say)
+        file = journal.file_of(uri)
+        opens = functools.partial(self._opened, file)
         lock = file.with_name(f".{file.name}.lock") if file else journal.mlruns(root) / ".lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
         with FileLock(lock), _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
-            self.client = sqlite.opened(file, tables(), opens, say) if file else opens()
+            self.client = sqlite.opened(file, tables(), opens, self._say) if file else opens()
 
-    def _opened(self, file: Path | None, say: Callable[[str], None]) -> mlflow.MlflowClient:
+    def _opened(self, file: Path | None) -> mlflow.MlflowClient:
         if file:
-            _renew(self.uri, file, say)
+            _renew(self.uri, file, self._say)
         try:
             client = mlflow.MlflowClient(self.uri)
             client.search_experiments(max_results=1)
@@ -183,7 +184,7 @@ class Store:
 
     def _create_experiment(self, name: str) -> str:
         server = self.uri.startswith(("http", "databricks"))  # it decides itself where artifacts go
-        location = None if server else str(journal.mlruns(self.root) / "artifacts")
+        location = None if server else journal.artifacts(self.root)
         try:
             return self.client.create_experiment(name, artifact_location=location, tags=KIND)
         except MlflowException as error:
@@ -197,8 +198,20 @@ class Store:
         given = {cut(key, MAX_KEY): cut(value, MAX_TAG) for key, value in tags.items()}
         with _answers():
             run = self.client.create_run(self.experiment(experiment), start["time"], given, cut(start["name"], MAX_RUN))
+        self._warn_of_a_folder(experiment, run.info.artifact_uri)
         self._places[run.info.run_id] = run.info.experiment_id, run.info.artifact_uri
         return str(run.info.run_id)
+
+    def _warn_of_a_folder(self, experiment: str, artifacts: str) -> None:
+        """Of a server that would have each client keep its artifacts to itself, say so, once for each experiment."""
+        local = is_local_uri(artifacts)  # type: ignore[no-untyped-call]
+        if local and self.uri.startswith("http") and experiment not in self._warned:
+            self._warned.add(experiment)
+            self._say(
+                f"artifacts of experiment {experiment} go to {Path(artifacts).parents[1]}, a folder of this machine, "
+                "since the experiment names it; those of another name=... go where the server keeps them if it was "
+                "started with --artifacts-destination"
+            )
 
     def find(self, experiment: str, own_id: str) -> str | None:
         """The id of the run that carries our id."""
