@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -84,7 +84,8 @@ def filled(trials: int, url: str) -> optuna.Study:
     return study
 
 
-def seconds(repeats: int, work) -> float:
+def seconds(repeats: int, work: Callable[[], object]) -> float:
+    """Median of so many calls."""
     took = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -37,6 +37,7 @@ def cluster() -> Iterator["Cluster"]:
     """A node of one CPU, to which tests add another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # others may be busy here
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.ERROR)

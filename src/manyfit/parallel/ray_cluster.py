@@ -169,7 +169,7 @@ class Cluster:
 
     def __init__(self, launch: "Launch") -> None:
         if not launch.address:
-            _guard()
+            _prepare()
         import ray
 
         self.launch, self.ours = launch, not ray.is_initialized()
@@ -258,9 +258,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _guard() -> None:
-    """What Ray reads when it is imported: it listens to the network, and is to listen to this command alone."""
+def _prepare() -> None:
+    """What Ray reads when it is imported: of whom a Ray of this command, which listens to the network, takes orders."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else last of all, and a busy machine never comes to them
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 

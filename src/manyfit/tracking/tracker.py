@@ -58,6 +58,7 @@ class Tracker:
         self._runs: list[TrackedRun] = []
         self._warned = False
         self._final: journal.Acks | None = None
+        self._read: tuple[int, journal.Acks] | None = None  # at which size of the file
         self._delivered = False
         self.lost: str | None = None
         self._uploader = self._start_uploader()
@@ -154,8 +155,14 @@ class Tracker:
         return self._journal.error or (None if self._delivered else self.acks().error)
 
     def acks(self) -> journal.Acks:
-        """What is known to have arrived."""
-        return self._final or journal.acks(self._journal.folder)
+        """What is known to have arrived; read again when there is more, since each run of a sweep may ask."""
+        if self._final is not None:
+            return self._final
+        path = self._journal.folder / journal.ACKS
+        size = path.stat().st_size if path.exists() else 0
+        if self._read is None or self._read[0] != size:
+            self._read = size, journal.acks(self._journal.folder)
+        return self._read[1]
 
     def wait_for_ids(self, timeout: float = 10.0) -> None:
         """Wait until every run exists in the store, unless it cannot be reached."""
