@@ -652,8 +652,6 @@ def test_runs_left_open_are_ended(root: Path) -> None:
     assert {run.info.run_name: run.info.status for run in runs(root)} == {"failed": "FAILED", "killed": "KILLED"}
 
 
-<<<<<<< HEAD
-=======
 def test_a_thousand_runs_ask_for_their_ids_at_the_cost_of_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has arrived is read once for as long as nothing new has: to read it for each run took minutes of 5000."""
     reads: list[Path] = []
@@ -669,17 +667,6 @@ def test_a_thousand_runs_ask_for_their_ids_at_the_cost_of_one(root: Path, monkey
         assert len(reads) <= before + 1
 
 
-def test_doctor_ends_runs_of_vanished_sessions(root: Path) -> None:
-    """A run left RUNNING by a session that is gone becomes KILLED; other people's runs are left alone."""
-    home = f"{os.uname().nodename}:{root}/mlruns/spool/20250101-000000-00000000"
-    ours = client(root).create_run("0", tags={"manyfit.tracking.spool": home}).info.run_id
-    others = client(root).create_run("0", tags={"manyfit.tracking.spool": "elsewhere:/x/mlruns/spool/y"}).info.run_id
-    assert any("repaired: 1 runs" in line for line in upkeep.doctor(root))
-    assert client(root).get_run(ours).info.status == "KILLED"
-    assert client(root).get_run(others).info.status == "RUNNING"
-
-
->>>>>>> 79c2418 (What has arrived in the store is read once, not once a run: 5000 runs took minutes to report; benchmarks/cluster.py, docs/machines.md)
 def test_unwritable_folder_is_refused_at_once(tmp_path: Path) -> None:
     """A tracker that could not write says so before a run exists."""
     (tmp_path / "mlruns").write_text("a file")
