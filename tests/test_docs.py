@@ -16,6 +16,8 @@ ELSEWHERE = {  # what shows that it runs
     "experiment=": "test_claims.py",
     "trainer=ddp": "test_ddp.py, test_gpu.py",
     "workers=auto": "test_workers.py",
+    "launcher.address=": "test_ray.py",
+    "sweep.storage=": "test_machines.py, test_storage.py",
 }
 COMMANDS = ("python run.py", "manyfit run")
 MODULES = {

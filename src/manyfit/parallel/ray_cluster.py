@@ -163,6 +163,9 @@ class Cluster:
     Args:
         launch: With the address.
 
+    Attributes:
+        beside: Workers that share the memory of a machine.
+
     Raises:
         ConfigError: There is no cluster.
     """
@@ -172,7 +175,7 @@ class Cluster:
             _prepare()
         import ray
 
-        self.launch, self.ours = launch, not ray.is_initialized()
+        self.launch, self.ours, self.beside = launch, not ray.is_initialized(), 1
         if self.ours:
             with _sigterm_kept():
                 (_join if launch.address else _start)(launch)
@@ -223,7 +226,9 @@ class Cluster:
         of_each = [gpus if gpu else (1 if self.launch.address else self.launch.workers or 1) for _, gpus in has]
         alike = [max(1, cpus // n) for (cpus, _), n in zip(has, of_each, strict=True)]
         share = self.launch.cpus_per_worker or min(alike, default=1)
-        return share, sum(min(cpus // share, gpus if gpu else cpus) for cpus, gpus in has)
+        room = [min(cpus // share, gpus if gpu else cpus) for cpus, gpus in has]
+        self.beside = max(room, default=1)
+        return share, sum(room)
 
 
 def _join(launch: "Launch") -> None:

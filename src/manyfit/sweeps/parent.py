@@ -184,7 +184,9 @@ class Sweep:
         with self.screen.stage("checking jobs"):
             jobs = self._still_to_train(self._prepared(configs))
         pool = self._workers(list(jobs.values())) if jobs else None
-        groups = grouped(jobs, self.launch.max_members, len(pool.workers) if pool else 1, self.together)
+        count = len(pool.workers) if pool else 1
+        beside = self.cluster.beside if self.cluster else count
+        groups = grouped(jobs, self.launch.max_members, count, self.together, beside)
         for reason in {group.alone: None for group in groups if group.alone}:
             numbers = [str(n) for group in groups if group.alone == reason for n in group.numbers]
             print(f"one by one: {reason} (jobs {', '.join(numbers)})", file=sys.stderr)

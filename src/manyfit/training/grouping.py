@@ -61,7 +61,7 @@ def require_same_signature(jobs: Sequence[Job]) -> None:
 
 
 def grouped(
-    jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1, together: int = 1
+    jobs: Mapping[int, Job], max_members: int | None = None, workers: int = 1, together: int = 1, beside: int = 1
 ) -> list[Group]:
     """Split jobs into populations: same signature, and no more members than pays.
 
@@ -70,6 +70,7 @@ def grouped(
         max_members: Largest population; None: chosen from the memory that a step touches.
         workers: Processes to be kept busy.
         together: So many jobs, one after the other, are not to be separated where a population may be so large.
+        beside: So many workers share the memory of a machine, each like this one.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for number, job in jobs.items():
@@ -85,7 +86,7 @@ def grouped(
             groups += [Group([number], str(reason)) for number in numbers]
             continue
         largest = max((jobs[number] for number in numbers), key=lambda job: job.weights)
-        most = max_members or members(largest, workers)
+        most = max_members or members(largest, beside)
         size = -(-len(numbers) // max(-(-len(numbers) // most), min(workers, len(numbers))))
         if together <= most:
             size = max(together, size - size % together)
@@ -114,14 +115,14 @@ def _bands(numbers: Sequence[int], jobs: Mapping[int, Job]) -> list[list[int]]:
     return [sorted(band) for band in bands]
 
 
-def members(job: Job, workers: int = 1) -> int:
-    """The largest population of members like this one that pays, and that memory holds beside those of other workers.
+def members(job: Job, beside: int = 1) -> int:
+    """The largest population of members like this one that pays, and that memory holds so many of beside each other.
 
     Of the native engine `NATIVE` bytes. Of the batched one on a CPU one whose step stays in cache, at least one member
     a core; on a GPU one that fills it, and half its memory at most.
     """
     network, weights = job.network, job.weights
-    room = place.memory() // (SPARED * HELD * workers)
+    room = place.memory() // (SPARED * HELD * beside)
     if job.engine == "native":
         return int(min(max(min(NATIVE, room) // (dtype_of(job.config).itemsize * COPIES * weights), 1), MOST))
     if on_gpu(job.config.trainer) and torch.cuda.is_available():
