@@ -92,7 +92,7 @@ def _gone_on_with(
 ) -> tuple["Job", tuple[str, ...]]:
     """The job of a state, with what the command changes, and what is not as it would have gone on."""
     from manyfit.training.building import require_fits
-    from manyfit.training.prepared import engine_of, prepare
+    from manyfit.training.prepared import prepare
 
     with _as_written(folder):
         ((stored),) = json.loads(state["configs"])
@@ -101,11 +101,10 @@ def _gone_on_with(
         _require_schedule(config, state)
     try:
         job = prepare(config)
-        _require_same_data(job, state)
-        engine_of(job, state)  # which may refuse
     except ValueError as error:  # what the config names is not as it was
         raise ConfigError(str(error)) from error
     with _as_written(folder):
+        _require_same_data(job, state)
         require_fits(job, state)
         return job, _changes(stored["source"]["epochs"], job, state)
 

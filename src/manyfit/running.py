@@ -66,7 +66,9 @@ def _train(cfg: "DictConfig") -> float:
 
     context = HydraConfig.get()
     try:
-        if OmegaConf.to_container(cfg, resolve=False)["resume"] is not None and context.mode == RunMode.RUN:  # type: ignore
+        written = OmegaConf.to_container(cfg)
+        assert isinstance(written, dict)
+        if written["resume"] is not None and context.mode == RunMode.RUN:
             said = OmegaConf.to_container(context.overrides.task)  # as written: an item of it would be looked up
             assert isinstance(said, list)
             return app.resume(cfg, [str(override) for override in said])
