@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -10,10 +11,6 @@ Leaving = list[Callable[[], None]]  # what is to be done before this process is 
 
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a terminal that is closed asks, too
-
-
-class AskedToEnd(SystemExit):
-    """By a signal, whose number and 128 is the exit code, as a shell has it."""
 
 
 @contextlib.contextmanager
@@ -24,7 +21,7 @@ def sigterm_exits() -> Iterator[None]:
     """
 
     def leave(number: int, _: object) -> None:
-        raise AskedToEnd(128 + number)
+        sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

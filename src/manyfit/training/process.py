@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from manyfit.config.build import place_of
 from manyfit.config.errors import TrainingError
 from manyfit.config.schema import Config
-from manyfit.parallel.signals import AskedToEnd
 
 SMALL_STEP = 40e6  # floating-point operations; measured break-even of one thread and two, benchmarks/RESULTS.md
 TALKATIVE = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")  # of devices and tips
@@ -28,11 +28,11 @@ def exits(trainer: pl.Trainer) -> Iterator[None]:
     """
     try:
         yield
-    except AskedToEnd:
-        raise
     except SystemExit as stop:
         if trainer.received_sigterm:
             raise SystemExit(143) from None
+        if stop.code == 128 + signal.SIGHUP:  # as parallel/signals.py ends a command whose terminal is closed
+            raise
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise TrainingError(f"the model, or what it uses, called sys.exit({stop.code!r})") from stop
