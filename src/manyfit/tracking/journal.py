@@ -95,7 +95,7 @@ def claim(path: Path) -> int | None:
 
 def beat(folder: Path) -> None:
     """Note that a store has answered who delivers this session, in the time of its lock file."""
-    os.utime(folder / UPLOADER_LOCK)
+    (folder / UPLOADER_LOCK).touch(0o600)
 
 
 class Journal:
