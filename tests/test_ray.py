@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 NETWORK = ["data=digits", "model.hidden=[192]", "model.dropout=0.3", "batch_size=16"]
-GRID = ["-m", *NETWORK, "epochs=12", "optimizer.lr=1e-4,1e-3,3e-3,3e-2", "optimizer=sgd,adam", "seed=range(0,8)"]
-SEARCH = ["sweep=lr", *NETWORK, "epochs=10", "sweep.n_trials=48", "sweep.seeds=1", "sweep.confirm_seeds=2"]
+GRID = ["-m", *NETWORK, "epochs=8", "optimizer.lr=1e-4,1e-3,3e-3,3e-2", "optimizer=sgd,adam", "seed=range(0,8)"]
+SEARCH = ["sweep=lr", *NETWORK, "epochs=7", "sweep.n_trials=48", "sweep.seeds=1", "sweep.confirm_seeds=2"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_grid_outlives_a_node(cluster: "Cluster", tmp_path: Path) -> None:
         folder.mkdir()
     node = cluster.add_node(num_cpus=1)
     with started(two, *GRID, *on(cluster)) as process:
-        until(lambda: heard(two) > 64 * 4)
+        until(lambda: heard(two) > 64 * 3)
         cluster.remove_node(node, allow_graceful=False)
         said, errors = process.communicate(240)
     assert process.returncode == 0, errors
@@ -107,7 +107,7 @@ def test_a_search_outlives_a_node(cluster: "Cluster", tmp_path: Path) -> None:
         folder.mkdir()
     node = cluster.add_node(num_cpus=1)
     with started(two, *SEARCH, *on(cluster)) as process:
-        until(lambda: heard(two) > 16 * 11 + 16 * 3)
+        until(lambda: heard(two) > 16 * 8 + 16 * 2)
         cluster.remove_node(node, allow_graceful=False)
         new = cluster.add_node(num_cpus=1)
         _, errors = process.communicate(240)
@@ -132,29 +132,36 @@ def test_an_interrupt_ends_what_ray_runs(cluster: "Cluster", tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(60)
     assert process.returncode == 130, errors
+    assert "ray" not in errors.replace("joining Ray", "").lower()
     (run,) = [run for run in runs(tmp_path) if "loss/val" in run.data.metrics]
     assert run.info.status == "KILLED"
     until(lambda: not [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Actor")], 15)
 
 
 @pytest.mark.slow
-def test_ray_on_this_machine_lets_no_one_in(tmp_path: Path) -> None:
-    """Started for a command it listens to the network, but to that command alone; it ends with it, and says nothing."""
-    arguments = ["-m", "data=iris", "epochs=100000", "seed=1,2", "hydra/launcher=ray", "hydra.launcher.workers=2"]
-    with started(tmp_path, *arguments) as process:
-        until(lambda: heard(tmp_path) > 10)
+def test_ray_on_this_machine_lets_no_one_in() -> None:
+    """Started for a command it listens to the network, but to that command alone; it says nothing, and ends with it."""
+    code = (
+        "import signal\nfrom manyfit.parallel.launch import Launch\nfrom manyfit.parallel.ray_cluster import Cluster\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
+        "with Cluster(Launch(ray=True)):\n"
+        "    print(signal.getsignal(signal.SIGTERM) is before, flush=True)\n"
+        "    input()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
         family = psutil.Process(process.pid).children(recursive=True)
         (gcs,) = [one for one in family if one.name() == "gcs_server"]
         (port,) = [c.laddr.port for c in gcs.net_connections() if c.status == "LISTEN"]
-        stranger = f"import ray\nfrom ray._raylet import GcsClient\nGcsClient('127.0.0.1:{port}').get_all_node_info()"
+        stranger = f"from ray._raylet import GcsClient\nGcsClient('127.0.0.1:{port}').get_all_node_info()"
         asked = subprocess.run(
             [sys.executable, "-c", stranger], capture_output=True, text=True, timeout=60, check=False
         )
-        process.terminate()
-        _, errors = process.communicate(60)
+        said, errors = process.communicate("\n", 60)
     assert "AuthenticationError" in asked.stderr
-    assert process.returncode == 143
-    assert "ray" not in errors.replace("joining Ray", "").lower()
+    assert (process.returncode, said, errors) == (0, "", "")
     assert not psutil.wait_procs(family, timeout=15)[1]
 
 
