@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import optuna
 
 import manyfit as mf
@@ -32,18 +33,23 @@ SPACE = {
 }
 
 
+def clocks() -> np.ndarray:
+    """The wall's and this process's, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 @contextlib.contextmanager
-def timed(spent: dict[str, float]) -> Iterator[None]:
-    """Seconds of every stage, without those within it."""
-    honest, inner = Screen.stage, [0.0]
+def timed(spent: dict[str, np.ndarray]) -> Iterator[None]:
+    """Seconds of every stage, and of this process's CPU, without those within it."""
+    honest, inner = Screen.stage, [np.zeros(2)]
 
     @contextlib.contextmanager
     def stage(self: Screen, words: str, *counts: int) -> Iterator[None]:
-        inner.append(0.0)
-        start = time.perf_counter()
+        inner.append(np.zeros(2))
+        start = clocks()
         with honest(self, words, *counts):
             yield
-        took = time.perf_counter() - start
+        took = clocks() - start
         spent[words] += took - inner.pop()
         inner[-1] += took
 
@@ -56,7 +62,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
 
 def grid(runs: int) -> None:
     """A sweep of so many runs: eight rates, and seeds."""
-    spent: dict[str, float] = defaultdict(float)
+    spent: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), timed(spent):
         start = time.perf_counter()
         rates = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1"
@@ -66,10 +72,11 @@ def grid(runs: int) -> None:
         with contextlib.closing(sqlite3.connect(store)) as base:
             rows = sum(base.execute(f"select count(*) from {t}").fetchone()[0] for t in ("metrics", "params", "tags"))
         size = store.stat().st_size / 2**20
-    print(f"\n| {len(done)} runs of {EPOCHS} epochs: {whole:.0f} s | seconds | ms a run |\n|---|---|---|")
-    for words, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        if seconds > 0.2:
-            print(f"| {words} | {seconds:.1f} | {seconds / len(done) * 1e3:.2f} |", flush=True)
+    print(f"\n| {len(done)} runs of {EPOCHS} epochs: {whole:.0f} s | seconds | of CPU | CPU, ms a run |")
+    print("|---|---|---|---|")
+    for words, (wall, cpu) in sorted(spent.items(), key=lambda item: -item[1][1]):
+        if wall > 0.2:
+            print(f"| {words} | {wall:.1f} | {cpu:.1f} | {cpu / len(done) * 1e3:.2f} |", flush=True)
     print(f"\n{rows} rows, {size:.0f} MiB, {rows / whole:.0f} rows/s over the whole command", flush=True)
 
 
