@@ -16,7 +16,7 @@ from manyfit.tracking import reading
 from manyfit.tracking.unfinished import Unfinished
 from manyfit.training.prepared import prepare
 from manyfit.training.trained import restored
-from test_cli import runs
+from test_cli import SMALL, runs
 
 GRID = ["-m", "data=digits", "epochs=40", "model.hidden=[200,200]", "seed=range(6)", "hydra.launcher.max_members=2"]
 
@@ -109,3 +109,14 @@ def test_who_is_at_it_is_left_alone(tmp_path: Path) -> None:
         assert Unfinished(tmp_path, "grid").run == "a" * 32
         first.end()
     assert Unfinished(tmp_path, "grid").run is None
+
+
+@pytest.mark.slow
+def test_a_finished_grid_started_again_by_a_cluster(tmp_path: Path) -> None:
+    """With autoresume=true it says that it is finished; without it begins anew, as ever."""
+    grid = ["-m", *SMALL, "seed=0,1"]
+    for more, said, sweeps in (["autoresume=true"], "best", 1), (["autoresume=true"], "finished", 1), ([], "best", 2):
+        done = command(tmp_path, *grid, *more)
+        assert done.returncode == 0, done.stderr
+        assert f"{said}  " in done.stdout
+        assert len([run for run in runs(tmp_path) if "manyfit.kind" in run.data.tags]) == sweeps

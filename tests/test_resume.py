@@ -2,15 +2,18 @@
 
 import contextlib
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from conftest import Compose, command
+from conftest import Compose, assert_same_bits, command, started
 from manyfit import resume
 from manyfit.config.errors import ConfigError
+from manyfit.sweeps.parent import Sweep
+from manyfit.tracking.reading import Named
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
 from manyfit.training.prepared import prepare
@@ -98,3 +101,72 @@ def test_a_tag_is_no_path(tmp_path: Path) -> None:
     done = command(tmp_path, f"resume={run.info.run_id[:8]}", "epochs=6")
     assert done.returncode == 1
     assert "resume must name a run whose tag manyfit.id is of 32 hex digits, but got '../../evil'" in done.stderr
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_run_of_a_sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It kept no state, and is trained again to where it was; from there on as if it had been trained by itself."""
+    monkeypatch.chdir(tmp_path)
+    common = ("data=iris", "model.hidden=[8]", "model.dropout=0.2", "schedule=cosine")
+    configs = {n: composed(*common, "epochs=3", f"seed={n}") for n in range(2)}
+    with Sweep("two", configs[0]) as sweep:
+        one = sweep.train(configs)[1]
+    cfg = OmegaConf.create({"tracking": {"uri": None}, "trusted": [], "epochs": 6})
+    assert one.run.run_id
+    earlier = resume.find(cfg, [f"resume={one.run.run_id}", "epochs=6"])
+    assert (earlier.run_id, earlier.epoch) == (one.run.run_id, 3)
+    assert earlier.changes[0] == "state: it kept none, so its first 3 epochs were trained again"
+    fit([configs[1]], save_to=tmp_path / "alone")
+    goes_on, alone = (fit([earlier.job], resume=folder)[0] for folder in (earlier.folder, tmp_path / "alone"))
+    assert_same_bits(goes_on, alone)
+    assert one.result is not None
+    assert goes_on.metrics["loss/val"][:4].tolist() == one.result.metrics["loss/val"].tolist()
+    with pytest.raises(ConfigError, match="resume must name one run, but .* is a whole sweep"):
+        resume.find(cfg, [f"resume={sweep.parent.run_id}", "epochs=6"])
+
+
+@pytest.mark.slow
+def test_the_same_command_again_and_again(tmp_path: Path) -> None:
+    """Killed, it goes on from its state in the same run; at its end it has every epoch once; then it is finished."""
+    given = ["data=digits", "model.hidden=[128,128]", "epochs=300", "autoresume=true"]
+    with started(tmp_path, *given) as process:
+        deadline = time.monotonic() + 90
+        while not list(tmp_path.glob("mlruns/checkpoints/*/epoch-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        beside = command(tmp_path, *given)
+        process.kill()
+    assert "autoresume must be false while another process trains the same" in beside.stderr
+    done = command(tmp_path, *given)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resume  run [0-9a-f]{32}, from epoch [1-9]", done.stdout)
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client(tmp_path).get_metric_history(run.info.run_id, "loss/val")]
+    assert sorted(steps) == list(range(301))
+    again = command(tmp_path, *given)
+    assert again.returncode == 0
+    assert "of this command; autoresume=false begins anew" in again.stdout
+    assert len(runs(tmp_path)) == 1
+
+
+def test_a_state_that_is_of_no_use(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that lacked nothing but its end, or whose state is damaged: it begins again, in the same run."""
+    monkeypatch.chdir(tmp_path)
+    job, folder = prepare(composed(*SMALL)), resume.folder_of("a" * 32)
+    monkeypatch.setattr("manyfit.tracking.reading.named", lambda *_: [Named("b" * 32, "a" * 32, "KILLED")])
+    for damage in (lambda path: path, lambda path: path.write_bytes(b"")):
+        fit([job], save_to=folder)
+        for path in checkpoints.files(folder):
+            damage(path)
+        earlier = resume.unfinished(job, "a" * 32)
+        assert earlier is not None
+        assert (earlier.run_id, earlier.epoch) == ("b" * 32, 0)
+        assert not checkpoints.files(folder)
+
+
+def test_where_it_cannot_be_gone_on(composed: Compose) -> None:
+    """Before a run exists: nothing is kept, or a word is no answer."""
+    with pytest.raises(ConfigError, match="autoresume must be false with tracking=off"):
+        composed("autoresume=true", "tracking=off")
+    with pytest.raises(ConfigError, match="autoresume must be true or false, but got 'sometimes'"):
+        composed("autoresume=sometimes")

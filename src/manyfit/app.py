@@ -1,6 +1,7 @@
 """What a command does with accepted configs: one tracked run, or a sweep of them trained as populations."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from manyfit.experiments import claims
 from manyfit.experiments.experiment import Experiment
 from manyfit.parallel.launch import Launch
 from manyfit.progress import Screen
-from manyfit.resume import Earlier, find, folder_of, given
+from manyfit.resume import Earlier, find, folder_of, given, unfinished
 from manyfit.sweeps import again, checking
 from manyfit.sweeps.parent import Proposed, Sweep, best_loss, collect_garbage, objective
 from manyfit.sweeps.settings import Settings, settings
@@ -28,7 +29,7 @@ from manyfit.tracking.tracker import NoTracker, Tracker, tracker_of
 from manyfit.tracking.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from manyfit.training.prepared import Preparation
+    from manyfit.training.prepared import Job, Preparation
     from manyfit.training.trained import Result
 
 
@@ -62,12 +63,58 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
     return best_loss(result)
 
 
-def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "tuple[Result, TrackedRun]":
+def autoresume(config: Config) -> float:
+    """Go on with the run of the same config and data that was stopped in this folder, or begin it; like `run`.
+
+    Raises:
+        ConfigError: Another process is at it, or the store does not answer.
+    """
+    with Screen(f"{config.experiment}: {config.title()}") as screen:
+        with screen.stage("importing torch"):
+            from manyfit.training.prepared import prepare
+        try:
+            job = prepare(config)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        with Unfinished(Path.cwd(), job.fingerprint) as noted:
+            _require_alone(noted)
+            if noted.finished:
+                screen.say(_finished(noted))
+                return math.nan
+            earlier = None
+            if noted.run:
+                with screen.stage("looking for it in the store, which takes MLflow"):
+                    earlier = unfinished(job, noted.run)
+            if earlier:
+                screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
+            result, _ = _alone(config, screen, earlier, job, noted)
+    return best_loss(result)
+
+
+def _require_alone(noted: Unfinished) -> None:
+    """Raise ConfigError if another process is at it."""
+    if noted.living:
+        raise ConfigError("autoresume must be false while another process trains the same, but got true.")
+
+
+def _finished(noted: Unfinished) -> str:
+    """That there is nothing left to do."""
+    return line("finished", f"run {str(noted.run)[:8]} of this command; autoresume=false begins anew")
+
+
+def _alone(
+    config: Config,
+    screen: Screen,
+    earlier: Earlier | None = None,
+    job: "Job | None" = None,
+    noted: Unfinished | None = None,
+) -> "tuple[Result, TrackedRun]":
+    """Train, track and sum up; `job` where it is prepared, `noted` where the run is, while it is not finished."""
     with screen.stage("importing torch"):
         from manyfit.training.prepared import prepare
     try:
         with screen.stage("loading data"):  # before Lightning, which takes seconds to import
-            job = earlier.job if earlier else prepare(config)
+            job = earlier.job if earlier else job or prepare(config)
         with as_written(config.stands):
             tracker = tracker_of(config)
     except ValueError as error:
@@ -86,13 +133,14 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
         ids = [earlier.run_id] if earlier else None
         recorder = recording.Recorder(tracker, [job], tags=[changed], run_ids=ids)
         folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
+        if noted and not earlier:
+            noted.begin(recorder.runs[0].id)
         save_to = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
         try:
             collect_garbage()
             with screen.stage("training"):
-                (result,) = fitting.fit(
-                    [job], recorder, screen=screen, save_to=save_to, resume=folder if earlier else None
-                )
+                goes_on = folder if earlier and earlier.epoch else None
+                (result,) = fitting.fit([job], recorder, screen=screen, save_to=save_to, resume=goes_on)
         except BaseException as error:
             recorder.fail(error)
             if not isinstance(error, Exception):
@@ -103,8 +151,10 @@ def _alone(config: Config, screen: Screen, earlier: Earlier | None = None) -> "t
             raise
         screen.say(words.summary(result))
         by_itself = result.reason == "stopped early" and config.trainer.patience is None  # and would do so again
-        goes_on = save_to and result.status == "FINISHED" and not by_itself
-        _deliver(tracker, recorder.runs[0], screen, _further(result) if goes_on else None)
+        further = save_to and result.status == "FINISHED" and not by_itself
+        _deliver(tracker, recorder.runs[0], screen, _further(result) if further else None)
+    if noted:
+        noted.end(tells=result.status == "FINISHED")
     if tracker.lost:
         raise TrainingError(tracker.lost)
     return result, recorder.runs[0]
@@ -225,14 +275,23 @@ def grid(
                 check_objective(sought, preparation.job(compose(accepted[0])))
         sweep = Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen)
         sweep.preparation = preparation
-        if experiment and claims.looks_at_networks(experiment.claim):
+        looks = bool(experiment and claims.looks_at_networks(experiment.claim))
+        if looks and first.autoresume:
+            raise ConfigError(
+                "autoresume must be false with a claim that looks at networks, since they are not stored."
+            )
+        if looks:
             sweep.networks = None
         elif config.tracking.kind != "off":
-            _find_past(sweep, again.fingerprint_of(map(preparation.job, configs.values()), sought, experiment))
-        with sweep.noted or contextlib.nullcontext(), sweep:
-            with screen.stage("training", len(accepted)):
-                train(sweep, accepted)
-            broken = _concluded(sweep, experiment, sought)
+            fingerprint = again.fingerprint_of(map(preparation.job, configs.values()), sought, experiment)
+            sweep.noted = Unfinished(Path.cwd(), fingerprint)
+        with sweep.noted or contextlib.nullcontext():
+            if sweep.noted and not _begins(sweep, sweep.noted, first.autoresume):
+                return sweep
+            with sweep:
+                with screen.stage("training", len(accepted)):
+                    train(sweep, accepted)
+                broken = _concluded(sweep, experiment, sought)
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
@@ -245,12 +304,23 @@ def grid(
     return sweep
 
 
-def _find_past(sweep: Sweep, fingerprint: str) -> None:
-    """What an earlier start of a sweep has done, and where this one is noted for a later one."""
-    sweep.noted = Unfinished(Path.cwd(), fingerprint)
-    sweep.past = again.past(sweep.noted, sweep.config, sweep.screen)
-    if not sweep.noted.living:
+def _begins(sweep: Sweep, noted: Unfinished, tells: bool) -> bool:
+    """Whether there is anything to do; then with what an earlier start has done, and noted for a later one.
+
+    Args:
+        sweep: Not begun.
+        noted: Where it is.
+        tells: Whether it is to go on by itself, and to tell that it is finished.
+    """
+    if tells:
+        _require_alone(noted)
+    if tells and noted.finished:
+        sweep.screen.say(_finished(noted))
+        return False
+    sweep.tells, sweep.past = tells, again.past(noted, sweep.config, sweep.screen)
+    if not noted.living:
         sweep.again = "The same command goes on with the rest."
+    return True
 
 
 def _accepted(

@@ -230,7 +230,7 @@ def _composed(loader: "ConfigLoader", given: list[str], trusted: list[str], *, m
 
     if mode_of(loader, given, multirun) == RunMode.MULTIRUN and not multirun:
         raise ConfigError("fit must be given one run, but got an experiment or a sweep. Use grid, or search.")
-    if any(override.startswith(("resume=", "experiment=all")) for override in given):
+    if any(override.startswith(("resume=", "autoresume=", "experiment=all")) for override in given):
         raise ConfigError("resume=... and experiment=all must be given to the command. Use `manyfit run`.")
     cfg = loader.load_configuration("config", [*given, *trusted], RunMode.MULTIRUN if multirun else RunMode.RUN)
     HydraConfig.instance().set_config(cfg)

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import parse
-from manyfit.config.stored import restored
 from manyfit.data.sources import read
-from manyfit.resume import one_run
+from manyfit.resume import job_of, one_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,19 +63,11 @@ def _trained_again(run: "Kept", trusted: str) -> "Served":
     """One of a sweep that kept no network: trained once more, if it ended and the data are as they were."""
     from manyfit.data.served import Served
     from manyfit.training import fitting
-    from manyfit.training.prepared import prepare
-    from manyfit.training.recording import CHOSEN
 
     if run.status != "FINISHED":
         raise ConfigError(f"RUN must have a network, but {run.name!r} kept none and is {run.status}. Train it anew.")
     said = {"trusted": [trusted] if trusted else [], "tracking": {"kind": "off"}}
-    choices = {group: run.tags[group] for group in CHOSEN if group in run.tags}
-    job = prepare(parse(restored(run.config, said, "RUN", "Train a new run."), choices))
-    if job.data.digest != run.digest:
-        raise ConfigError(
-            f"RUN must be of data that are as they were, since {run.name!r} kept no network, but {job.config.dataset} "
-            "has changed. Bring them back, or train a new run."
-        )
+    job = job_of(run, said, "RUN")
     print(f"{run.name} kept no network: it is trained once more", file=sys.stderr)
     (result,) = fitting.fit([job])
     return Served(result.encoding, result.classes, result.predictor)

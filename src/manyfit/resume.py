@@ -20,6 +20,7 @@ from manyfit.config.shown import MARK
 from manyfit.config.stored import restored
 
 if TYPE_CHECKING:
+    from manyfit.tracking.reading import Kept
     from manyfit.training.prepared import Job
 
 MAY_CHANGE = ("epochs", "trainer", "checkpoint", "tracking", "trusted")  # what the command may say beside resume=
@@ -31,17 +32,17 @@ class Earlier:
 
     Attributes:
         job: Of its own config, with what the command changes.
-        changes: What is not as it would have gone on, in sentences.
         run_id: MLflow's.
         folder: Its checkpoints.
-        epoch: The last that it has.
+        epoch: The last that it has a state of; 0: it has none, and begins again.
+        changes: What is not as it would have gone on, in sentences.
     """
 
     job: "Job"
-    changes: tuple[str, ...]
     run_id: str
     folder: Path
     epoch: int
+    changes: tuple[str, ...] = ()
 
 
 def folder_of(run: str) -> Path:
@@ -78,13 +79,13 @@ def find(cfg: DictConfig, overrides: Sequence[str]) -> Earlier:
     folder = folder_of(own_id)
     from manyfit.training import checkpoints  # torch: seconds
 
+    again = () if checkpoints.files(folder) else (_trained_again(cfg, run_id, folder),)
     try:
         state = checkpoints.load(folder)
     except ValueError as error:
-        alone = " Only a run by itself keeps one; a sweep or search is gone on with by its own command."
-        why = "" if checkpoints.files(folder) else alone
-        raise ConfigError(f"resume must name a run that left its state: {error}{why}") from None
-    return Earlier(*_gone_on_with(state, cfg, list(changed), folder), run_id, folder, state["epoch"])
+        raise ConfigError(f"resume must name a run that left its state: {error}") from None
+    job, changes = _gone_on_with(state, cfg, list(changed), folder)
+    return Earlier(job, run_id, folder, state["epoch"], (*again, *changes))
 
 
 def _gone_on_with(
@@ -122,6 +123,79 @@ def _as_written(folder: Path) -> Iterator[None]:
             f"resume must name a run whose state is as it was written, but that in {folder} is not "
             f"({type(error).__name__}: {reason}). Bring it back from a copy, or train a new run."
         ) from None
+
+
+def _trained_again(cfg: DictConfig, run_id: str, folder: Path) -> str:
+    """Make the state of a run that kept none, as one of a sweep, by its config: to the last epoch that it has."""
+    from manyfit.tracking import reading
+    from manyfit.training import fitting
+
+    run = reading.kept(cfg.tracking.uri, Path.cwd(), run_id)
+    if not run.config:
+        raise ConfigError(
+            f"resume must name one run, but {run_id[:8]} is a whole sweep. Its own command goes on with it; name one "
+            "of its runs."
+        )
+    job, last = job_of(run, _of_the_command(cfg), "resume"), max(run.epochs, 1)
+    fitting.fit([job], save_to=folder, stops=lambda epoch, going: list(going) if epoch >= last else [])
+    return f"state: it kept none, so its first {last} epochs were trained again"
+
+
+def _of_the_command(cfg: DictConfig) -> dict[str, Any]:
+    """What only the command says: which store, and what is trusted."""
+    written = OmegaConf.to_container(cfg)
+    assert isinstance(written, dict)
+    return {key: written[key] for key in ("tracking", "trusted")}
+
+
+def job_of(run: "Kept", said: Mapping[str, Any], key: str) -> "Job":
+    """A stored run that kept neither state nor network, to be trained again; raises ConfigError on other data.
+
+    Args:
+        run: The run.
+        said: What stands in the place of what is stored, see `restored`.
+        key: Of the command, which names the run.
+    """
+    from manyfit.training.prepared import prepare
+    from manyfit.training.recording import CHOSEN
+
+    choices = {group: run.tags[group] for group in CHOSEN if group in run.tags}
+    try:
+        job = prepare(parse(restored(run.config, said, key, "Train a new run."), choices))
+    except ValueError as error:  # what the config names is not as it was
+        raise ConfigError(str(error)) from error
+    if run.digest and job.data.digest != run.digest:
+        raise ConfigError(
+            f"{key} must be of data that are as they were, since {run.name!r} is to be trained again, but "
+            f"{job.config.dataset} has changed. Bring them back, or train a new run."
+        )
+    return job
+
+
+def unfinished(job: "Job", own_id: str) -> Earlier | None:
+    """The run of this id of ours and of the same config, which was stopped; None where the store has none.
+
+    Raises:
+        ConfigError: The store does not answer.
+    """
+    from manyfit.sweeps.again import settle
+    from manyfit.tracking import reading
+    from manyfit.training import checkpoints
+
+    try:
+        settle()
+        found = reading.named(job.config.tracking.uri, Path.cwd(), own_id)
+        if not found:
+            return None
+        epoch = 0
+        with contextlib.suppress(ValueError):  # there may be none, or none that is whole
+            state = checkpoints.load(folder_of(own_id))
+            epoch = state["epoch"] % job.config.epochs  # none is left where only its end was missing
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for path in checkpoints.files(folder_of(own_id)) if epoch == 0 else ():  # it begins again, to the same bits
+        path.unlink()
+    return Earlier(job, found[0].run_id, folder_of(own_id), epoch)
 
 
 def _require_more(config: Config, state: Mapping[str, Any]) -> None:
@@ -205,8 +279,9 @@ def _changed(stored: dict[str, Any], cfg: DictConfig, keys: Sequence[str]) -> Co
     for key, value in said.items():
         if key.split(".")[0] not in MAY_CHANGE and value != before.get(key):
             raise _kept(key)
-    own = {key: written[key] for key in ("tracking", "trusted")}
-    return parse(restored(stored["source"], own | said, "resume", "Add ++{name}='{value}'."), stored["choices"])
+    return parse(
+        restored(stored["source"], _of_the_command(cfg) | said, "resume", "Add ++{name}='{value}'."), stored["choices"]
+    )
 
 
 def _changes(before: int, job: "Job", state: Mapping[str, Any]) -> tuple[str, ...]:

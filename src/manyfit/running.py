@@ -72,7 +72,8 @@ def _train(cfg: "DictConfig") -> float:
             said = OmegaConf.to_container(context.overrides.task)  # as written: an item of it would be looked up
             assert isinstance(said, list)
             return app.resume(cfg, [str(override) for override in said])
-        return app.run(schema.parse(cfg, context.runtime.choices, context.overrides.task))
+        config = schema.parse(cfg, context.runtime.choices, context.overrides.task)
+        return app.autoresume(config) if written["autoresume"] and context.mode == RunMode.RUN else app.run(config)
     except (errors.ConfigError, errors.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise

@@ -21,7 +21,7 @@ from manyfit.config.written import to_yaml
 
 # keys that say how to launch, not what to train
 ASIDE = (
-    *("apart", "claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
+    *("apart", "autoresume", "claim", "experiment", "grids", "hydra", "pruner", "quick", "resume", "sampler", "sweep"),
     *("trusted", "tune", "tune_by", "tune_beside"),
 )
 
@@ -258,6 +258,10 @@ def parse(
         raise ConfigError(f"{' and '.join(asked)} must be given, such as {asked[0]}=...")
     if tree.get("resume") is not None:
         raise ConfigError("resume must be given to a single run: a sweep that was stopped is started again as it was.")
+    if (again := tree.get("autoresume", False)) not in (True, False):
+        raise ConfigError(f"autoresume must be true or false, but got {again!r}.")
+    if again and tree.get("tracking", {}).get("kind") == "off":
+        raise ConfigError("autoresume must be false with tracking=off, which keeps no run to go on with, but got true.")
     trusted = tree.get("trusted") or []
     if not (isinstance(trusted, list | tuple) and all(isinstance(module, str) for module in trusted)):
         raise ConfigError(f"trusted must be a list of modules, such as [mylab.nets], but got {trusted!r}.")

@@ -60,13 +60,13 @@ def fingerprint_of(jobs: Iterable["Job"], sought: "Settings", experiment: "Exper
 
 def past(place: Unfinished, config: Config, screen: Screen) -> Past:
     """What the store has of a sweep that was stopped; where it does not answer, nothing, which is said."""
-    if place.run is None or place.living:
+    if place.run is None or place.living or place.finished:
         return Past()
     with screen.stage("looking for what an earlier start has done, which takes MLflow"):
         from manyfit.tracking import reading
 
         try:
-            _settle()
+            settle()
             parent, runs = reading.children(config.tracking.uri, Path.cwd(), place.run)
         except ValueError as error:
             screen.note(f"an earlier start of this was stopped, but what it has done cannot be read: {error}")
@@ -79,7 +79,7 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
     return Past(parent.run_id, {run.tags[FINGERPRINT]: run for run in runs if run.status in ("FINISHED", "KILLED")})
 
 
-def _settle() -> None:
+def settle() -> None:
     """Deliver what sessions that are gone have left; of one that was just killed its own uploader may be at it."""
     from manyfit.tracking import upkeep
 

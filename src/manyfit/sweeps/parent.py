@@ -88,6 +88,7 @@ class Sweep:
         screen: What a person sees.
         again: What the same command does after an interrupt.
         noted: Where it is, while it is not finished; None: it cannot be gone on with.
+        tells: Whether the same command is to hear that it is finished.
         past: What an earlier start of it has done.
     """
 
@@ -108,6 +109,7 @@ class Sweep:
     screen: Screen = field(default_factory=lambda: Screen(""))  # which says nothing until it is entered
     again: str = "The same command starts all of them again, as a sweep of its own."
     noted: "Unfinished | None" = None
+    tells: bool = False
     past: Past = field(default_factory=Past)
 
     @functools.cached_property
@@ -143,7 +145,7 @@ class Sweep:
         if error is None:
             self.parent.end(self.status)
             if self.noted:
-                self.noted.end()
+                self.noted.end(self.tells)
         elif not isinstance(error, Exception):
             error.add_note(self._kept())
         with self.screen.stage("delivering to the store"):

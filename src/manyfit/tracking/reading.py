@@ -92,7 +92,7 @@ def named(uri: str | None, root: Path, prefix: str) -> list[Named]:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is stored of one run: its name, status, params, tags, its data's digest, its config as YAML.
+    """What is stored of one run: its name, status, params, tags, its data's digest, its config as YAML, its last epoch.
 
     And the folder of its network, if it kept one that takes rows of a file.
     """
@@ -104,6 +104,7 @@ class Kept:
     digest: str
     config: str
     model: Path | None
+    epochs: int
 
 
 def kept(uri: str | None, root: Path, run_id: str) -> Kept:
@@ -120,7 +121,8 @@ def kept(uri: str | None, root: Path, run_id: str) -> Kept:
         model = _model(store, has[-1].model_id) if has else None
         inputs = run.inputs.dataset_inputs if trained and run.inputs else []
         digest = inputs[0].dataset.digest if inputs else ""
-        return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model)
+        epochs = max([point.step for point in store.client.get_metric_history(run_id, "loss/val")], default=0)
+        return Kept(run.info.run_name, run.info.status, run.data.params, run.data.tags, digest, config, model, epochs)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Unfinished:
     Attributes:
         living: Another process is at it; then nothing is noted of this one.
         run: Our id of the run that was begun, None if none was.
-        finished: Whether that one came to its end; without a wish to know it is forgotten then.
+        finished: Whether that one came to its end, where that was to be told.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
@@ -32,12 +32,13 @@ class Unfinished:
 
     def begin(self, run: str) -> None:
         """This run is begun, or gone on with."""
+        self.run = run
         self._note({"run": run})
 
-    def end(self, run: str | None = None) -> None:
-        """All is done: nothing is left to go on with, or, for who wants to know, this run is finished."""
-        if run is not None:
-            self._note({"run": run, "finished": True})
+    def end(self, tells: bool = False) -> None:
+        """Nothing is left to go on with; whether that is told to who comes next, or the run is forgotten."""
+        if tells:
+            self._note({"run": self.run, "finished": True})
         elif not self.living:
             self.path.unlink(missing_ok=True)
 
