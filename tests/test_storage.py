@@ -168,6 +168,28 @@ def test_trials_of_the_dead_are_handed_back(
     assert not (tmp_path / "none.db").exists()
 
 
+@pytest.mark.parametrize("tables", [1, 5, 11])
+def test_what_was_left_half_made_is_made_anew(tmp_path: Path, tables: int) -> None:
+    """The first tables of Optuna's, as a kill in their midst leaves them where they are made in place."""
+    whole = tmp_path / "whole.db"
+    storage.open_storage(f"sqlite:///{whole}")
+    with contextlib.closing(sqlite3.connect(whole)) as base:
+        made = [sql for (sql,) in base.execute("select sql from sqlite_master where type = 'table' order by rowid")]
+    with contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as half:
+        for sql in made[:tables]:
+            half.execute(sql)
+        half.commit()
+    check(finished(opened(tmp_path)), 6)
+
+
+def test_a_file_that_is_no_database_stays(tmp_path: Path) -> None:
+    """It is somebody's: refused, and left as it is."""
+    (tmp_path / "optuna.db").write_bytes(b"my thesis" * 100)
+    with pytest.raises(ConfigError, match="sweep.storage must be a database that can be used"):
+        opened(tmp_path)
+    assert (tmp_path / "optuna.db").read_bytes() == b"my thesis" * 100
+
+
 MAKING = "import sys; from manyfit.sweeps.storage import open_storage; print(flush=True); open_storage(sys.argv[1])"
 
 

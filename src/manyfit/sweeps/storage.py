@@ -1,6 +1,7 @@
 """Where studies are kept: a database, opened, written to in one transaction, waited for while it does not answer."""
 
 import contextlib
+import functools
 import json
 import sqlite3
 import time
@@ -18,7 +19,7 @@ from optuna.storages._rdb import models
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.place import cache
 from manyfit.config.secrets import mask
-from manyfit.tracking.sqlite import begin
+from manyfit.tracking import sqlite
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds that a storage may be silent
@@ -56,15 +57,15 @@ def usable(url: str) -> Iterator[None]:
         raise ConfigError(f"sweep.storage must be a database that can be used, but got {mask(url)}: {reason}") from None
 
 
-def open_storage(url: str) -> BaseStorage:
-    """The storage, made where it is not there yet."""
+def open_storage(url: str, say: Callable[[str], None] = print) -> BaseStorage:
+    """The storage, made where it is not there yet; `say` is told that a half-made one was set aside."""
     if url.startswith("grpc://"):
         return _proxy(url)
     if path := sqlite_file(url):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if "uri" not in sqlalchemy.make_url(url).query and not path.exists():  # a URI may say anything
-            begin(path, cache() / f"optuna-{optuna.__version__}.db", _fill)
-        return RDBStorage(url)
+        opens = functools.partial(RDBStorage, url)
+        named = "uri" in sqlalchemy.make_url(url).query  # which may say anything of how it is opened
+        return opens() if named else sqlite.opened(path, _tables(), opens, say)
     return RDBStorage(url, {"pool_pre_ping": True, "connect_args": driver_options(url)})
 
 
@@ -73,6 +74,11 @@ def _fill(path: Path) -> None:
     storage = RDBStorage(f"sqlite:///{path}")
     storage.remove_session()
     storage.engine.dispose()
+
+
+def _tables() -> sqlite.Tables:
+    kept = cache() / f"optuna-{optuna.__version__}.db"
+    return sqlite.Tables(_fill, kept, models.BaseModel.metadata.tables.keys(), content="studies")
 
 
 def _proxy(url: str) -> BaseStorage:

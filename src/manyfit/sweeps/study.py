@@ -115,7 +115,7 @@ class Ledger:
 
         def opened() -> tuple[BaseStorage, optuna.Study]:
             with self.locks.named("create"):  # two first touches of one database would break each other
-                storage = open_storage(url)
+                storage = open_storage(url, waits)
                 return storage, optuna.create_study(
                     storage=storage, study_name=name, direction=direction, load_if_exists=True
                 )
