@@ -418,16 +418,16 @@ def test_what_never_ends_is_refused(tmp_path: Path) -> None:
 
 SAID = [
     *("epochs", "batch_size", "seed", "eval_train_size", "name", "probes", "metrics", "metrics_at", "checkpoint"),
-    *("data", "model", "loss", "optimizer", "schedule", "trainer", "tracking", "sampler", "experiment", "resume"),
+    *("data", "optimizer", "experiment", "resume"),
     *("data._target_", "data.val_fraction", "data.train_size", "data.label_noise", "data.folds", "data.fold"),
     *("model._target_", "model.hidden", "model.dropout", "model.activation", "model.weights", "model.curves.train"),
-    *("optimizer._target_", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "optimizer.no_such_key"),
-    *("loss.label_smoothing", "schedule.unit", "trainer.gradient_clip", "trainer.patience", "trainer.precision"),
+    *("optimizer._target_", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas"),
+    *("trainer.gradient_clip", "trainer.patience", "trainer.precision"),
     *("trainer.devices", "trainer.accelerator", "tracking.uri", "tracking.kind", "trusted", "claim", "sweep.n_trials"),
 ]
 PLAIN = st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "1e-3", "-1", "1_0", "true", "null"])
 VALUES = st.one_of(
-    *[NUMBERS.map(str), PLAIN] * 3,
+    *[NUMBERS.map(str), PLAIN] * 6,
     st.sampled_from(["true", "false", "null", "[]", "[1,2]", "{}", "{a:1}", "{_target_:os.system}", "[[true]]", "nan"]),
     st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "'x'", '"', "1e-3", "-1", "1_0", "???"]),
     st.sampled_from(
@@ -439,8 +439,11 @@ VALUES = st.one_of(
 
 @FUZZED
 @given(
-    sign=st.sampled_from([*[""] * 12, "+", "++", "~"]),  # which take a tenth of a second each, as unknown keys do
-    key=st.sampled_from([*SAID, *SAID, "", "a b", "é", "@", "a@b", "a/b", "a..b", "1", "hydra.job.name", "hydra"]),
+    sign=st.sampled_from([*[""] * 20, "+", "++", "~"]),  # which take a tenth of a second each, as unknown keys do
+    key=st.one_of(
+        *[st.sampled_from(SAID)] * 9,
+        st.sampled_from(["optimizer.no_such_key", "", "a b", "é", "@", "a@b", "a/b", "a..b", "1", "hydra"]),
+    ),
     value=VALUES,
 )
 def test_any_override_is_accepted_or_refused(sign: str, key: str, value: str) -> None:

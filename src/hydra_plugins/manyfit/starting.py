@@ -25,7 +25,7 @@ from hydra_plugins.manyfit.harmless import require_harmless, require_own_folders
 from manyfit import manual
 from manyfit.config import place
 from manyfit.config.errors import ConfigError
-from manyfit.config.schema import ASIDE, Config, DataConfig, ModelConfig, refuse_passwords
+from manyfit.config.schema import ASIDE, Config, DataConfig, ModelConfig, not_found, refuse_passwords
 
 KEYS = {name for name, field in Config.model_fields.items() if not field.exclude} | {*ASIDE}
 REFUSED = {  # of Hydra's options, and what to do instead
@@ -190,6 +190,8 @@ def in_our_words(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[Non
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             raise ConfigError(_other_key(cause.full_key, loader, overrides)) from None
         raise ConfigError(" ".join(str(cause if isinstance(cause, ValueError) else error).split())) from None
+    except OmegaConfBaseException as error:  # of an interpolation in Hydra's own part
+        raise ConfigError(not_found(error, {})) from None
 
 
 def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMode:

@@ -317,10 +317,10 @@ def _trees(cfg: DictConfig | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     try:
         return _container(cfg, resolve=True), source
     except OmegaConfBaseException as error:
-        raise ConfigError(_not_found(error, source)) from None
+        raise ConfigError(not_found(error, source)) from None
 
 
-def _not_found(error: OmegaConfBaseException, source: Mapping[str, Any]) -> str:
+def not_found(error: OmegaConfBaseException, source: Mapping[str, Any]) -> str:
     """That an interpolation stands for nothing; which names no more than is written, where it is made of others."""
     key = error.full_key or "a value"
     written = str(dict(flattened(source, "")).get(key, ""))
