@@ -55,7 +55,9 @@ def side_by_side(trains: Sequence[Train], populations: Sequence[Sequence[Config]
 def main(repeats: int) -> None:
     """Both tables."""
     tiny = [config_of(*TINY)]
-    sweep = [[config_of(*SWEEP, f"seed={i * MEMBERS + k}") for k in range(MEMBERS)] for i in range(POPULATIONS)]
+    one = config_of(*SWEEP)
+    seeded = [one.model_copy(update={"seed": seed}) for seed in range(POPULATIONS * MEMBERS)]
+    sweep = [seeded[i::POPULATIONS] for i in range(POPULATIONS)]
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     torch.set_num_threads(1)
