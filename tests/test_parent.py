@@ -102,7 +102,8 @@ def looks(network: nn.Module, *_: object) -> float:
 
 
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Members of every training from here on."""
+    """Members of every training from here on; who trains together is no question of time."""
+    monkeypatch.setattr("manyfit.training.grouping._why_apart", lambda _: None)
     counted: list[int] = []
     train = fitting.train
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for what a session that was killed has left to deliver
 COMMIT = "mlflow.source.git.commit"
+SUMMARY = {"devices", "ended", "engine"}  # tags of a run whose summary could be stored
 
 
 @dataclass
@@ -73,10 +74,13 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
             return Past()
     if parent is None or parent.status == "FINISHED":
         return Past()
+    runs = [run for run in runs if run.status == "KILLED" or (run.status == "FINISHED" and run.tags.keys() >= SUMMARY)]
     done = sum(run.status == "FINISHED" for run in runs)
     screen.say(line("going on", f"with run {parent.run_id[:8]}: {done} runs of it are finished, and kept"))
     _tell_commits(runs, screen)
-    return Past(parent.run_id, {run.tags[FINGERPRINT]: run for run in runs if run.status in ("FINISHED", "KILLED")})
+    return Past(
+        parent.run_id, {run.tags[FINGERPRINT]: run for run in sorted(runs, key=lambda run: run.status, reverse=True)}
+    )
 
 
 def settle() -> None:

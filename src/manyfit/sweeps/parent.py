@@ -144,8 +144,6 @@ class Sweep:
                 those.__exit__(kind, error, trace)
         if error is None:
             self.parent.end(self.status)
-            if self.noted:
-                self.noted.end(self.tells)
         elif not isinstance(error, Exception):
             error.add_note(self._kept())
         with self.screen.stage("delivering to the store"):
@@ -153,6 +151,8 @@ class Sweep:
         self.screen.say(self.tracker.where(self.parent))
         if error is None and self.tracker.lost:
             raise TrainingError(self.tracker.lost)
+        if error is None and self.noted:
+            self.noted.end(self.tells)
 
     def _kept(self) -> str:
         """What an interrupt leaves."""

@@ -63,7 +63,7 @@ class Recorder:
         part = copy.copy(self)
         part.runs = [self.runs[member] for member in members]
         part.recorded = [self.recorded[member] for member in members]
-        part.open = set(range(len(members)))
+        part.open = {place for place, member in enumerate(members) if member in self.open}
         return part
 
     def finish(self, results: Mapping[int, Result], artifacts: bool) -> None:
