@@ -30,7 +30,7 @@ from conftest import CONF, Compose, build, command, made, options, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
-from manyfit.sweeps import findings, parent, rounds, settings, space
+from manyfit.sweeps import findings, parent, rounds, settings, space, study
 from manyfit.sweeps.fingerprint import DATA
 from manyfit.sweeps.pruning import Judge
 from manyfit.sweeps.study import Ledger, Told, derived_seed, lost, values_of
@@ -561,6 +561,51 @@ def test_a_config_that_fails_is_a_failed_trial_and_the_command_says_so(reported:
     with pytest.raises(TrainingError, match="1 of 2 trials failed; the first is 1: data.train_size must be in"):
         search(["data.train_size=choice(50,1000)"], "sampler=grid")
     assert [row.state for row in reported] == ["finished", "failed"]
+
+
+def test_so_many_failures_end_a_search(reported: list[SimpleNamespace]) -> None:
+    """They would go on for ever, since they do not count; what is trained is reported; the same command tries anew."""
+    swept = ["data.train_size=choice(50,60,1000,1001,1002,1003,1004,1005)"]
+    settings = ["sampler=grid", "sweep.round=4", "sweep.max_failures=2"]
+    with pytest.raises(TrainingError, match="2 of 4 trials failed; .* sweep.max_failures=2 ended the search"):
+        search(swept, *settings)
+    assert [row.state for row in reported] == ["finished", "finished", "failed", "failed"]
+    reported.clear()
+    with pytest.raises(TrainingError, match="4 of 4 trials failed"):  # the next four of the grid
+        search(swept, *settings)
+    assert [row.state for row in reported].count("finished") == 2
+
+
+def test_one_process_reports(reported: list[SimpleNamespace]) -> None:
+    """Of those that come to the end together; one that died in the midst of it leaves it to the next."""
+    swept, screen = ["optimizer.lr=choice(0.1,0.2)"], Saying()
+    search(swept, "sampler=grid")
+    assert len(reported) == 2
+    with study.reopened("sqlite:///mlruns/optuna.db", study_name(), Path("mlruns")) as book:
+        claimed = book.attribute("reporting", None) | {"owner": book.locks.owner}
+        book.note("reporting", lambda _: claimed)  # it has begun to, and lives
+        search(swept, "sampler=grid", screen=screen)
+        assert len(reported) == 2
+        assert any(f"process {book.locks.owner} reports on them" in text for text in screen.said)
+    search(swept, "sampler=grid")
+    assert len(reported) == 4
+
+
+class Saying(Screen):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """As told."""
+        self.said.append(text)
+
+
+def study_name() -> str:
+    (name,) = optuna.get_all_study_names("sqlite:///mlruns/optuna.db")
+    return str(name)
 
 
 @pytest.mark.parametrize(
