@@ -208,6 +208,8 @@ def test_max_members_is_checked() -> None:
     """A population has at least one member."""
     with pytest.raises(ValueError, match="hydra.launcher.max_members must be >= 1 or null, but got 0"):
         FusedLauncher(max_members=0)
+    with pytest.raises(ValueError, match="hydra.launcher.workers must be >= 1 or auto, but got True"):
+        FusedLauncher(workers=True)
 
 
 def test_plugins_are_light() -> None:

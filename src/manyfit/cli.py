@@ -166,12 +166,11 @@ def _agreed(host: str) -> bool:
 
 def _ui_command(uri: str, port: int, host: str, root: Path) -> list[str]:
     """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
-    from manyfit.tracking.journal import mlruns
+    from manyfit.tracking.journal import artifacts
 
-    artifacts = mlruns(root) / "artifacts"
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
-        *("--default-artifact-root", str(artifacts), "--workers", "1"),
+        *("--default-artifact-root", artifacts(root), "--workers", "1"),
         *("--uvicorn-opts", "--log-level warning"),
     ]
 

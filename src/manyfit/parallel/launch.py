@@ -25,12 +25,10 @@ class Launch:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        if self.max_members is not None and self.max_members < 1:
-            raise ConfigError(f"hydra.launcher.max_members must be >= 1 or null, but got {self.max_members}.")
-        for key in ("workers", "cpus_per_worker"):
+        for key, otherwise in (("max_members", "null"), ("workers", "auto"), ("cpus_per_worker", "auto")):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ConfigError(f"hydra.launcher.{key} must be >= 1 or auto, but got {value}.")
+            if value is not None and not (type(value) is int and value >= 1):  # true is no number
+                raise ConfigError(f"hydra.launcher.{key} must be >= 1 or {otherwise}, but got {value}.")
         if self.address and self.address.startswith("ray://"):  # through which no messages can be streamed
             raise ConfigError(
                 f"hydra.launcher.address must be auto or HOST:PORT, but got {self.address}. Start the command on a "

@@ -253,7 +253,8 @@ def work(channel: Channel, device: int, threads: int) -> None:
 
 def _process(command: Connection, device: int, threads: int, parent: int) -> None:
     """What a process of ours does, for as long as its parent lives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends the workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # which reach the command, too: it ends the workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     work(Channel(command), device, threads)
 
