@@ -591,6 +591,25 @@ def test_one_process_reports(reported: list[SimpleNamespace]) -> None:
     assert len(reported) == 4
 
 
+def test_what_fails_elsewhere_is_said(reported: list[SimpleNamespace]) -> None:
+    """The total is not met, though nothing failed here: the exit code is not 0."""
+    swept, given = ["optimizer.lr=choice(0.1,0.2,0.3)"], ["sampler=grid", "sweep.round=1"]
+    honest = study.Ledger.claim
+
+    def claim(ledger: Ledger, size: int) -> Any:
+        """The first is another's, who fails."""
+        if not (claimed := honest(ledger, size)) or claimed[0].number:
+            return claimed
+        ledger.tell(Told(0, "FAIL", None, {"ended": "failed"}))
+        return honest(ledger, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.Ledger, "claim", claim)
+        with pytest.raises(TrainingError, match="1 trials failed elsewhere. The same command tries them again"):
+            search(swept, *given)
+    assert len(reported) == 3
+
+
 class Saying(Screen):
     """Remembers what was said."""
 

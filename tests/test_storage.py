@@ -1,6 +1,7 @@
 """A storage that is made by halves, locked, silent, or a proxy."""
 
 import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
@@ -75,6 +76,18 @@ def test_what_a_silent_storage_does_not_take_is_told_by_the_next_session(
     assert len(trials) == 6
     assert [trial.value for trial in trials][:3] == [0.5] * 3
     assert not list((tmp_path / "untold").iterdir())
+
+
+def test_what_is_untold_of_a_study_that_is_gone_is_let_go(tmp_path: Path) -> None:
+    """Numbers are counted anew: it would be told of another trial. A line that a kill cut off is no reason to stop."""
+    book = opened(tmp_path)
+    book.untold.parent.mkdir()
+    told = {"number": 0, "state": "COMPLETE", "value": 9.0, "attributes": {}, "curve": []}
+    book.untold.write_text(json.dumps({"owner": "host.1.00000000", **told}) + "\n" + '{"owner": "ho')
+    trials = finished(opened(tmp_path))
+    check(trials, 6)
+    assert trials[0].value != 9.0
+    assert not book.untold.exists()
 
 
 def test_a_trial_that_was_given_to_another_is_dropped(tmp_path: Path) -> None:

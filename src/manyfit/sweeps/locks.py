@@ -6,6 +6,7 @@ other storage of Optuna's as trials of a study of their own.
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import socket
@@ -24,11 +25,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from manyfit.sweeps.storage import driver_options, is_outage, open_storage, sqlite_file
+from manyfit.sweeps.storage import VANISHED, driver_options, is_outage, open_storage, sqlite_file
 
 BEAT = 2.0  # seconds between signs of life
 DEADLINE = 20.0  # seconds without one after which an owner counts as dead
 RESTARTED = 15.0  # seconds after its server's start in which no owner does: all are coming back
+HELD = 30.0  # seconds that a lock is waited for; who holds it longer has been suspended
 LOOK = 0.1  # seconds between looks whether it is our turn
 OURS = 0x6D616E79  # "many": the first key of our advisory locks, beside those of others in a database
 
@@ -83,7 +85,7 @@ class FileLocks:
 
     def named(self, name: str) -> FileLock:
         """See Locks."""
-        return FileLock(self.folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.lock")
+        return FileLock(self.folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.lock", timeout=HELD)
 
     def dead(self, owner: str) -> bool:
         """See Locks."""
@@ -127,8 +129,10 @@ class AdvisoryLocks:
     def named(self, name: str) -> Iterator[None]:
         """See Locks."""
         with self._connected() as connection:  # its end is the lock's end
+            connection.execute(sqlalchemy.text(f"set lock_timeout = '{HELD}s'"))
             connection.execute(sqlalchemy.text("select pg_advisory_lock(hashtext(:name))"), {"name": name})
             yield
+            connection.execute(sqlalchemy.text("select 1"))  # else the server has given it to another meanwhile
 
     def dead(self, owner: str) -> bool:
         """See Locks."""
@@ -164,8 +168,8 @@ class AdvisoryLocks:
     def _connected(self) -> sqlalchemy.Connection:
         """A connection that the server, too, gives up half a minute after the other end has vanished."""
         connection = self._engine.connect()
-        for setting, value in (("idle", 10), ("interval", 5), ("count", 3)):
-            connection.execute(sqlalchemy.text(f"set tcp_keepalives_{setting} = {value}"))
+        for setting, value in VANISHED.items():
+            connection.execute(sqlalchemy.text(f"set tcp_{setting} = {value}"))
         return connection
 
 
@@ -178,7 +182,8 @@ class Tickets:
 
     def __init__(self, storage: BaseStorage) -> None:
         self.owner = _owner()
-        self._storage, self._gone = storage, set[str]()
+        self._storage = storage
+        self._seen: dict[str, tuple[float, float]] = {}  # the last sign of an owner, and when it was first seen here
         try:
             self._study = storage.create_new_study([StudyDirection.MINIMIZE], "manyfit.locks")
         except DuplicatedStudyError:
@@ -197,37 +202,48 @@ class Tickets:
         """Give no more, and say so."""
         self._left.set()
         self._beating.join()
-        self._storage.set_study_user_attr(self._study, self.owner, 0.0)
+        try:
+            self._storage.set_study_user_attr(self._study, self.owner, 0.0)
+        except Exception as error:  # then it is seen by what does not come
+            if not is_outage(error):
+                raise
 
     @contextlib.contextmanager
     def named(self, name: str) -> Iterator[None]:
         """See Locks."""
-        ticket = self._storage.create_new_trial(
-            self._study,
-            optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"lock": name, "owner": self.owner}),
-        )
+        ticket = self._turn(name)
         try:
-            number = self._storage.get_trial(ticket).number
-            while before := self._before(name, number):
-                for trial in before:
-                    if self.dead(trial.user_attrs["owner"]):
-                        self._use_up(trial)
-                time.sleep(LOOK)
             yield
         finally:
-            self._storage.set_trial_state_values(ticket, TrialState.FAIL)
+            self._use_up(ticket)
+
+    def _turn(self, name: str) -> int:
+        """Draw a ticket and wait until it is its turn."""
+        drawn = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"lock": name, "owner": self.owner})
+        while True:
+            ticket = self._storage.create_new_trial(self._study, drawn)
+            number = self._storage.get_trial(ticket).number
+            while before := self._before(name, number):
+                for trial in before:  # one of our own was left by an outage
+                    if trial.user_attrs["owner"] == self.owner or self.dead(trial.user_attrs["owner"]):
+                        self._use_up(trial._trial_id)
+                time.sleep(LOOK)
+            if self._storage.get_trial(ticket).state == TrialState.RUNNING:  # else we counted as dead
+                return ticket
 
     def dead(self, owner: str) -> bool:
-        """See Locks. Clocks may differ: one whose sign is old is watched for another."""
-        if owner == self.owner or owner in self._gone:
-            return owner in self._gone
-        seen = self._sign(owner)
-        if time.time() - seen > DEADLINE:
-            if seen:
-                time.sleep(2 * BEAT)
-            if self._sign(owner) == seen:
-                self._gone.add(owner)
-        return owner in self._gone
+        """See Locks. Clocks may differ: one whose first sign is old, or of tomorrow, is watched for another."""
+        if owner == self.owner:
+            return False
+        if not (sign := self._sign(owner)):
+            return True
+        if owner not in self._seen and abs(time.time() - sign) > DEADLINE:
+            self._seen[owner] = sign, -math.inf
+            time.sleep(2 * BEAT)
+            sign = self._sign(owner)
+        if self._seen.get(owner, (None,))[0] != sign:
+            self._seen[owner] = sign, time.monotonic()
+        return time.monotonic() - self._seen[owner][1] > DEADLINE
 
     def _sign(self, owner: str) -> float:
         return float(self._storage.get_study_user_attrs(self._study).get(owner, 0.0))
@@ -236,9 +252,9 @@ class Tickets:
         going = self._storage.get_all_trials(self._study, deepcopy=False, states=(TrialState.RUNNING,))
         return [trial for trial in going if trial.number < number and trial.user_attrs["lock"] == name]
 
-    def _use_up(self, trial: FrozenTrial) -> None:
+    def _use_up(self, ticket: int) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):  # another has done it
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self._storage.set_trial_state_values(ticket, TrialState.FAIL)
 
     def _beat(self) -> None:
         self._storage.set_study_user_attr(self._study, self.owner, time.time())

@@ -156,6 +156,7 @@ class Rounds:
     failed: dict[int, str] = field(default_factory=dict)  # reasons, by trial number
     seen: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))  # by job number and epoch
     stopped: set[int] = field(default_factory=set)  # trial numbers
+    short: int = 0  # trials that the study lacks in the end
 
     def go(self) -> None:
         """Rounds, until there is nothing to claim."""
@@ -181,6 +182,7 @@ class Rounds:
                         ledger.wait(running)
                 else:
                     break
+        self.short = total - ledger.done()
         if not self.trials:
             self.sweep.screen.say(f"study {self.search.name} has its {total} trials: none was made now.")
 
@@ -262,7 +264,9 @@ class Rounds:
             )
 
     def failure(self) -> TrainingError | None:
-        """That trials failed, if any did; a diverged one is an answer, not a failure."""
+        """That trials failed, if any did, here or elsewhere; a diverged one is an answer, not a failure."""
+        if not self.failed and self.short > 0:
+            return TrainingError(f"{self.short} trials failed elsewhere. The same command tries them again.")
         if not self.failed:
             return None
         number, reason = next(iter(self.failed.items()))
@@ -277,11 +281,13 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
     """Hand all trials of the study, of every session, to the report; of several processes one does."""
     from manyfit.sweeps import conclusion, findings
 
-    if run_id := search.reported():
-        _say_who_reports(search, sweep.screen, f"run {run_id[:8]}")
+    if running := search.ledger.elsewhere():  # we gave up
+        sweep.screen.say(
+            line("study", f"{search.name}: {len(running)} trials still run elsewhere; who ends last reports")
+        )
         return
-    if owner := search.claim_report():
-        _say_who_reports(search, sweep.screen, f"process {owner}")
+    if who := search.claim_report():
+        _say_who_reports(search, sweep.screen, who)
         return
     ended = search.ledger.ended()
     children = {child.run.id: child for child in sweep.children.values()}

@@ -137,16 +137,20 @@ class Search:
         return str(known["run_id"] or known["run"])
 
     def claim_report(self) -> str | None:
-        """Who else, still living, reports on these trials; None: from now on we do."""
-        locks = self.ledger.locks
-        ours = self._report(self.ledger.done()) | {"owner": locks.owner}
+        """Who has reported on these trials, or does, still living; None: from now on we do."""
+        locks, done = self.ledger.locks, self.ledger.done()
+        ours = self._report(done) | {"owner": locks.owner}
+        others: list[str] = []
 
-        def claimed(known: dict[str, Any] | None) -> dict[str, Any]:
+        def claimed(known: dict[str, Any] | None) -> dict[str, Any] | None:
+            others[:] = [f"run {run[:8]}"] if (run := self.reported()) else []
             same = known is not None and known | {"owner": locks.owner} == ours
-            return known if known and same and not locks.dead(known["owner"]) else ours
+            if known and same and not locks.dead(known["owner"]) and known["owner"] != locks.owner:
+                others.append(f"process {known['owner']}")
+            return known if others else ours
 
-        owner = str(self.ledger.note("reporting", claimed)["owner"])
-        return None if owner == locks.owner else owner
+        self.ledger.note("reporting", claimed)
+        return others[0] if others else None
 
     def note_report(self, parent: TrackedRun) -> None:
         """This parent run reports on what is done; where nothing is stored there is none to look at."""

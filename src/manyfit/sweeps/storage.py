@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from filelock import Timeout
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
@@ -24,6 +25,8 @@ from manyfit.tracking import sqlite
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds that a storage may be silent
 PAUSE = 1.0  # seconds between tries
+VANISHED = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "user_timeout": 25_000}
+"""Of a TCP connection in PostgreSQL's settings, seconds and milliseconds: one whose other end has vanished ends."""
 
 
 class OutageError(TrainingError):
@@ -41,8 +44,8 @@ def sqlite_file(url: str) -> Path | None:
 def driver_options(url: str) -> dict[str, Any]:
     """For a connection: half a minute after the other end has vanished it is given up."""
     patient = sqlalchemy.make_url(url).get_driver_name().startswith("psycopg")
-    keepalives = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-    return {"connect_timeout": 10, **keepalives} if patient else {}
+    ours = {key if key.startswith("keepalives") else f"tcp_{key}": value for key, value in VANISHED.items()}
+    return {"connect_timeout": 10, **ours} if patient else {}
 
 
 @contextlib.contextmanager
@@ -131,7 +134,7 @@ def is_outage(error: BaseException | None) -> bool:
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         passing = sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
         return isinstance(error, passing) or error.connection_invalidated
-    return isinstance(error, sqlite3.OperationalError) or type(error).__module__.startswith("grpc")
+    return isinstance(error, sqlite3.OperationalError | Timeout) or type(error).__module__.startswith("grpc")
 
 
 def is_busy(error: BaseException) -> bool:

@@ -34,6 +34,7 @@ from manyfit.sweeps.fingerprint import require_same
 from manyfit.sweeps.locks import locks_of
 from manyfit.sweeps.space import Space
 from manyfit.sweeps.storage import OutageError, is_busy, open_storage, patiently, sqlite_file, usable, write
+from manyfit.tracking import journal
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between looks at what others run
@@ -81,7 +82,7 @@ class Ledger:
         url: Of Optuna's storage; a relative SQLite file is relative to the working directory.
         name: Of the study, which is made if it is not there.
         direction: minimize or maximize.
-        fingerprint: What must be the same whenever the study goes on.
+        fingerprint: What must be the same whenever the study goes on; None: nobody goes on with it.
         space: What is searched.
         total: Trials that the study is to have, over all sessions and processes; no more than the space has points.
         sampler: Makes the sampler of a claim from the number of trials that exist.
@@ -98,7 +99,7 @@ class Ledger:
         url: str,
         name: str,
         direction: Direction,
-        fingerprint: Mapping[str, Any],
+        fingerprint: Mapping[str, Any] | None,
         space: Space,
         total: int,
         sampler: Callable[[int], tuple[BaseSampler, int]],
@@ -123,7 +124,8 @@ class Ledger:
         with usable(url):
             self.locks = patiently(lambda: locks_of(url), waits, is_busy)
             self.storage, self.study = patiently(opened, waits, is_busy)
-        self._answered(lambda: require_same(self.study, fingerprint))
+        if fingerprint is not None:
+            self._answered(lambda: require_same(self.study, fingerprint))
 
     def __enter__(self) -> Self:
         """Show that we are alive, and tell what an earlier session of this folder could not."""
@@ -169,7 +171,7 @@ class Ledger:
 
         def changed() -> bool:
             going = [trial for trial in self._read() if trial.number in running and trial.state == TrialState.RUNNING]
-            return len(going) < len(running) or any(self._ownerless(trial) for trial in going)
+            return len(going) < len(running) or bool(self._ownerless(going))
 
         while not self._answered(changed):
             time.sleep(LOOK)
@@ -212,7 +214,7 @@ class Ledger:
 
     def _clear_up(self) -> int:
         trials = self._read()
-        ownerless = [trial for trial in trials if trial.state == TrialState.RUNNING and self._ownerless(trial)]
+        ownerless = self._ownerless([trial for trial in trials if trial.state == TrialState.RUNNING])
         for trial in ownerless:
             self._give_up(trial, trials)
         return len(ownerless)
@@ -228,7 +230,7 @@ class Ledger:
         except OutageError:
             self.untold.parent.mkdir(parents=True, exist_ok=True)
             with self.untold.open("a") as file:
-                file.write(json.dumps(asdict(told)) + "\n")
+                file.write(json.dumps({"owner": self.locks.owner, **asdict(told)}) + "\n")
             return True
 
     def _tell(self, trial_id: int, told: Told) -> bool:
@@ -239,12 +241,13 @@ class Ledger:
         return not lost(self.storage.get_trial(trial_id))
 
     def _tell_the_untold(self) -> None:
+        """What is of no trial that is there, as the study was removed, is let go; so is a line that a kill cut off."""
         if self.untold.exists():
             with self.alone():
-                trials = {trial.number: trial for trial in self._read()}
-                for line in self.untold.read_text().splitlines():
-                    told = Told(**json.loads(line))
-                    self._tell(trials[told.number]._trial_id, told)
+                trials = {(trial.number, trial.user_attrs.get("owner")): trial for trial in self._read()}
+                for known in journal.read(self.untold)[0]:
+                    if trial := trials.get((known.get("number", -1), known.pop("owner", None))):
+                        self._tell(trial._trial_id, Told(**known))
             self.untold.unlink()
 
     def attribute(self, key: str, default: Any) -> Any:
@@ -318,11 +321,16 @@ class Ledger:
         write(self.storage, trial._trial_id, {"owner": self.locks.owner, "sampler_seed": seed})
         return trial
 
-    def _ownerless(self, trial: FrozenTrial) -> bool:
-        owner = trial.user_attrs.get("owner")
-        if owner == self.locks.owner:
-            return trial.number not in self.open
-        return owner is None or self.locks.dead(owner)
+    def _ownerless(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the dead, and of our own those that nobody has in hand."""
+        owners = {trial.user_attrs.get("owner") for trial in running}
+        living = {owner for owner in owners if owner and not self.locks.dead(owner)}
+        return [
+            trial
+            for trial in running
+            if (owner := trial.user_attrs.get("owner")) not in living
+            or (owner == self.locks.owner and trial.number not in self.open)
+        ]
 
     def _give_up(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
         """Enqueue the values once more, then fail the trial: killed in between, it is found again and not doubled."""
@@ -367,7 +375,7 @@ def reopened(url: str, name: str, folder: Path) -> Ledger:
         url=url,
         name=name,
         direction="minimize" if study.direction == StudyDirection.MINIMIZE else "maximize",
-        fingerprint=study.user_attrs.get("fingerprint", {}),
+        fingerprint=None,
         space=space,
         total=0,
         sampler=lambda _: (RandomSampler(), 0),
