@@ -28,7 +28,7 @@ from conftest import ROOT, Compose, command, started
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config
 from manyfit.parallel import ddp
-from manyfit.parallel.channel import Channel
+from manyfit.parallel.channel import PipeChannel
 from manyfit.parallel.leader import Leader
 from manyfit.parallel.ranks import Ranks
 from manyfit.population.dropout import Dropout
@@ -154,7 +154,7 @@ def ended(ranks: dict[int, tuple[int, str | None]]) -> None:
         over, end = multiprocessing.Pipe()
         present = {}
         for rank, (code, words) in ranks.items():
-            channel, other = map(Channel, multiprocessing.Pipe())
+            channel, other = map(PipeChannel, multiprocessing.Pipe())
             if words:
                 other.send(words, "as it said")
             other.close()
