@@ -226,9 +226,8 @@ def _hand_back(study: str, storage: str | None) -> int:
 
     with quiet(), reopened(storage or settings(OmegaConf.create()).storage, study, Path("mlruns/untold")) as ledger:
         back, running, done = ledger.hand_back(), len(ledger.elsewhere()), ledger.done()
-    print(
-        f"study {study}: {done} trials are done, {running} are being run, {back} that dead processes had begun are handed back"
-    )
+    print(f"study {study}: {done} trials are done, {running} are being run")
+    print(f"handed back: {back} that processes had begun which are gone")
     return 0
 
 
