@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import signal
+import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from forked import SERVER
 from manyfit import cli
 from manyfit.config.errors import ConfigError
 from manyfit.sweeps import storage
@@ -22,6 +21,7 @@ from manyfit.sweeps.storage import OutageError
 from manyfit.sweeps.study import Told, reopened
 from test_locks import served
 from test_rounds import check, finished, opened
+from test_sqlite import killed
 
 
 @contextlib.contextmanager
@@ -151,6 +151,24 @@ def test_a_proxy_is_a_storage_as_any(tmp_path: Path) -> None:
     assert kept.user_attrs["ended"] == "pruned"
 
 
+def work_through(url: str, folder: str) -> None:
+    finished(opened(Path(folder), total=12, url=url), size=1)
+
+
+def test_processes_share_a_study_through_a_proxy(tmp_path: Path) -> None:
+    """Three at once, each with tickets for the study's lock: no trial is made twice, and no more than the total."""
+    with served(f"sqlite:///{tmp_path}/optuna.db") as url:
+        processes = [SERVER.Process(target=work_through, args=(url, str(tmp_path))) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        trials = opened(tmp_path, total=12, url=url).trials()
+    check(trials, 12)
+    assert len({trial.user_attrs["owner"] for trial in trials}) > 1
+
+
 def test_a_proxy_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """In a sentence."""
     with pytest.raises(ConfigError, match="sweep.storage must be a database that can be used, but got grpc"):
@@ -204,17 +222,15 @@ def test_a_file_that_is_no_database_stays(tmp_path: Path) -> None:
     assert (tmp_path / "optuna.db").read_bytes() == b"my thesis" * 100
 
 
-MAKING = "import sys; from manyfit.sweeps.storage import open_storage; print(flush=True); open_storage(sys.argv[1])"
+def make_a_study(path: str) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(Path(path).parent / "cache")  # no copy is at hand
+    storage.open_storage(f"sqlite:///{path}")
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.1, 0.3])
-def test_tables_are_there_whole_or_not_at_all(tmp_path: Path, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while Optuna makes them, without a copy at hand: the next one opens."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    with subprocess.Popen([sys.executable, "-c", MAKING, url], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-    check(finished(opened(tmp_path)), 6)
+@pytest.mark.parametrize("at", [1, 6])
+def test_tables_are_there_whole_or_not_at_all(tmp_path: Path, at: int) -> None:
+    """Killed while Optuna makes them, so many of them are there: the next one begins anew."""
+    path = tmp_path / "other.db"
+    killed(make_a_study, path, at)
+    assert not path.exists()
+    check(finished(opened(tmp_path, url=f"sqlite:///{path}")), 6)
