@@ -155,6 +155,7 @@ def work_through(url: str, folder: str) -> None:
     finished(opened(Path(folder), total=12, url=url), size=1)
 
 
+@pytest.mark.slow
 def test_processes_share_a_study_through_a_proxy(tmp_path: Path) -> None:
     """Three at once, each with tickets for the study's lock: no trial is made twice, and no more than the total."""
     with served(f"sqlite:///{tmp_path}/optuna.db") as url:
