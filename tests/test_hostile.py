@@ -19,15 +19,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from hydra.types import RunMode
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 from torch import nn
 
-from conftest import Compose, _composer, command
+from conftest import CONF, Compose, _composer, command
+from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.harmless import require_harmless
-from hydra_plugins.manyfit.starting import in_our_words
+from hydra_plugins.manyfit.starting import hydra_on, in_our_words, mode_of
 from manyfit import measures, resume
 from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
@@ -211,6 +213,84 @@ def test_a_file_of_a_config_folder_executes_nothing(tmp_path: Path, option: str)
     assert "Traceback" not in done.stderr
     assert re.search("^error: [^\n]* must ", done.stderr, re.MULTILINE), done.stderr
     assert not (tmp_path / "trace").exists()
+
+
+LOGGED = "hydra.job_logging"
+TOLD = {  # what a file of a config folder says -> of which key it is refused
+    "trusted: [shutil]": "trusted",
+    "trusted: '${pruner}'": "trusted",
+    "grids: [{trusted: '[shutil]', seed: '1,2'}]": "grids",
+    "tune_beside: [{++trusted.0: shutil}]": "tune_beside",
+    "sweep: {space: {+hydra.job.env_set: 'choice(1,2)'}}": "sweep.space",
+    "hydra: {sweeper: {params: {'trusted': '[shutil]'}}}": "hydra.sweeper.params",
+    "hydra: {callbacks: '${pruner}'}": "hydra.callbacks",
+    "hydra: {callbacks: {x: '${pruner}'}}": "hydra.callbacks.x",
+    "hydra: {callbacks: {x: ['${pruner}']}}": "hydra.callbacks.x",
+    "hydra: {sweeper: {max_batch_size: '${pruner}'}}": "hydra.sweeper.max_batch_size",
+    "hydra: {launcher: {workers: '${pruner}'}}": "hydra.launcher.workers",
+    "hydra: {job: {env_set: {MLFLOW_TRACKING_URI: x}}}": "hydra.job.env_set",
+    "hydra: {job: {env_set: '${pruner}'}}": "hydra.job.env_set",
+    "hydra: {job: {env_copy: [PATH]}}": "hydra.job.env_set",
+    "hydra: {job: {chdir: true}}": "hydra.job.chdir",
+    "hydra: {job: {name: ../../x}}": f"{LOGGED}.handlers.file.filename",
+    "hydra: {job_logging: '${pruner}'}": LOGGED,
+    "hydra: {job_logging: {handlers: '${pruner}'}}": f"{LOGGED}.handlers",
+    "hydra: {job_logging: {handlers: {x: {class: logging.handlers.SocketHandler}}}}": f"{LOGGED}.handlers.x.class",
+    "hydra: {job_logging: {handlers: {x: {class: logging.handlers.QueueHandler}}}}": f"{LOGGED}.handlers.x.class",
+    "hydra: {job_logging: {handlers: {console: {queue: os.system}}}}": f"{LOGGED}.handlers.console.queue",
+    "hydra: {job_logging: {handlers: {console: {listener: os.system}}}}": f"{LOGGED}.handlers.console.listener",
+    "hydra: {job_logging: {handlers: {console: {.: {x: y}}}}}": f"{LOGGED}.handlers.console...x",
+    "hydra: {job_logging: {handlers: {file: {filename: /etc/x.log}}}}": f"{LOGGED}.handlers.file.filename",
+    "hydra: {job_logging: {handlers: {file: {mode: w}}}}": f"{LOGGED}.handlers.file.mode",
+    "hydra: {job_logging: {root: {handlers: ['ext://os.system']}}}": f"{LOGGED}.root.handlers",
+    "hydra: {job_logging: {formatters: {simple: {format: 'ext://os.system'}}}}": f"{LOGGED}.formatters.simple.format",
+    "hydra: {job_logging: {formatters: {simple: {class: x.Y}}}}": f"{LOGGED}.formatters.simple.class",
+    "hydra: {hydra_logging: {filters: {x: {(): os.system}}}}": "hydra.hydra_logging.filters.x.()",
+}
+
+
+def _mode_of(folder: Path, said: str, *overrides: str) -> None:
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "given.yaml").write_text(GLOBAL + said)
+    with hydra_on([folder, CONF]) as app, in_our_words(app.config_loader, overrides):
+        mode_of(app.config_loader, list(overrides), multirun=False)
+
+
+@pytest.mark.parametrize("said", TOLD)
+def test_a_file_does_not_vouch_for_itself(tmp_path: Path, said: str) -> None:
+    """Nor does it say what Hydra builds, logs or sets in any other words than those that are judged."""
+    with pytest.raises(ConfigError) as refused:
+        _mode_of(tmp_path, said, "experiment=given")
+    assert re.match(rf"{re.escape(TOLD[said])} must [^\n]*$", str(refused.value))
+
+
+def test_the_command_line_vouches(tmp_path: Path) -> None:
+    """Also for what a file asks for; and what is usual of logging is let pass."""
+    usual = "hydra: {job_logging: {loggers: {a.b: {level: DEBUG}}, formatters: {simple: {datefmt: '%H'}}}}"
+    _mode_of(
+        tmp_path, f"trusted: [shutil]\n{usual}", "experiment=given", "trusted=[shutil]", "hydra/hydra_logging=none"
+    )
+
+
+@pytest.mark.parametrize("said", ["trusted: [shutil]", "hydra: {job: {env_set: {LD_PRELOAD: x}}}"])
+def test_an_option_that_is_swept_over_does_not_vouch_for_itself(tmp_path: Path, said: str) -> None:
+    """It is composed job by job, and judged as often."""
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "given.yaml").write_text(GLOBAL + said)
+    with hydra_on([tmp_path, CONF]) as app:
+        given = ["loss=auto,given"]
+        config = app.config_loader.load_configuration("config", given, RunMode.MULTIRUN)
+        composer = Composer(app.config_loader, config)
+        composer.load(["loss=auto"], 0)
+        with pytest.raises(ConfigError, match=r"^(trusted|hydra\.job\.env_set) must "):
+            composer.load(["loss=given"], 1)
+
+
+def test_jobs_that_are_composed_unjudged(tmp_path: Path) -> None:
+    """Hydra's own launcher composes the jobs of its own sweeper."""
+    how = ("hydra/sweeper=basic", "hydra/launcher=basic")
+    with pytest.raises(ConfigError, match=r"^hydra/launcher must be fused with hydra/sweeper=basic, but got basic"):
+        _mode_of(tmp_path, "", *how)
 
 
 def _put(folder: Path, state: checkpoints.State) -> None:

@@ -16,6 +16,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from hydra_plugins.manyfit.harmless import require_harmless, require_vouched
 from hydra_plugins.manyfit.starting import in_our_words
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import ASIDE, Config, parse, refuse_passwords
@@ -112,6 +113,8 @@ class Composer:
                 cfg = self.loader.load_sweep_config(self.config, list(overrides))
             except (TypeError, ValueError) as error:  # data=null, data=[[1]]
                 raise ConfigError(" ".join(str(error).split())) from None
+        require_vouched(cfg, [self._parse(override) for override in overrides])
+        require_harmless(cfg)  # of an option that is swept over
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
         state = Singleton.get_state()

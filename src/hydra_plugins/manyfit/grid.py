@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.fused import launch_of
+from hydra_plugins.manyfit.harmless import require_vouched
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, DataConfig
 from manyfit.sweeps.checking import SIZE
@@ -93,6 +94,7 @@ class GridSweeper(BasicSweeper):
         if any(argument.startswith("experiment=") and "," in argument for argument in arguments):
             raise ConfigError("experiment must be one of them, or all, but got several: each is a sweep of its own.")
         given = OverridesParser.create().parse_overrides(arguments)
+        require_vouched(cfg, [override for override in given if not override.is_sweep_override()])
         first = loader.load_sweep_config(cfg, [o.input_line or "" for o in given if not o.is_sweep_override()])
         always = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         jobs = jobs_of(cfg, cfg.grids or [{}], arguments, always)

@@ -21,7 +21,7 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins.manyfit.harmless import require_harmless, require_own_folders
+from hydra_plugins.manyfit.harmless import require_harmless, require_own_folders, require_vouched
 from manyfit import manual
 from manyfit.config import place
 from manyfit.config.errors import ConfigError
@@ -38,6 +38,7 @@ LAUNCHERS = (  # in this process, where the sweep is: what others start knows of
     "hydra_plugins.manyfit.fused.RayLauncher",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 )
+OURS = "hydra_plugins.manyfit."
 ALIKE = 0.75  # of a key from anywhere else
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")  # of Hydra's options, of which there may be one
 SYNONYMS = {"learning_rate": "lr", "l2": "weight_decay", "layers": "hidden", "gpus": "devices"}  # not alike in letters
@@ -207,12 +208,20 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     refuse_passwords({str(key): node for key, node in tree.items()})
     for unknown in (str(key) for key in tree if key not in KEYS):  # +lr=0.1
         raise ConfigError(_other_key(unknown, loader, overrides))
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    require_vouched(cfg, [override for override in parsed if override not in swept])
     require_harmless(cfg)
     if cfg.hydra.launcher._target_ not in LAUNCHERS:
         raise ConfigError(
             f"hydra/launcher must be fused, ray or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its "
             "jobs would be runs without a sweep. Leave it out: hydra.launcher.workers=2 spreads a sweep over a "
             "machine, hydra/launcher=ray over a cluster, SLURM's too (docs/machines.md)."
+        )
+    if cfg.hydra.launcher._target_ == LAUNCHERS[2] and not cfg.hydra.sweeper._target_.startswith(OURS):
+        raise ConfigError(
+            f"hydra/launcher must be fused with hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}, but got "
+            "basic. Leave it out: hydra.launcher.max_members=1 trains one by one."
         )
     folded = any(override == f"data.fold=range(0,{cfg.data.get('folds')})" for override in overrides)
     mode: RunMode = RunMode.MULTIRUN if multirun or folded else cfg.hydra.mode or RunMode.RUN
@@ -221,8 +230,6 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
             f"data.folds must be null in a search, but got {cfg.data.folds}. Search first, then give what is best "
             "data.folds."
         )
-    swept = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    swept = [override for override in swept if override.is_sweep_override()]
     if swept and mode == RunMode.RUN:
         key, _, values = str(swept[0].input_line).partition("=")
         raise ConfigError(f"{key} must be one value in a single run, but got {values}. For a sweep, add -m.")
