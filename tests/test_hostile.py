@@ -34,6 +34,7 @@ from manyfit import measures, resume
 from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Component, parse
+from manyfit.config.stored import restored
 from manyfit.config.trust import TRUSTED
 from manyfit.data import sources
 from manyfit.data.encoding import fitted
@@ -335,6 +336,33 @@ def test_a_state_executes_nothing(tmp_path: Path) -> None:
     done = command(tmp_path, f"resume={run.info.run_id}", "epochs=3", said_again, NAME="mine")
     assert done.returncode == 0, done.stderr
     assert len(client(tmp_path).get_metric_history(run.info.run_id, "loss/val")) == 4
+
+
+@pytest.mark.parametrize(
+    ("stored", "key"),
+    [
+        ({"trainer": "${asked:}"}, "trainer"),
+        ({"trainer": {"patience": "${asked:}"}}, "trainer.patience"),
+        ({"model": {"x": [{"y": "${asked:}"}]}}, "model.x"),
+        ({"trainer.devices": "${asked:}"}, "trainer.devices"),
+        ("trainer: ${asked:}", "trainer"),
+    ],
+    ids=str,
+)
+def test_a_stored_config_asks_nothing(stored: dict[str, Any] | str, key: str) -> None:
+    """What stands for something is refused before it is looked up, also on the way to what the command says."""
+    asked: list[int] = []
+    OmegaConf.register_new_resolver("asked", lambda: asked.append(1) or {}, replace=True)
+    try:
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be written out in a stored config"):
+            restored(stored, {"tracking": {"kind": "off"}, "trainer.devices": 2}, "resume", "Add ++{name}={value}.")
+        assert restored({"name": "${asked:}", "epochs": 3}, {"name": "mine"}, "resume", "") == {
+            "name": "mine",
+            "epochs": 3,
+        }
+    finally:
+        OmegaConf.clear_resolver("asked")
+    assert not asked
 
 
 # ------------------------------------------------------------------------------------------------------------- fuzzed

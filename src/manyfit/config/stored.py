@@ -1,6 +1,6 @@
 """A config that was stored, with a run or its state: anybody may have written it, so it says what to train, no more."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,22 +28,38 @@ def restored(source: Any, said: Mapping[str, Any], key: str, advice: str) -> Dic
         ConfigError: It is no config, or holds an interpolation that the command does not say: none is looked up.
     """
     try:
-        tree = OmegaConf.create(source)
-        assert isinstance(tree, DictConfig)
-        _without_dropped(tree)
+        tree = OmegaConf.to_container(OmegaConf.create(source))
+        assert isinstance(tree, dict)
+        _forget(tree, said)
+        _require_written_out(tree, advice)
+        found = OmegaConf.create(tree)
         for name, value in said.items():
-            OmegaConf.update(tree, name, value, merge=False)
+            OmegaConf.update(found, name, value, merge=False)
+    except ConfigError:
+        raise
     except (AssertionError, AttributeError, ValueError, OmegaConfBaseException, YAMLError, RecursionError):
         raise ConfigError(f"{key} must name a run with a config, but got one whose config is none.") from None
-    for name, value in flattened(OmegaConf.to_container(tree), ""):
-        if MARK in str(value) and not any(f"{name}.".startswith(f"{own}.") for own in said):
+    return found
+
+
+def _forget(tree: dict[Any, Any], said: Iterable[str]) -> None:
+    """Take out what is said anew, whose place is kept, and what nothing says any more."""
+    for name in (*DROPPED, *said):
+        *path, last = name.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node:
+            node[last] = None
+            if name in DROPPED:
+                del node[last]
+
+
+def _require_written_out(tree: Mapping[Any, Any], advice: str) -> None:
+    """While it is plain: a `DictConfig` looks up what it is asked for."""
+    for name, value in flattened(tree, ""):
+        if MARK in str(value):
             raise ConfigError(
                 f"{name} must be written out in a stored config, whose {MARK}...}} is not looked up, but got {value}. "
                 + advice.format(name=name, value=value)
             )
-    return tree
-
-
-def _without_dropped(tree: DictConfig) -> None:
-    for group, _, key in (dropped.rpartition(".") for dropped in DROPPED):
-        (OmegaConf.select(tree, group) or {}).pop(key, None)
