@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mlflow.entities import LoggedModel
 
 from manyfit.tracking import journal, rejected
 from manyfit.tracking.delivery import Session
-from manyfit.tracking.store import Point, Values
+from manyfit.tracking.store import Point, Values, packed
 
 MEMORY = next(filter(Path.is_dir, [Path("/dev/shm")]), None)  # removing folders may cost ten times the test elsewhere
 GOOD, BAD = "a" * 32, "b" * 32
@@ -30,6 +31,7 @@ RECORDS: list[dict[str, Any]] = [
     MODEL,
     {"op": "end", "time": 7, "status": "FINISHED"},
 ]
+LOGGED = LoggedModel("1", "m-1", "model", "/artifacts", 0, 0)
 KEYS = sorted({key for record in RECORDS for key in record})
 
 
@@ -67,6 +69,8 @@ class Memory:
         self.files.append(path.read_text())
 
     def model(self, run_id: str, path: Path, item: journal.Record, own_id: str) -> None:
+        if item["run"] == BAD:
+            packed(path, item, run_id, LOGGED)
         self.files.append(path.read_text())
         _take(*item["inputs"][1], *item["outputs"][1], *item["versions"].values())
 
@@ -122,7 +126,7 @@ def broken(draw: st.DrawFn) -> bytes:
 def written(root: Path, lines: list[bytes]) -> Path:
     """A session that left these lines, and the files of both runs."""
     folder = root / "mlruns" / "spool" / "20250101-000000-00000000"
-    for number, name in ((1, "f"), (2, "m")):
+    for number, name in ((1, "f"), (2, "m"), (3, "x")):
         (folder / "files" / str(number)).mkdir(parents=True)
         (folder / "files" / str(number) / name).write_text(name)
     (folder / journal.JOURNAL).write_bytes(b"".join(one + b"\n" for one in lines))
@@ -175,6 +179,33 @@ def test_a_damaged_line_is_set_aside_with_its_reason(tmp_path: Path, fault: byte
     assert reason.startswith("it is no record: ")
     (kept,) = rejected.files(tmp_path)
     assert json.loads(kept.read_text())["reason"].startswith("it is no record: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"versions": {"numpy": "2"}}, "it is no record: model.versions"),
+        ({"inputs": ["float8", [4]]}, "it is no record: model.inputs"),
+        ({"outputs": ["bool8", [4]]}, "it is no record: model.outputs"),
+        ({"path": "files/4/model"}, "a file must have a name that there is room for"),
+        ({"path": "files/5/m"}, "a file must have a name that there is room for"),
+        ({"path": f"files/{'d/' * 250}m"}, "it is no record: model.path"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_model_that_cannot_be_packed(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """It is set aside with its reason, and holds nothing back."""
+    hostile = MODEL | change
+    folder = written(tmp_path, [*(line(r, BAD) for r in (START, hostile)), *(line(record, GOOD) for record in RECORDS)])
+    for name in ("files/4/model", "files/5/m", "files/5/model"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    store = Memory()
+    session = Session(store, folder)  # type: ignore[arg-type]
+    session.advance(abandoned=True)
+    assert sorted(store.files) == ["f", "m"]
+    assert session.refused == 1
+    assert journal.acks(folder).refused[0].startswith(reason)
 
 
 # Files: only those of the session's own folder.

@@ -19,14 +19,21 @@ def _storable(text: str) -> str:
     return text
 
 
+def _of_torch(versions: dict[str, str]) -> dict[str, str]:
+    if "torch" not in versions:
+        raise ValueError("must name the torch that exported it")
+    return versions
+
+
 Text = Annotated[str, AfterValidator(_storable)]
 Own = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+Place = Annotated[Text, StringConstraints(max_length=500)]  # of a file, which has room in other folders, too
 Time = Annotated[int, Field(ge=0, le=LATEST)]
 Step = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.+-]{1,100}$")]  # it becomes a line of requirements.txt
 Tensor = tuple[
-    Annotated[str, StringConstraints(pattern=r"^(float|int|uint)(8|16|32|64)$|^bool$")],
+    Annotated[str, StringConstraints(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")],
     list[Annotated[int, Field(ge=0, lt=2**31)]],
 ]
 
@@ -92,7 +99,7 @@ class File(Strict):
 
     op: Literal["file"]
     run: Own
-    path: Text
+    path: Place
     folder: Text | None
 
 
@@ -101,10 +108,10 @@ class Model(Strict):
 
     op: Literal["model"]
     run: Own
-    path: Text
+    path: Place
     inputs: Tensor
     outputs: Tensor
-    versions: dict[Word, Word]
+    versions: Annotated[dict[Word, Word], AfterValidator(_of_torch)]
     rows: dict[str, Any] | None = None
 
 

@@ -1,6 +1,7 @@
 """What we ask of MLflow. Importing it takes seconds: only deliverers do."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -75,6 +76,7 @@ from manyfit.tracking.packaging import assemble
 
 # Answers that another try cannot change. Whatever else goes wrong is an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+NAMES = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 OURS, SESSION, HOME, PARENT = "manyfit.id", "manyfit.session", "manyfit.tracking.spool", "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows first
 
@@ -307,7 +309,7 @@ class Store:
 
     def file(self, run_id: str, path: Path, folder: str | None) -> None:
         """Store a file among the run's artifacts, in `folder`."""
-        with _answers():
+        with _answers(), _room_for_names():
             repository = get_artifact_repository(self.place(run_id)[1], self.uri)
             repository.log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
 
@@ -324,7 +326,7 @@ class Store:
                 else:
                     client.delete_logged_model(earlier.model_id)
             model = model or client.create_logged_model(run.info.experiment_id, "model", run_id, {OURS: own_id})
-            client.log_model_artifacts(model.model_id, str(assemble(program, item, run_id, model)))
+            client.log_model_artifacts(model.model_id, str(packed(program, item, run_id, model)))
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             if model.model_id not in {o.model_id for o in (run.outputs.model_outputs if run.outputs else [])}:
                 client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -429,9 +431,29 @@ def _on_stderr(words: str) -> None:
     print(words, file=sys.stderr)
 
 
+def packed(program: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
+    """See `assemble`, of whose refusals none is an outage."""
+    try:
+        with _room_for_names():
+            return assemble(program, item, run_id, model)
+    except (LookupError, TypeError, ValueError) as error:
+        raise RefusedError(f"a model must be one that MLflow takes, but {error!r}") from error
+
+
 def explain(error: Exception) -> str:
     """An obstacle in one line, without credentials."""
     return mask((str(error).strip() or repr(error)).splitlines()[0])[:500]
+
+
+@contextmanager
+def _room_for_names() -> Iterator[None]:
+    """A name that cannot be, or that another file has, is no outage: it would hold back a session for ever."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NAMES:
+            raise RefusedError(f"a file must have a name that there is room for, but {error}") from error
+        raise
 
 
 @contextmanager
