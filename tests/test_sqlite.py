@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import pytest
 from alembic import command
 from mlflow.store.db import utils
 
+import forked
 from forked import SERVER
-from manyfit.tracking import sqlite
+from manyfit.tracking import leftovers, sqlite
 from manyfit.tracking.store import Store
+from manyfit.tracking.store import tables as store_tables
 
 
 def maker(made: list[Path]) -> Callable[[Path], None]:
@@ -168,15 +171,76 @@ def test_any_sqlite_store_is_there_whole_or_not_at_all(tmp_path: Path, at: int) 
 def test_a_half_made_one_with_runs_stays(tmp_path: Path) -> None:
     """What a user has is not moved, however broken the rest is; nor is a database of somebody else's."""
     path = tmp_path / "other.db"
+    made = sqlite.Tables(maker([]), tmp_path / "kept.db", {"runs", "traces"}, {"runs": "id = 'own'"})
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("create table runs (run_uuid)")
-        assert sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"runs"}, "runs"))
-        connection.execute("insert into runs values ('a')")
-    assert not sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"runs"}, "runs"))
-    assert not sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"t"}, "t"))
+        connection.execute("create table runs (id)")
+        assert sqlite.half_made(path, made)
+        connection.execute("insert into runs values ('own')")
+        connection.commit()
+        assert sqlite.half_made(path, made)
+        connection.execute("insert into runs values (null)")
+    assert not sqlite.half_made(path, made)
+    assert not sqlite.half_made(path, sqlite.Tables(maker([]), tmp_path / "kept.db", {"t"}))
     with pytest.raises(Exception, match="sqlite|no such|already exists"):
         Store(f"sqlite:///{path}", tmp_path)
     assert tables(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "insert into registered_models (name, workspace) values ('mine', 'default')",
+        "insert into experiments (name, workspace) values ('mine', 'default')",
+    ],
+)
+def test_what_is_not_half_made_is_not_moved(tmp_path: Path, row: str) -> None:
+    """A whole store without runs that does not open stays; so does one that lacks a table, with a row of a user's."""
+    path = tmp_path / "other.db"
+    shutil.copy(forked.tables(), path)
+
+    def refused() -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        sqlite.opened(path, store_tables(), refused, print)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("drop table trace_tags")
+    assert sqlite.half_made(path, store_tables())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(row)
+    with pytest.raises(OSError, match="no space"):
+        sqlite.opened(path, store_tables(), refused, print)
+    assert not list(tmp_path.glob("*.half-made-*"))
+
+
+def test_an_empty_file_that_another_has_just_made_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables are made by another meanwhile: it is opened, and not moved."""
+    path = tmp_path / "other.db"
+    path.touch()
+    made = sqlite.Tables(maker([]), tmp_path / "kept.db", {"t"})
+
+    def others(_: float) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("create table t (a)")
+            connection.execute("create table alembic_version (version_num)")
+            connection.execute("insert into alembic_version values ('1')")
+
+    monkeypatch.setattr(time, "sleep", others)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said: list[str] = []
+    assert sqlite.opened(path, made, lambda: "open", said.append) == "open"
+    assert not said
+    path.write_bytes(b"")
+    os.utime(path, (0, 0))
+    assert sqlite.opened(path, made, lambda: "open", said.append) == "open"
+    assert "was left half made" in said[0]
+    (aside,) = tmp_path.glob("other.db.half-made-*")
+    os.utime(aside, (0, 0))
+    (tmp_path / "mlruns").mkdir()
+    aside.rename(tmp_path / "mlruns" / aside.name)
+    assert leftovers.find(tmp_path) == []
 
 
 def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def _fill(path: Path) -> None:
 
 def _tables() -> sqlite.Tables:
     kept = cache() / f"optuna-{optuna.__version__}.db"
-    return sqlite.Tables(_fill, kept, models.BaseModel.metadata.tables.keys(), content="studies")
+    return sqlite.Tables(_fill, kept, models.BaseModel.metadata.tables.keys(), {"version_info": "TRUE"})
 
 
 def _proxy(url: str) -> BaseStorage:

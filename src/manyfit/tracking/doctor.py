@@ -59,11 +59,11 @@ def _store(address: str, root: Path) -> Iterator[Finding]:
     if file and not file.exists():
         yield Finding(f"store {mask(address)} is not there yet; the first run makes it", wrong=False)
         return
-    if file and not sqlite.whole(file, store.tables()):
-        yield Finding(f"store {mask(address)} was left half made, with nothing in it", opened)
-        return
     if file and (older := store.older(file)):
         yield Finding(f"store {mask(address)} is of an older MLflow (its tables are {older}); a copy stays", opened)
+        return
+    if file and sqlite.half_made(file, store.tables()):
+        yield Finding(f"store {mask(address)} was left half made, with nothing in it", opened)
         return
     try:
         opened()
@@ -99,7 +99,7 @@ def _held_back(_: str, root: Path) -> Iterator[Finding]:
 def _running(address: str, root: Path) -> Iterator[Finding]:
     """RUNNING runs of this machine and root whose session's folder is gone."""
     file = journal.file_of(address)
-    if file and (not file.exists() or not sqlite.whole(file, store.tables()) or store.older(file)):
+    if file and (not file.exists() or sqlite.half_made(file, store.tables()) or store.older(file)):
         return  # which was told
     try:
         its = Store(address, root, lambda _: None)

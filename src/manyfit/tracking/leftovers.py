@@ -32,8 +32,8 @@ def remove(path: Path) -> None:
 
 def _half_written(mlruns: Path) -> Iterator[Path]:
     yield from mlruns.glob("checkpoints/*/.*.tmp")  # training/checkpoints.py
-    yield from mlruns.glob("*.half-made-*")  # sqlite.py, as the next two
-    yield from place.cache().glob("mlflow-*.db.[0-9]*")
+    yield from place.cache().glob("mlflow-*.db.[0-9]*")  # sqlite.py, as the next two
+    yield from place.cache().glob("optuna-*.db.[0-9]*")
     yield from (path.parent for path in mlruns.glob(".*/*.db") if re.fullmatch(r"\.[a-z0-9_]{8}", path.parent.name))
     for folder in mlruns.glob("spool/.[0-9]*"):  # a session before anybody could see it
         if not journal.alive(folder):

@@ -6,8 +6,8 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -26,13 +26,13 @@ class Tables:
         make: Fills a new database, which takes seconds.
         kept: Where a copy of a new one is kept for the next, if it can be.
         names: Of its tables.
-        content: The table whose rows are what a user has.
+        own: Which rows of a table the library makes itself, in SQL; all others are what a user has.
     """
 
     make: Callable[[Path], None]
     kept: Path
     names: Collection[str]
-    content: str
+    own: Mapping[str, str] = field(default_factory=dict)
 
 
 def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[str], None]) -> T:
@@ -46,48 +46,46 @@ def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[st
     """
     if not path.exists():
         begin(path, tables.kept, tables.make)
-    elif not path.stat().st_size:  # killed before the first table
-        _set_aside(path, tables, say)
     try:
-        return opens()
+        if path.stat().st_size:
+            return opens()
     except Exception:
         if not half_made(path, tables):
             raise
-        while (age := time.time() - path.stat().st_mtime) < STILL and age >= 0:  # another may be making it
-            time.sleep(0.5)
-        if not half_made(path, tables):
-            return opens()
-    _set_aside(path, tables, say)
+    while half_made(path, tables) and 0 <= _age(path) < STILL:  # another may be making it
+        time.sleep(0.5)
+    if half_made(path, tables):
+        _set_aside(path, tables, say)
     return opens()
 
 
-def whole(path: Path, tables: Tables) -> bool:
-    """Whether all tables are there, or a user has something in those that are."""
-    return not half_made(path, tables) or set(tables.names) <= _names(path)
-
-
-def _names(path: Path) -> set[str]:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
 def half_made(path: Path, tables: Tables) -> bool:
-    """Whether there are only tables of the library's, and nothing of a user's in them."""
+    """Whether a table of the library's is missing, or which revision they are, and a user has nothing in the others."""
     try:
-        found = _names(path)
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            left = {
-                name for name in found - set(tables.names) if not name.startswith(("alembic_", "_alembic_", "sqlite_"))
-            }
-            return not left and not (
-                tables.content in found and connection.execute(f"SELECT 1 FROM {tables.content}").fetchone()
-            )
+            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            ours = found & set(tables.names)
+            if len(ours) == len(set(tables.names)) and revision(path):
+                return False
+            strange = {name for name in found - ours if not name.startswith(("alembic_", "_alembic_", "sqlite_"))}
+            return not strange and not any(_filled(connection, name, tables.own.get(name, "FALSE")) for name in ours)
     except sqlite3.Error:  # locked, or no database at all: not ours to move
         return False
 
 
+def _filled(connection: sqlite3.Connection, table: str, own: str) -> bool:
+    """Whether there are rows in a table but those that are its library's own."""
+    return connection.execute(f'SELECT 1 FROM "{table}" WHERE ({own}) IS NOT TRUE').fetchone() is not None
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last write."""
+    files = [Path(f"{path}{ending}") for ending in BESIDE]
+    return time.time() - max(file.stat().st_mtime for file in files if file.exists())
+
+
 def _set_aside(path: Path, tables: Tables, say: Callable[[str], None]) -> None:
-    """Give a half-made database another name, and make it anew."""
+    """Give a half-made database another name, which it keeps, and make it anew."""
     aside = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}")
     for ending in BESIDE:
         with contextlib.suppress(FileNotFoundError):

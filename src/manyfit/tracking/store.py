@@ -403,7 +403,9 @@ def _fill(path: Path) -> None:
 
 def tables() -> sqlite.Tables:
     """MLflow's."""
-    return sqlite.Tables(_fill, place.cache() / f"mlflow-{mlflow.__version__}.db", Base.metadata.tables.keys(), "runs")
+    kept = place.cache() / f"mlflow-{mlflow.__version__}.db"
+    own = {"experiments": "name = 'Default'", "workspaces": "name = 'default'"}
+    return sqlite.Tables(_fill, kept, Base.metadata.tables.keys(), own)
 
 
 def older(file: Path) -> str | None:
