@@ -1,6 +1,7 @@
 """`manyfit doctor` looks, `--fix` mends, and `manyfit clean` makes room and asks before."""
 
 import os
+import platform
 import shutil
 import sqlite3
 import subprocess
@@ -84,6 +85,22 @@ def test_it_looks_and_changes_nothing_until_it_is_told_to(root: Path, capsys: py
     assert client(root).get_run(others).info.status == "RUNNING"
     assert cli.main(["doctor"]) == 0
     assert "problem" not in capsys.readouterr().out
+
+
+def test_a_lock_that_is_held_stays(root: Path) -> None:
+    """Whoever holds it may count as another process elsewhere: one of that number need not be here."""
+    path = root / "mlruns" / "locks" / f"{leftovers.OTHER.sub('-', platform.node())}.999999999.00000000.lock"
+    path.parent.mkdir()
+    held = journal.claim(path)
+    assert held
+    os.utime(path, (0, 0))
+    assert leftovers.find(root) == []
+    leftovers.remove(path)
+    assert path.exists()
+    os.close(held)
+    assert leftovers.find(root) == [path]
+    leftovers.remove(path)
+    assert leftovers.find(root) == list(path.parent.iterdir()) == []
 
 
 def test_a_half_made_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

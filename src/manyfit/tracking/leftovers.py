@@ -12,7 +12,7 @@ from manyfit.config import place
 from manyfit.tracking import journal
 
 STALE = 3600.0  # seconds without a change: whatever makes such a thing takes seconds
-OWNER = re.compile(r"(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.lock")  # sweeps/locks.py
+OWNER = re.compile(r"(?P<host>[\w-]+)\.\d+\.[0-9a-f]{8}\.lock")  # sweeps/locks.py
 OTHER = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -23,11 +23,14 @@ def find(root: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """One of them; another may have done it."""
+    """One of them; another may have done it. A lock goes while we hold it: then nobody else does."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif path.suffix != ".lock":
         path.unlink(missing_ok=True)
+    elif (lock := journal.claim(path)) is not None:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _half_written(mlruns: Path) -> Iterator[Path]:
@@ -41,22 +44,25 @@ def _half_written(mlruns: Path) -> Iterator[Path]:
 
 
 def _locks(mlruns: Path) -> Iterator[Path]:
-    """Those by which a process of this machine showed that it is alive, which it is no more."""
+    """Those by which a process of this machine showed that it is alive, which it is no more.
+
+    Its number says nothing: containers of one host name that share a folder each count their own.
+    """
     here = OTHER.sub("-", platform.node())
     for path in mlruns.glob("locks/*.lock"):
         owner = OWNER.fullmatch(path.name)
-        if owner and owner["host"] == here and not _runs(int(owner["pid"])):
+        if owner and owner["host"] == here and _free(path):
             yield path
 
 
-def _runs(pid: int) -> bool:
+def _free(path: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        lock = journal.claim(path)
+    except OSError:  # somebody else's, or gone
         return False
-    except PermissionError:
-        return True
-    return True
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
 
 
 def _age(path: Path) -> float:
