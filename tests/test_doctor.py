@@ -129,6 +129,46 @@ def test_what_cannot_be_mended_is_a_problem(
     assert (root / "broken.db").exists()
 
 
+def refused(root: Path) -> tuple[Path, Path]:
+    """A session's folder, and the file of what the store refused of it."""
+    session = root / "mlruns" / "spool" / "20250101-000000-00000000"
+    session.mkdir(parents=True)
+    rejected.keep(session, {"id": "a"}, "no", [{"op": "metrics", "run": "a", "time": 1, "rows": [["m", 1.0, 0]]}])
+    return session, rejected.files(root)[0]
+
+
+@pytest.mark.parametrize("lock", [journal.LOCK, journal.UPLOADER_LOCK])
+def test_what_may_grow_is_not_delivered_yet(root: Path, lock: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever delivers a session may set aside more of it: that would be removed unread."""
+    session, path = refused(root)
+    held = journal.claim(session / lock)
+    assert held
+    before = path.read_bytes()
+    assert cli.main(["sync", "--rejected"]) == 1
+    assert f"held back {path.name}: its session is at work" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert journal.sessions(root) == [session]
+    os.close(held)
+    assert rejected.release_all(root) == []
+    assert not path.exists()
+
+
+def test_one_delivers_what_was_refused_at_a_time(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another leaves it alone, and says so; so does one that cannot write."""
+    session, path = refused(root)
+    session.rmdir()
+    held = journal.claim(path.parent / ".lock")
+    assert held
+    assert cli.main(["sync", "--rejected"]) == 1
+    assert "another process is delivering it" in capsys.readouterr().out
+    os.close(held)
+    session.parent.rmdir()
+    session.parent.touch()
+    assert cli.main(["sync", "--rejected"]) == 1
+    assert "held back 20250101-000000-00000000.jsonl: [Errno 17] File exists" in capsys.readouterr().out
+    assert path.exists()
+
+
 def run_of(root: Path, own: str, status: str, model: bool = False) -> str:
     """A run with a state, a picture and a job's folder."""
     store = Store(journal.default_uri(root), root)

@@ -3,11 +3,12 @@
 `mlruns/rejected/<session>.jsonl` has a line for each refusal, `mlruns/rejected/<session>/` the files they point to.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +53,80 @@ def keep(session: Path, run: Mapping[str, Any], reason: str, refused: Sequence[R
     journal.note(folder / f"{session.name}.jsonl", told)
 
 
+def release_all(root: Path) -> list[str]:
+    """`release` what can be; why the rest stays for now, in sentences."""
+    lock = journal.claim(folder_of(root) / ".lock") if files(root) else None
+    if lock is None:
+        return ["mlruns/rejected: another process is delivering it"] if files(root) else []
+    stays = []
+    try:
+        for path in files(root):
+            try:
+                with _nobody_adds(path):
+                    release(path)
+            except OSError as error:
+                stays.append(f"{path.name}: {error}")
+    finally:
+        os.close(lock)
+    return stays
+
+
+@contextlib.contextmanager
+def _nobody_adds(path: Path) -> Iterator[None]:
+    """Keep whoever delivers the session of a file from keeping more in it.
+
+    Raises:
+        BlockingIOError: One is at work.
+    """
+    session = journal.mlruns(path.parents[2]) / "spool" / path.stem
+    if not session.exists():  # all of it was delivered
+        yield
+        return
+    lock = None if journal.alive(session) else journal.claim(session / journal.UPLOADER_LOCK)
+    if lock is None:
+        raise BlockingIOError("its session is at work, and may add to it; try again when it has ended")
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def release(path: Path) -> journal.Journal:
     """Make of what is kept in a file a session that ended, with a new run for each that lacks something.
 
     What the new runs do not take either, such as a line that was no record, is in their artifact rejected.jsonl.
+
+    Raises:
+        OSError: The disk refuses: all stays as it is.
     """
-    name, root = path.stem, path.parents[2]
+    root = path.parents[2]
     told = [one for one in journal.read(path)[0] if isinstance(one.get("run"), dict)]
-    by_run: dict[str, list[Record]] = {}
-    for one in told:
-        by_run.setdefault(str(one["run"].get("id")), []).append(one)
     uri = next((one["run"]["uri"] for one in told if one["run"].get("uri")), None)
     made = journal.Journal(journal.mlruns(root) / "spool", {"op": "session", "uri": uri})
-    for run, its in by_run.items():
-        for record in _renewed(name, run, its, made, path.parent / name):
-            if records.parse(json.dumps(record).encode())[0]:
-                made.append(record)
-    made.append({"op": "close"})
-    if made.error:
+    try:
+        _fill(made, path, told)
+        if made.error:
+            raise OSError(made.error)
+        path.unlink()
+    except OSError:
         made.release()
         journal.discard(made.folder)
-        raise OSError(made.error)
-    path.unlink()
+        raise
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     made.release()
     return made
+
+
+def _fill(made: journal.Journal, path: Path, told: Sequence[Record]) -> None:
+    """Write the new runs into a session."""
+    by_run: dict[str, list[Record]] = {}
+    for one in told:
+        by_run.setdefault(str(one["run"].get("id")), []).append(one)
+    for run, its in by_run.items():
+        for record in _renewed(path.stem, run, its, made, path.with_suffix("")):
+            if records.parse(json.dumps(record).encode())[0]:
+                made.append(record)
+    made.append({"op": "close"})
 
 
 def _renewed(session: str, run: str, told: Sequence[Record], made: journal.Journal, folder: Path) -> list[Record]:

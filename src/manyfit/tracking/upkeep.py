@@ -66,8 +66,7 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
     With `rejects` also what was set aside before, into new runs.
     """
     quiet()
-    for path in rejected.files(root) if rejects else []:
-        rejected.release(path)
+    stays = rejected.release_all(root) if rejects else []
     stores: dict[str, Store] = {}
     held: list[str] = []
     done: list[Session] = []
@@ -82,7 +81,7 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
         except Exception as error:
             held.append(f"{folder.name}: {explain(error)}")
     living = len(journal.sessions(root)) - len(held)
-    return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), tuple(held), living)
+    return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), (*stays, *held), living)
 
 
 def make_store(uri: str, root: Path) -> None:
