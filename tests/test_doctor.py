@@ -230,3 +230,32 @@ def test_clean(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     tracker._uploader.wait()
     tracker._journal.release()
     assert [kind.count for kind in clean.kinds(root)] == [0, 0, 0]  # a session that is held back has its say first
+
+
+def test_clean_removes_runs_of_ours_where_they_are_their_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of others in a shared database, nor a folder that the database names as if it were a run's."""
+    ours, fooled, linked = (run_of(root, letter * 32, "FINISHED") for letter in "abc")
+    folder = root / "mlruns" / "artifacts"
+    precious = root / "precious"
+    precious.mkdir()
+    (precious / "thesis").touch()
+    others = client(root).create_run(Store(journal.default_uri(root), root).experiment("e")).info.run_id
+    for run_id in (ours, fooled, linked, others):
+        client(root).delete_run(run_id)
+    with closing(sqlite3.connect(root / "mlruns" / "mlflow.db")) as connection, connection:
+        connection.execute("update runs set artifact_uri = ? where run_uuid = ?", (str(precious), fooled))
+    shutil.move(folder / linked, root / "moved")
+    (folder / linked).symlink_to(root / "moved")
+    assert cli.main(["clean", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert f"1 runs that were deleted, with their artifacts in {folder} (2 more stay: their artifacts lie at" in said
+    assert (precious / "thesis").exists()
+    assert list((root / "moved").rglob("*.png"))
+    assert {run.info.run_id for run in client(root).search_runs(["0", "1"], run_view_type=2)} == {
+        fooled,
+        linked,
+        others,
+    }
+    assert not (folder / ours).exists()
+    with pytest.raises(ValueError, match="must lie in a folder of their run"):
+        Store(journal.default_uri(root), root).erase(fooled)

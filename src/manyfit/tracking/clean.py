@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from manyfit.config.secrets import mask
 from manyfit.tracking import journal
-from manyfit.tracking.store import Store
+from manyfit.tracking.store import Store, is_own
 from manyfit.tracking.upkeep import quiet
 
 MARGIN = 60.0  # seconds before the oldest living session from which its command's folder may be
@@ -42,18 +43,28 @@ def kinds(root: Path) -> list[Kind]:
     busy = _busy(root)
     states = [path for path in journal.mlruns(root).glob("checkpoints/*") if _done(path, store, busy)]
     jobs = list(_jobs(root))
-    deleted = {run.info.run_id: run for run in store.deleted() if run.info.run_id not in busy}
-
-    def erase() -> None:
-        for run_id in deleted:
-            store.erase(run_id)
-
-    room = sum(_size(path) for run in deleted.values() for path in store.folders(run))
     return [
         Kind("states of finished and deleted runs, in mlruns/checkpoints", len(states), *_all(states)),
         Kind("Hydra's folders of commands, in mlruns/jobs", len(jobs), *_all(jobs)),
-        Kind("runs that were deleted, with their artifacts", len(deleted), room, erase),
+        _deleted(store, busy),
     ]
+
+
+def _deleted(store: Store, busy: set[str]) -> Kind:
+    """Runs of ours that were deleted; those with artifacts at a place that is not their own stay."""
+    found = [run for run in store.deleted() if run.info.run_id not in busy]
+    places = {run.info.run_id: store.places(run) for run in found}
+    runs = [run for run in found if all(is_own(place, of) for of, place in places[run.info.run_id].items())]
+    parents = {mask(place.rsplit("/", 2)[0]) for run in runs for place in places[run.info.run_id].values()}
+
+    def erase() -> None:
+        for run in runs:
+            store.erase(run.info.run_id)
+
+    words = "runs that were deleted, with their artifacts" + (f" in {', '.join(sorted(parents))}" if parents else "")
+    if left := len(found) - len(runs):
+        words += f" ({left} more stay: their artifacts lie at a place that is not theirs)"
+    return Kind(words, len(runs), sum(_size(path) for run in runs for path in store.folders(run)), erase)
 
 
 def _busy(root: Path) -> set[str]:

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, and look first whether it arrived
@@ -341,20 +342,30 @@ class Store:
         return list(self._search(self._everywhere(), f"tags.`{OURS}` = '{own_id}'"))
 
     def deleted(self) -> list[Run]:
-        """The runs that were deleted and can still be restored; none of a server's, which removes them itself."""
+        """Our runs that were deleted and can still be restored; none of a server's, which removes them itself."""
         if not hasattr(self.client._tracking_client.store, "_hard_delete_run"):
             return []
-        return list(self._search(self._everywhere(), "", ViewType.DELETED_ONLY))
+        found = self._search(self._everywhere(), "", ViewType.DELETED_ONLY)
+        return [run for run in found if OURS in run.data.tags]
+
+    def places(self, run: Run) -> dict[str, str]:
+        """Where the artifacts of a run and its models are, by its id and theirs."""
+        models = {model.model_id: model.artifact_location for model in self._models(run)}
+        return {run.info.run_id: run.info.artifact_uri, **models}
 
     def folders(self, run: Run) -> list[Path]:
-        """Where the artifacts and models of a run are, as far as that is on this machine."""
-        places = [run.info.artifact_uri, *(model.artifact_location for model in self._models(run))]
-        local = [place for place in places if is_local_uri(place)]  # type: ignore[no-untyped-call]
-        return [Path(local_file_uri_to_path(place)) for place in local]  # type: ignore[no-untyped-call]
+        """Those of them that are on this machine."""
+        return [folder for place in self.places(run).values() if (folder := _folder(place))]
 
     def erase(self, run_id: str) -> None:
-        """Remove a deleted run for good, with its artifacts and models."""
+        """Remove a deleted run for good, with its artifacts and models.
+
+        Raises:
+            ValueError: The database names a place that is not the run's own; nothing is removed.
+        """
         run, rows = self.client.get_run(run_id), self.client._tracking_client.store
+        if foreign := [place for of, place in self.places(run).items() if not is_own(place, of)]:
+            raise ValueError(f"artifacts must lie in a folder of their run, but {run_id} names {mask(foreign[0])}.")
         folders = self.folders(run)
         for model in self._models(run):
             self._remove(model.artifact_location)
@@ -391,6 +402,20 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def is_own(place: str, its_id: str) -> bool:
+    """Whether artifacts lie where a store puts them, in `<...>/<id>/artifacts`: a database may name any place."""
+    folder = _folder(place)
+    parts = (folder or PurePosixPath(unquote(urlsplit(place).path))).parts
+    linked = folder and (folder.is_symlink() or folder.parent.is_symlink())
+    return parts[-2:] == (its_id, "artifacts") and ".." not in parts and not linked
+
+
+def _folder(place: str) -> Path | None:
+    """None: it is elsewhere."""
+    local = is_local_uri(place)  # type: ignore[no-untyped-call]
+    return Path(local_file_uri_to_path(place)) if local else None  # type: ignore[no-untyped-call]
 
 
 def _fill(path: Path) -> None:
