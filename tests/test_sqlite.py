@@ -261,8 +261,23 @@ def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert len(Store(uri, tmp_path).all("")) == 1
     assert sqlite.revision(path) == head
-    copy = tmp_path / f"other.{old}.db"
+    (copy,) = tmp_path.glob(f"other.{old}.*.db")
     assert sqlite.revision(copy) == old
     assert f"as it was it is kept as {copy.name}" in capsys.readouterr().err
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("select count(*) from runs").fetchone() == (1,)
+
+
+def test_a_copy_is_of_now(tmp_path: Path) -> None:
+    """One of other content stays beside it; one like it is not made twice, however often the next step fails."""
+    path = tmp_path / "a.db"
+    (tmp_path / "a.1.db").write_text("of long ago")
+    maker([])(path)
+    first = sqlite.copied(path, "a.1")
+    assert tables(first) == [("t",)]
+    assert sqlite.copied(path, "a.1") == first
+    first.rename(tmp_path / "a.1.20250101-000000.db")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("create table u (a)")
+    assert tables(sqlite.copied(path, "a.1")) == [("t",), ("u",)]
+    assert len(list(tmp_path.iterdir())) == 4

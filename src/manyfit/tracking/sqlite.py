@@ -1,6 +1,8 @@
 """SQLite as a store of many writers."""
 
 import contextlib
+import filecmp
+import glob
 import os
 import shutil
 import sqlite3
@@ -105,16 +107,21 @@ def revision(path: Path) -> str | None:
 
 
 def copied(path: Path, name: str) -> Path:
-    """A copy of a database beside it, whole even while others write to it; one of that name stays."""
-    copy = path.with_name(name)
-    if copy.exists():
-        return copy
+    """A copy of a database beside it, whole even while others write to it; if there is one like it, that one.
+
+    Args:
+        path: Of the database.
+        name: What the name of the copy begins with; the time follows.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        made = Path(folder) / copy.name
+        made = Path(folder) / path.name
         with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(made)) as target:
             source.backup(target)
-        made.replace(copy)
-    return copy
+        for earlier in path.parent.glob(f"{glob.escape(name)}.*"):
+            if filecmp.cmp(earlier, made, shallow=False):
+                return earlier
+        copy = path.with_name(f"{name}.{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+        return made.replace(copy)
 
 
 def write_ahead(path: Path) -> None:

@@ -447,7 +447,7 @@ def _renew(uri: str, file: Path, say: Callable[[str], None]) -> None:
     found = older(file)
     if not found:
         return
-    copy = sqlite.copied(file, f"{file.stem}.{found}{file.suffix}")
+    copy = sqlite.copied(file, f"{file.stem}.{found}")
     say(f"{file} is of an older MLflow and is brought to {mlflow.__version__}; as it was it is kept as {copy.name}")
     engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]
     _upgrade_db(engine)  # type: ignore[no-untyped-call]
