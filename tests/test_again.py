@@ -1,5 +1,6 @@
 """A grid that was stopped: the same command keeps what is finished, and trains the rest, under the one parent run."""
 
+import os
 import re
 import time
 from pathlib import Path
@@ -48,6 +49,31 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert sorted(seeds) == list("012345")
     assert {run.info.status for run in children} == {"FINISHED"}
     assert not list((tmp_path / "mlruns" / "unfinished").iterdir())  # a finished one begins anew
+
+
+def test_what_was_noted_holds_until_more_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes no more, or half of it, as before a kill: the run is known to the next start."""
+
+    def half(file: int, line: bytes, at: int) -> int:
+        written(file, line[: len(line) // 2], at)
+        raise OSError("no space left on device")
+
+    written = os.pwrite
+    with Unfinished(tmp_path, "f") as noted:
+        noted.begin("a")
+        monkeypatch.setattr(os, "pwrite", half)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no space"):
+                noted.end(tells=True)
+    monkeypatch.undo()
+    with Unfinished(tmp_path, "f") as noted:
+        assert (noted.run, noted.finished) == ("a", False)
+        noted.end(tells=True)
+    with Unfinished(tmp_path, "f") as noted:
+        assert (noted.run, noted.finished) == ("a", True)
+        noted.begin("b")
+    with Unfinished(tmp_path, "f") as noted:
+        assert (noted.run, noted.finished) == ("b", False)
 
 
 @pytest.mark.usefixtures("forked_uploader")

@@ -203,7 +203,11 @@ def test_clean(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     job = root / "mlruns" / "jobs" / "2025-01-01" / "00-00-00-000000"
     job.mkdir(parents=True)
     (job / "run.log").write_bytes(bytes(5000))
-    os.utime(job, (0, 0))
+    busy = job.with_name("00-00-00-000001")  # of a command without a session
+    shutil.copytree(job, busy)
+    for path in (job, busy, job / "run.log", job.with_name("notes")):
+        path.touch()
+        os.utime(path, (0, 0))
     new = root / "mlruns" / "jobs" / "2025-01-02" / "00-00-00-000000"
     new.mkdir(parents=True)
 
@@ -223,6 +227,8 @@ def test_clean(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     left = {path.name for path in (root / "mlruns" / "checkpoints").iterdir()}
     assert left == {owns["KILLED"], owns["FAILED"], owns["RUNNING"], "8" * 32, "7" * 32}
     assert new.exists()
+    assert busy.exists()
+    assert job.with_name("notes").exists()
     assert not job.exists()
     runs = client(root).search_runs([client(root).get_experiment_by_name("e").experiment_id], run_view_type=3)  # type: ignore[union-attr]
     assert {run.info.run_id for run in runs} == {*ids.values(), again}

@@ -13,6 +13,7 @@ from manyfit.tracking.store import Store, is_own
 from manyfit.tracking.upkeep import quiet
 
 MARGIN = 60.0  # seconds before the oldest living session from which its command's folder may be
+QUIET = 3600.0  # seconds without a change after which a command without a session (tracking=off) is taken to be over
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def kinds(root: Path) -> list[Kind]:
     jobs = list(_jobs(root))
     return [
         Kind("states of finished and deleted runs, in mlruns/checkpoints", len(states), *_all(states)),
-        Kind("Hydra's folders of commands, in mlruns/jobs", len(jobs), *_all(jobs)),
+        Kind("Hydra's folders of commands, in mlruns/jobs (but of the last hour)", len(jobs), *_all(jobs)),
         _deleted(store, busy),
     ]
 
@@ -90,10 +91,15 @@ def _done(path: Path, store: Store, busy: set[str]) -> bool:
 def _jobs(root: Path) -> Iterator[Path]:
     """Folders of commands that are over."""
     locks = [folder / journal.LOCK for folder in journal.sessions(root) if journal.alive(folder)]
-    oldest = min([time.time(), *(lock.stat().st_mtime for lock in locks)])
+    before = min([time.time() - QUIET, *(lock.stat().st_mtime - MARGIN for lock in locks)])
     for path in journal.mlruns(root).glob("jobs/*/*"):
-        if not path.is_symlink() and path.lstat().st_mtime < oldest - MARGIN:
+        if path.is_dir() and not path.is_symlink() and _changed(path) < before:
             yield path
+
+
+def _changed(folder: Path) -> float:
+    """When anything in a folder changed last."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _all(paths: list[Path]) -> tuple[int, Callable[[], None]]:

@@ -26,7 +26,7 @@ class Unfinished:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = journal.claim(self.path)
         self.living = self._lock is None
-        known = journal.read(self.path)[0]
+        known = [record for record in journal.read(self.path)[0] if "run" in record]
         self.run: str | None = known[-1].get("run") if known else None
         self.finished = bool(known and known[-1].get("finished"))
 
@@ -53,7 +53,8 @@ class Unfinished:
             self._lock = None
 
     def _note(self, record: journal.Record) -> None:
+        """Behind what was noted before, which holds until all of this is there."""
         if self._lock is not None:
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, json.dumps(record).encode() + b"\n", 0)
+            line = b"\n" + json.dumps(record).encode() + b"\n"  # half a line may be there
+            os.pwrite(self._lock, line, os.fstat(self._lock).st_size)
             os.fsync(self._lock)
