@@ -14,9 +14,10 @@ from mlflow import MlflowClient
 from forked import tables
 from manyfit import cli
 from manyfit.tracking import clean, journal, leftovers, rejected, sqlite
-from manyfit.tracking.doctor import doctor
+from manyfit.tracking.doctor import _unfinished, doctor
 from manyfit.tracking.store import Store
 from manyfit.tracking.tracker import Tracker
+from manyfit.tracking.unfinished import Unfinished
 
 
 @pytest.fixture
@@ -71,15 +72,16 @@ def test_it_looks_and_changes_nothing_until_it_is_told_to(root: Path, capsys: py
     before = state(root)
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
-    for words in ("1 sessions are held back", "1 damaged records", "1 runs were left RUNNING", "killed processes left"):
-        assert f"{words}" in said
-    assert said.count("problem: ") == said.count("(manyfit doctor --fix mends it)") == 4
+    held = "1 session is held back in mlruns/spool, with 1 damaged record, to be set aside"
+    for words in (held, "1 run was left RUNNING", "killed processes left"):
+        assert words in said
+    assert said.count("problem: ") == said.count("(manyfit doctor --fix mends it)") == 3
     assert state(root) == before
     assert client(root).get_run(ours).info.status == "RUNNING"
 
     assert cli.main(["doctor", "--fix"]) == 0
     said = capsys.readouterr().out
-    assert said.count("mended: ") == 5  # what was refused on the way as well
+    assert said.count("mended: ") == 4  # what was refused on the way as well
     assert rejected.files(root) == leftovers.find(root) == journal.sessions(root) == []
     assert client(root).get_run(ours).info.status == "KILLED"
     assert client(root).get_run(others).info.status == "RUNNING"
@@ -169,6 +171,44 @@ def test_one_delivers_what_was_refused_at_a_time(root: Path, capsys: pytest.Capt
     assert path.exists()
 
 
+def test_what_will_not_be_gone_on_with(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A note of a run that is not in the store, or of long ago, goes with --fix; not one that may be gone on with."""
+    store = Store(journal.default_uri(root), root)
+    for own in ("a", "c"):
+        store.create("e", {"time": 1, "name": own}, {"manyfit.id": own})
+    held_back(root)
+    (waits,) = (journal.read(path / journal.JOURNAL)[0][1]["run"] for path in journal.sessions(root))
+    (root / "mlruns" / "checkpoints" / "d").mkdir(parents=True)
+    for own in ("a", "b", "c", "d", "e", waits):
+        with Unfinished(root, own) as noted:
+            noted.begin(own)
+    notes = root / "mlruns" / "unfinished"
+    os.utime(notes / "c", (0, 0))
+    untold = root / "mlruns" / "untold" / "study-0.jsonl"
+    untold.parent.mkdir()
+    untold.write_text("{}\n{}\n")
+    with Unfinished(root, "e"):
+        assert cli.main(["doctor"]) == 1
+        said = capsys.readouterr().out
+        assert "problem: 2 commands are noted in mlruns/unfinished" in said
+        assert "ok: mlruns/untold/study-0.jsonl holds 2 results of a search" in said
+        (finding,) = _unfinished(journal.default_uri(root), root)
+        assert finding.told(fix=True).startswith("mended")
+    assert {path.name for path in notes.iterdir()} == {"a", "d", "e", waits}
+
+
+def test_a_half_made_database_of_searches(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, and made anew only with --fix."""
+    path = root / "mlruns" / "optuna.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("create table studies (study_id)")
+    assert cli.main(["doctor"]) == 1
+    assert f"problem: {path} was left half made" in capsys.readouterr().out
+    assert cli.main(["doctor", "--fix"]) == 0
+    assert f"mended: {path}" in capsys.readouterr().out
+    assert cli.main(["doctor"]) == 0
+
+
 def run_of(root: Path, own: str, status: str, model: bool = False) -> str:
     """A run with a state, a picture and a job's folder."""
     store = Store(journal.default_uri(root), root)
@@ -214,8 +254,8 @@ def test_clean(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert cli.main(["clean"]) == 0
     said = capsys.readouterr().out
     assert "0.2 MB  2 states of finished and deleted runs" in said
-    assert "1 Hydra's folders" in said
-    assert "1 runs that were deleted" in said
+    assert "1 folder of commands, Hydra's" in said
+    assert "1 deleted run," in said
     assert "nothing is removed without a terminal" in said
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "")
@@ -254,7 +294,7 @@ def test_clean_removes_runs_of_ours_where_they_are_their_own(root: Path, capsys:
     (folder / linked).symlink_to(root / "moved")
     assert cli.main(["clean", "--yes"]) == 0
     said = capsys.readouterr().out
-    assert f"1 runs that were deleted, with their artifacts in {folder} (2 more stay: their artifacts lie at" in said
+    assert f"1 deleted run, with all artifacts in {folder} (2 more stay: their artifacts lie at" in said
     assert (precious / "thesis").exists()
     assert list((root / "moved").rglob("*.png"))
     assert {run.info.run_id for run in client(root).search_runs(["0", "1"], run_view_type=2)} == {

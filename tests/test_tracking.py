@@ -749,7 +749,7 @@ def test_sync_and_doctor_report_truthfully(
     start(tracker).end("FINISHED")
     tracker.close()
     assert cli.main(["sync"]) == 0
-    assert "delivered 1 sessions, 1 runs" in capsys.readouterr().out
+    assert "delivered 1 session, 1 run" in capsys.readouterr().out
     assert cli.main(["doctor"]) == 0
     assert "ok: store sqlite:///" in capsys.readouterr().out
     (root / "broken.db").write_bytes(b"this is no database, whatever its name says" * 99)

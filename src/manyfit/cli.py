@@ -8,10 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manyfit.config import place
+
+if TYPE_CHECKING:
+    from manyfit.tracking.doctor import Finding
 
 ABOUT = """`manyfit run` trains networks: `manyfit run --help` says how. Its runs are in ./mlruns, or in the store that
 MLFLOW_TRACKING_URI names."""
@@ -165,7 +169,7 @@ def _agreed(host: str) -> bool:
 
 
 def _ui_command(uri: str, port: int, host: str, root: Path) -> list[str]:
-    """The command line that serves MLflow's UI on a database store (its default artifacts under `<root>/mlruns`)."""
+    """The command line that serves MLflow's UI on a database store; `journal.artifacts` says where artifacts go."""
     from manyfit.tracking.journal import artifacts
 
     return [
@@ -197,9 +201,9 @@ def _sync(options: argparse.Namespace) -> int:
     from manyfit.tracking.upkeep import sync
 
     report = sync(_root(), rejects=options.rejected)
-    print(f"delivered {report.sessions} sessions, {report.runs} runs")
+    print(f"delivered {_counted(report.sessions, 'session')}, {_counted(report.runs, 'run')}")
     if report.living:
-        print(f"left alone {report.living} sessions that are running and deliver themselves")
+        print(f"left alone {_counted(report.living, 'session')} at work: what is running delivers itself")
     for reason in report.held:
         print(f"held back {reason}")
     if report.refused:
@@ -207,14 +211,35 @@ def _sync(options: argparse.Namespace) -> int:
     return 1 if report.held or report.refused else 0
 
 
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
 def _doctor(options: argparse.Namespace) -> int:
     if options.study:
         return _hand_back(options.study, options.storage)
     from manyfit.tracking.doctor import doctor
 
-    findings = doctor(_root(), fix=options.fix)
+    findings = doctor(_root(), fix=options.fix, more=_searches(Path.cwd()))
     print("\n".join(findings))
     return 1 if any(finding.startswith("problem") for finding in findings) else 0
+
+
+def _searches(root: Path) -> Iterator["Finding"]:
+    """What is wrong with the database of searches that name none."""
+    from manyfit.tracking import doctor, journal, sqlite
+
+    path = journal.mlruns(root) / "optuna.db"
+    if not path.exists():
+        return
+    from manyfit.sweeps import locks, storage, study  # Optuna: a second
+
+    def mend() -> None:
+        with study.quiet(), locks.locks_of(f"sqlite:///{path}").named("create"):
+            storage.open_storage(f"sqlite:///{path}", lambda _: None)
+
+    if sqlite.half_made(path, storage.tables()):
+        yield doctor.Finding(f"{path} was left half made, with nothing in it", mend)
 
 
 def _hand_back(study: str, storage: str | None) -> int:

@@ -68,7 +68,7 @@ def open_storage(url: str, say: Callable[[str], None] = print) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         opens = functools.partial(RDBStorage, url)
         named = "uri" in sqlalchemy.make_url(url).query  # which may say anything of how it is opened
-        return opens() if named else sqlite.opened(path, _tables(), opens, say)
+        return opens() if named else sqlite.opened(path, tables(), opens, say)
     return RDBStorage(url, {"pool_pre_ping": True, "connect_args": driver_options(url)})
 
 
@@ -79,7 +79,8 @@ def _fill(path: Path) -> None:
     storage.engine.dispose()
 
 
-def _tables() -> sqlite.Tables:
+def tables() -> sqlite.Tables:
+    """Optuna's."""
     kept = cache() / f"optuna-{optuna.__version__}.db"
     return sqlite.Tables(_fill, kept, models.BaseModel.metadata.tables.keys(), {"version_info": "TRUE"})
 

@@ -3,14 +3,14 @@
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
 from manyfit.tracking.store import Store, is_own
-from manyfit.tracking.upkeep import quiet
+from manyfit.tracking.upkeep import busy_in, quiet
 
 MARGIN = 60.0  # seconds before the oldest living session from which its command's folder may be
 QUIET = 3600.0  # seconds without a change after which a command without a session (tracking=off) is taken to be over
@@ -41,12 +41,12 @@ def kinds(root: Path) -> list[Kind]:
     """
     quiet()
     store = Store(journal.resolve_uri(None, root), root)
-    busy = _busy(root)
+    busy = busy_in(root)
     states = [path for path in journal.mlruns(root).glob("checkpoints/*") if _done(path, store, busy)]
     jobs = list(_jobs(root))
     return [
-        Kind("states of finished and deleted runs, in mlruns/checkpoints", len(states), *_all(states)),
-        Kind("Hydra's folders of commands, in mlruns/jobs (but of the last hour)", len(jobs), *_all(jobs)),
+        Kind(f"state{_s(states)} of finished and deleted runs, in mlruns/checkpoints", len(states), *_all(states)),
+        Kind(f"folder{_s(jobs)} of commands, Hydra's, in mlruns/jobs (but of the last hour)", len(jobs), *_all(jobs)),
         _deleted(store, busy),
     ]
 
@@ -62,21 +62,14 @@ def _deleted(store: Store, busy: set[str]) -> Kind:
         for run in runs:
             store.erase(run.info.run_id)
 
-    words = "runs that were deleted, with their artifacts" + (f" in {', '.join(sorted(parents))}" if parents else "")
+    words = f"deleted run{_s(runs)}, with all artifacts" + (f" in {', '.join(sorted(parents))}" if parents else "")
     if left := len(found) - len(runs):
         words += f" ({left} more stay: their artifacts lie at a place that is not theirs)"
     return Kind(words, len(runs), sum(_size(path) for run in runs for path in store.folders(run)), erase)
 
 
-def _busy(root: Path) -> set[str]:
-    """The runs, by our ids and MLflow's, of sessions that live or are held back: their status is not the last word."""
-    found: set[str] = set()
-    for folder in journal.sessions(root):
-        known = journal.acks(folder).ids
-        found |= {*known, *known.values()}
-        for record in journal.read(folder / journal.JOURNAL)[0]:
-            found |= {str(record.get(key)) for key in ("run", "run_id")}
-    return found
+def _s(things: Sequence[object]) -> str:
+    return "s" * (len(things) != 1)
 
 
 def _done(path: Path, store: Store, busy: set[str]) -> bool:

@@ -23,12 +23,18 @@ def find(root: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """One of them; another may have done it. A lock goes while we hold it: then nobody else does."""
+    """One of them; another may have done it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    elif path.suffix != ".lock":
+    elif path.suffix == ".lock":
+        remove_unheld(path)
+    else:
         path.unlink(missing_ok=True)
-    elif (lock := journal.claim(path)) is not None:
+
+
+def remove_unheld(path: Path) -> None:
+    """A lock goes while we hold it: then nobody else does."""
+    if (lock := journal.claim(path)) is not None:
         path.unlink(missing_ok=True)
         os.close(lock)
 

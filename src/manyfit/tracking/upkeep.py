@@ -84,6 +84,17 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
     return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), (*stays, *held), living)
 
 
+def busy_in(root: Path) -> set[str]:
+    """The runs, by our ids and MLflow's, of sessions that live or are held back: their status is not the last word."""
+    found: set[str] = set()
+    for folder in journal.sessions(root):
+        known = journal.acks(folder).ids
+        found |= {*known, *known.values()}
+        for record in journal.read(folder / journal.JOURNAL)[0]:
+            found |= {str(record.get(key)) for key in ("run", "run_id")}
+    return found
+
+
 def make_store(uri: str, root: Path) -> None:
     """Make the store when it is not there yet.
 
