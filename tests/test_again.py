@@ -15,7 +15,7 @@ from manyfit.sweeps.again import PATIENCE, Past
 from manyfit.sweeps.parent import Sweep
 from manyfit.tracking import reading
 from manyfit.tracking.unfinished import Unfinished
-from manyfit.training.prepared import prepare
+from manyfit.training.prepared import Preparation, prepare
 from manyfit.training.trained import restored
 from test_cli import SMALL, runs
 
@@ -109,6 +109,27 @@ def test_data_that_changed_are_another_grid(composed: Compose) -> None:
     """As is another config; a seed apart is not the same run."""
     jobs = [prepare(composed("data=moons", *more)) for more in ([], [], ["seed=1"], ["data.noise=0.3"], ["epochs=9"])]
     assert [jobs[0].fingerprint == job.fingerprint for job in jobs] == [True, True, False, False, False]
+
+
+def test_code_that_changed_is_another_grid(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One's own, committed or not: a network's file, that of a class it is made of, a metric's; not a library's."""
+    (tmp_path / "base_of_mine.py").write_text("from torch import nn\nclass Base(nn.Linear): pass\n")
+    (tmp_path / "nets_of_mine.py").write_text("from base_of_mine import Base\nclass Net(Base): pass\n")
+    (tmp_path / "measures_of_mine.py").write_text("def share(outputs, targets): return (targets == 0).float().mean()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    left = (f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma"))
+    given = "data=moons", "model._target_=nets_of_mine.Net", *left
+    config, usual = composed(*given, "metrics=[measures_of_mine.share]"), composed("data=moons")
+    at_first, ours = Preparation(), prepare(usual)
+    known = [at_first.job(config).fingerprint]
+    assert prepare(config).fingerprint == known[0]
+    for path in sorted(tmp_path.glob("*.py")):
+        path.write_text(path.read_text() + "# mended\n")
+        known.append(prepare(config).fingerprint)
+    assert len(set(known)) == 4
+    assert at_first.job(config.model_copy(update={"epochs": 50})).fingerprint == known[0]  # of what was imported
+    assert (ours.code, ours.fingerprint) == ((), prepare(usual).fingerprint)
 
 
 def test_a_store_that_does_not_answer(

@@ -64,7 +64,7 @@ def resume(cfg: DictConfig, overrides: Sequence[str]) -> float:
 
 
 def autoresume(config: Config) -> float:
-    """Go on with the run of the same config and data that was stopped in this folder, or begin it; like `run`.
+    """Go on with the run of the same config, data and code that was stopped in this folder, or begin it; like `run`.
 
     Raises:
         ConfigError: Another process is at it, or the store does not answer.

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import inspect
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from manyfit.config.code import is_own
 from manyfit.config.errors import ConfigError
 from manyfit.config.numbers import holds_a_switch, kinds
 from manyfit.config.schema import Component, sentence
@@ -77,8 +77,7 @@ def build(component: Component, key: str, kind: type[T], **available: Any) -> T:
 
 def place_of(error: Exception) -> str:
     """The last line of the user's own code that an exception went through: ` (nets.py:12, return x @ y)`; or ""."""
-    homes = str(Path(__file__).parents[1]), "<", *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(homes)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line})" if frames else ""
 
 

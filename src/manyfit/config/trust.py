@@ -105,6 +105,11 @@ def resolved(path: str) -> Any:
     return found
 
 
+def is_a_librarys(path: str) -> bool:
+    """Whether a dotted name is ours, or of a library that everybody trusts."""
+    return _library(path) is not None
+
+
 def _library(path: str) -> str | None:
     """Which of `TRUSTED` a name is of."""
     return next((module for module in TRUSTED if path.startswith(f"{module}.")), None)

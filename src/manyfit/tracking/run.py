@@ -16,7 +16,7 @@ import numpy as np
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal
 
-FINGERPRINT = "manyfit.tracking.fingerprint"  # a tag: of a run's config and data
+FINGERPRINT = "manyfit.tracking.fingerprint"  # a tag: of a run's config, data and code
 
 if TYPE_CHECKING:
     import torch

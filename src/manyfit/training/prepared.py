@@ -11,10 +11,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from manyfit.config import code
 from manyfit.config.build import build, target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config, DataConfig
 from manyfit.config.shown import as_written
+from manyfit.config.trust import targets
 from manyfit.data import rows, splits
 from manyfit.data.draws import noisy
 from manyfit.data.table import Table
@@ -46,6 +48,8 @@ class Job:
     weights: int
     curves: tuple[str, ...] = ()
     """Of a LightningModule, the names that it logs under."""
+    code: tuple[str, ...] = ()
+    """Digests of the files of the user's own that define what the config names, see `code.files`."""
 
     @property
     def network(self) -> nn.Module:
@@ -59,8 +63,8 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Of its config and its data: those of the same command are the same."""
-        return hashlib.blake2b(f"{identity(self.config)} {self.data.digest}".encode(), digest_size=16).hexdigest()
+        """Of its config, its data and the user's own code: those of the same command are the same."""
+        return _digest(" ".join([identity(self.config), self.data.digest, *self.code]).encode())
 
     def y_train(self) -> Tensor:
         """Training targets (n,), label noise included."""
@@ -71,6 +75,10 @@ class Job:
 def identity(config: Config) -> str:
     """What two configs share that are the same run."""
     return config.model_dump_json(by_alias=True) + config.experiment
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class Preparation:
@@ -84,6 +92,7 @@ class Preparation:
         self._rows: dict[str, int] = {}  # of tables
         self._datasets: dict[str, splits.Dataset] = {}
         self._jobs: dict[str, Job] = {}
+        self._code: dict[str, str] = {}  # digests by file, as it was when it had just been imported
 
     def job(self, config: Config) -> Job:
         """Everything that a config names, built and tried; jobs that differ in their seeds alone share it.
@@ -99,7 +108,14 @@ class Preparation:
 
     def _made(self, config: Config) -> Job:
         data = splits.unread(config.dataset, _source(config.data)) if config.guests.data else self._dataset(config.data)
-        return _guests_job(config, data) if config.guests.model else _job(config, data)
+        made = _guests_job(config, data) if config.guests.model else _job(config, data)
+        return replace(made, code=self._code_of(config))
+
+    def _code_of(self, config: Config) -> tuple[str, ...]:
+        named = [str(target) for _, target in targets(config.model_dump(by_alias=True))]
+        files = code.files([*named, *config.metrics, *config.probes])
+        self._code |= {file: _digest(Path(file).read_bytes()) for file in files if file not in self._code}
+        return tuple(self._code[file] for file in files)
 
     def training_rows(self, config: DataConfig) -> int:
         """How many examples there are to train on, whatever `train_size` says."""
