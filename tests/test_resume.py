@@ -3,9 +3,11 @@
 import contextlib
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -162,6 +164,22 @@ def test_a_state_that_is_of_no_use(composed: Compose, tmp_path: Path, monkeypatc
         assert earlier is not None
         assert (earlier.run_id, earlier.epoch) == ("b" * 32, 0)
         assert not checkpoints.files(folder)
+
+
+def test_a_state_that_no_training_wrote(composed: Compose, tmp_path: Path) -> None:
+    """Its hash is right, but a part is missing or strange: begun again, too; one for another machine is kept."""
+    job = prepare(composed(*SMALL))
+    fit([job], save_to=tmp_path, stops=lambda epoch, going: list(going) if epoch == 2 else [])
+    whole = checkpoints.load(tmp_path)
+    assert resume._last_epoch(job, tmp_path) == 2
+    with pytest.raises(ConfigError, match="trainer must be one for the native engine, which the run began with"):
+        resume._last_epoch(replace(job, engine="batched"), tmp_path)
+    used = whole.keys() - {"configs", "updates"}
+    for number, change in enumerate([*({part: "x"} for part in used), {"engine": np.ones(2)}, {"epoch": 10**12}]):
+        checkpoints.save(tmp_path / str(number), 2, {**whole, **change})
+        assert resume._last_epoch(job, tmp_path / str(number)) == 0, change
+    checkpoints.save(tmp_path / "empty", 2, {})
+    assert resume._last_epoch(job, tmp_path / "empty") == 0
 
 
 def test_where_it_cannot_be_gone_on(composed: Compose) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 MAY_CHANGE = ("epochs", "trainer", "checkpoint", "tracking", "trusted")  # what the command may say beside resume=
 
 
+class StateError(ConfigError):
+    """A state is not what a training writes."""
+
+
 @dataclass(frozen=True)
 class Earlier:
     """A run to go on with.
@@ -112,14 +116,14 @@ def _gone_on_with(
 
 @contextlib.contextmanager
 def _as_written(folder: Path) -> Iterator[None]:
-    """A state that is not what training writes is a ConfigError, whatever it breaks."""
+    """A state that is not what training writes is a StateError, whatever it breaks."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
+        raise StateError(
             f"resume must name a run whose state is as it was written, but that in {folder} is not "
             f"({type(error).__name__}: {reason}). Bring it back from a copy, or train a new run."
         ) from None
@@ -187,16 +191,37 @@ def unfinished(job: "Job", own_id: str) -> Earlier | None:
         found = reading.named(job.config.tracking.uri, Path.cwd(), own_id)
         if not found:
             return None
-        epoch = 0
-        with contextlib.suppress(ValueError):  # there may be none, or none that is whole
-            state = checkpoints.load(folder_of(own_id))
-            epoch = state["epoch"] % job.config.epochs  # none is left where only its end was missing
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for path in checkpoints.files(folder_of(own_id)) if epoch == 0 else ():  # it begins again, to the same bits
+    folder = folder_of(own_id)
+    epoch = _last_epoch(job, folder)
+    for path in checkpoints.files(folder) if epoch == 0 else ():  # it begins again, to the same bits
         path.unlink()
-    return Earlier(job, found[0].run_id, folder_of(own_id), epoch)
+    return Earlier(job, found[0].run_id, folder, epoch)
 
+
+def _last_epoch(job: "Job", folder: Path) -> int:
+    """Whose state the job can go on from; 0: there is none, none as it was written, or only its end was missing.
+
+    Raises:
+        ConfigError: What trained it cannot do so here; on another machine it goes on.
+    """
+    from manyfit.training import checkpoints
+    from manyfit.training.building import require_fits
+
+    try:
+        state = checkpoints.load(folder)
+        with _as_written(folder):
+            _require_more(job.config, state)
+            _require_same_data(job, state)
+    except ValueError:
+        return 0
+    try:
+        with _as_written(folder):
+            require_fits(job, state)
+    except StateError:
+        return 0
+    return int(state["epoch"])
 
 def _require_more(config: Config, state: Mapping[str, Any]) -> None:
     """Raise ConfigError if there is nothing left to train."""

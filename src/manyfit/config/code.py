@@ -12,7 +12,7 @@ from manyfit.config.trust import is_a_librarys, resolved
 
 def is_own(file: str) -> bool:
     """Whether a file is neither ours nor an installed library's."""
-    homes = [Path(__file__).parents[1], *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))]
+    homes = str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     return not file.startswith("<") and not any(Path(file).is_relative_to(home) for home in homes)
 
 

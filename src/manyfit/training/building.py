@@ -57,7 +57,7 @@ def require_fits(job: Job, state: Mapping[str, Any]) -> None:
         training = make_training([job], make_trainer(job.config, 0, epoch), name, Ranks(), Observers())
         fresh = training.state()
         training.load_state(state)
-    for part in ("weights", "buffers", "best"):
+    for part in ("weights", "buffers", "best", "members", "seconds", "last_lr"):
         if part in fresh and _form(fresh[part]) != _form(state[part]):
             raise ValueError(f"{part} of another form")
     if np.ravel(state["steps"])[:1] != state["history"]["progress/steps"][0, epoch]:
