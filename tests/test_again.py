@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from conftest import Compose, command, started
+from manyfit import app
+from manyfit.config.errors import TrainingError
 from manyfit.progress import Screen
+from manyfit.schedules import Schedule
 from manyfit.sweeps import again
 from manyfit.sweeps.again import PATIENCE, Past
 from manyfit.sweeps.parent import Sweep
 from manyfit.tracking import reading
+from manyfit.tracking.tracker import NoTracker
 from manyfit.tracking.unfinished import Unfinished
 from manyfit.training.prepared import Preparation, prepare
 from manyfit.training.trained import restored
@@ -156,6 +160,54 @@ def test_who_is_at_it_is_left_alone(tmp_path: Path) -> None:
         assert Unfinished(tmp_path, "grid").run == "a" * 32
         first.end()
     assert Unfinished(tmp_path, "grid").run is None
+
+
+class Trips(Schedule):
+    """Constant; raises while a file is there."""
+
+    def __init__(self, over: str) -> None:
+        self.over = over
+
+    def __call__(self, progress: np.ndarray) -> np.ndarray:
+        """Factors of 1."""
+        if Path(self.over).exists():
+            raise OSError("it trips")
+        return np.ones_like(progress)
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_grid_in_which_a_run_failed(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started again, as by a cluster after exit code 1: that run is tried again, the other kept; then it is finished."""
+    monkeypatch.chdir(tmp_path)
+    Path("trap").touch()
+    given = "data=iris", "epochs=3", "model.hidden=[4]", "schedule._target_=test_again.Trips"
+    configs = {number: composed(*given, f"+schedule.over={over}") for number, over in enumerate(["trap", "nothing"])}
+    parents, kept = [], []
+    for failed in (1, 0):
+        with Unfinished(tmp_path, "grid") as noted, Screen("") as screen:
+            found = again.past(noted, configs[0], screen)
+            with Sweep("grid", configs[0], noted=noted, tells=True, past=found) as sweep:
+                kept.append([child.kept for child in sweep.train(configs)])
+                sweep.failure = app._failure(sweep, None, "")
+        parents.append(sweep.parent.run_id)
+        assert ("1 of 2 runs failed; the first is job 0: it trips" in str(sweep.failure)) == failed
+        with Unfinished(tmp_path, "grid") as left:
+            assert left.finished == (not failed)
+        Path("trap").unlink(missing_ok=True)
+    assert parents[0] == parents[1]
+    assert kept == [[False, False], [False, True]]
+
+
+def test_a_run_of_which_values_are_lost(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not finished either: the same command stores it whole."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(NoTracker, "lost", "the store must take what is recorded, but refused it")
+    config = composed(*SMALL, "tracking=off")
+    with Unfinished(tmp_path, "run") as noted, Screen("") as screen, pytest.raises(TrainingError, match="refused it"):
+        app._alone(config, screen, noted=noted)
+    with Unfinished(tmp_path, "run") as left:
+        assert (left.run, left.finished) == (noted.run, False)
+    assert noted.run
 
 
 @pytest.mark.slow

@@ -153,10 +153,10 @@ def _alone(
         by_itself = result.reason == "stopped early" and config.trainer.patience is None  # and would do so again
         further = save_to and result.status == "FINISHED" and not by_itself
         _deliver(tracker, recorder.runs[0], screen, _further(result) if further else None)
-    if noted:
-        noted.end(tells=result.status == "FINISHED")
     if tracker.lost:
         raise TrainingError(tracker.lost)
+    if noted:
+        noted.end(tells=result.status == "FINISHED")
     return result, recorder.runs[0]
 
 
@@ -292,16 +292,21 @@ def grid(
                 with screen.stage("training", len(accepted)):
                     train(sweep, accepted)
                 broken = _concluded(sweep, experiment, sought)
+                sweep.failure = _failure(sweep, experiment, broken)
+    return sweep
+
+
+def _failure(sweep: Sweep, experiment: Experiment | None, broken: str) -> TrainingError | None:
+    """What a grid ends with if runs failed, or if its claim is `broken`."""
     errors = sweep.errors()
     if experiment:  # a rate that diverges may be what is looked for
         errors = {number: error for number, error in errors.items() if sweep.children[number].error is not None}
     if errors:
         number, reason = next(iter(errors.items()))
-        failed = f"{len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
-        sweep.failure = TrainingError(failed)
-    elif broken:
-        sweep.failure = TrainingError(f"the claim could not be judged: {mask(broken)}")
-    return sweep
+        return TrainingError(
+            f"{len(errors)} of {len(sweep.children)} runs failed; the first is job {number}: {mask(str(reason))}"
+        )
+    return TrainingError(f"the claim could not be judged: {mask(broken)}") if broken else None
 
 
 def _begins(sweep: Sweep, noted: Unfinished, tells: bool) -> bool:

@@ -1,4 +1,7 @@
-"""A grid that was stopped, started again by the same command: what is finished of it is kept, and the rest goes on."""
+"""A grid that was stopped, or in which runs failed, started again by the same command.
+
+What is finished of it is kept, and the rest is trained.
+"""
 
 import hashlib
 import time
@@ -72,7 +75,7 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
         except ValueError as error:
             screen.note(f"an earlier start of this was stopped, but what it has done cannot be read: {error}")
             return Past()
-    if parent is None or parent.status == "FINISHED":
+    if parent is None:
         return Past()
     runs = [run for run in runs if run.status == "KILLED" or (run.status == "FINISHED" and run.tags.keys() >= SUMMARY)]
     done = sum(run.status == "FINISHED" for run in runs)

@@ -87,7 +87,7 @@ class Sweep:
         report: What was found, once it is known.
         screen: What a person sees.
         again: What the same command does after an interrupt.
-        noted: Where it is, while it is not finished; None: it cannot be gone on with.
+        noted: Where it is, until all of it has come to a good end; None: it cannot be gone on with.
         tells: Whether the same command is to hear that it is finished.
         past: What an earlier start of it has done.
     """
@@ -151,7 +151,7 @@ class Sweep:
         self.screen.say(self.tracker.where(self.parent))
         if error is None and self.tracker.lost:
             raise TrainingError(self.tracker.lost)
-        if error is None and self.noted:
+        if error is None and self.noted and not self.failure:  # else the same command tries again what failed
             self.noted.end(self.tells)
 
     def _kept(self) -> str:
