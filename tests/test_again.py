@@ -177,7 +177,7 @@ class Trips(Schedule):
 
 @pytest.mark.usefixtures("forked_uploader")
 def test_a_grid_in_which_a_run_failed(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started again, as by a cluster after exit code 1: that run is tried again, the other kept; then it is finished."""
+    """Started again, as by a cluster after exit code 1: it is tried again, the other kept; then all is finished."""
     monkeypatch.chdir(tmp_path)
     Path("trap").touch()
     given = "data=iris", "epochs=3", "model.hidden=[4]", "schedule._target_=test_again.Trips"

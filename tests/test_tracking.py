@@ -390,7 +390,10 @@ def test_a_store_whose_disk_is_full(root: Path, at: str, uri: str | None) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_uploader")
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
-    """One that takes a connection, and says nothing: the command waits at most 15 s, and says that all is held back."""
+    """One that takes a connection, and says nothing: a command waits at most 15 s in all, and says that all is held.
+
+    A search waits for the ids of its runs, then for everything.
+    """
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
@@ -400,6 +403,7 @@ def test_a_server_that_never_answers(tmp_path: Path) -> None:
             run.end("FINISHED")
             time.sleep(2)
             began = time.monotonic()
+            tracker.wait_for_ids()
             assert not tracker.close()
             assert time.monotonic() - began <= 15
         assert "held back in mlruns/spool" in tracker.where(run)

@@ -223,6 +223,7 @@ def _last_epoch(job: "Job", folder: Path) -> int:
         return 0
     return int(state["epoch"])
 
+
 def _require_more(config: Config, state: Mapping[str, Any]) -> None:
     """Raise ConfigError if there is nothing left to train."""
     epoch = state["epoch"]

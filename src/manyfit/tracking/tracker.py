@@ -60,6 +60,7 @@ class Tracker:
         self._final: journal.Acks | None = None
         self._read: tuple[int, journal.Acks] | None = None  # at which size of the file
         self._delivered = False
+        self._waited = 0.0  # seconds, for ids: of the patience with a store that does not answer
         self.lost: str | None = None
         self._uploader = self._start_uploader()
 
@@ -166,12 +167,13 @@ class Tracker:
 
     def wait_for_ids(self, timeout: float = 10.0) -> None:
         """Wait until every run exists in the store, unless it cannot be reached."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while time.monotonic() - began < timeout:
             known = self.acks()
             if known.error or self._journal.error or all(run.id in known.ids for run in self._runs):
-                return
+                break
             time.sleep(0.05)
+        self._waited += time.monotonic() - began
 
     def close(self, timeout: float = 60.0) -> bool:
         """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
@@ -244,7 +246,7 @@ class Tracker:
         if self._uploader.poll() is not None:
             self._uploader = self._start_uploader()
         began = time.monotonic()
-        while (waited := time.monotonic() - began) < timeout and self._silence(waited) < SILENCE:
+        while (waited := time.monotonic() - began) < timeout and self._silence(self._waited + waited) < SILENCE:
             try:
                 return self._uploader.wait(0.5) == 0
             except subprocess.TimeoutExpired:

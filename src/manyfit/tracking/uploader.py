@@ -37,6 +37,7 @@ def attend(folder: Path, owner: int) -> bool:
     lock = journal.claim(folder / journal.UPLOADER_LOCK)
     if lock is None:
         return False
+    os.utime(lock, (0, 0))  # no store has answered yet, see `journal.beat`
     os.nice(NICENESS)
     session: Session | None = None
     due, wait, arrived, seen = 0.0, PAUSE, True, 0
