@@ -209,6 +209,23 @@ def test_a_half_made_database_of_searches(root: Path, capsys: pytest.CaptureFixt
     assert cli.main(["doctor"]) == 0
 
 
+def test_what_cannot_be_delivered_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full while what was refused is read: all of it is there, and nothing beside it."""
+
+    def full(*_: object) -> str:
+        raise OSError("no space left on device")
+
+    session, path = refused(root)
+    session.rmdir()
+    monkeypatch.setattr(journal.Journal, "file", full)
+    assert cli.main(["sync", "--rejected"]) == 1
+    assert f"held back {path.name}: no space left on device" in capsys.readouterr().out
+    assert path.exists()
+    assert journal.sessions(root) == []
+
+
 def run_of(root: Path, own: str, status: str, model: bool = False) -> str:
     """A run with a state, a picture and a job's folder."""
     store = Store(journal.default_uri(root), root)

@@ -258,6 +258,7 @@ def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pyte
     engine.dispose()
     old = sqlite.revision(path)
     assert old != head
+    (tmp_path / f"other.{old}.db").write_text("another, of long ago")
     capsys.readouterr()
     assert len(Store(uri, tmp_path).all("")) == 1
     assert sqlite.revision(path) == head
