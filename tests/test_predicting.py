@@ -3,18 +3,25 @@
 import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
+from torch import nn
 
 from conftest import command
 from manyfit import cli
+from manyfit.data import program
 
 OPTIONS = ["data=csv", "data.path=shop.csv", "data.target=bought", "epochs=4", "model.hidden=[8]"]
 
@@ -186,3 +193,104 @@ def test_mlflow_takes_the_original_file(
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(said[0])), expected, rtol=1e-5)
     predictions = pd.DataFrame(json.loads(said[1].strip().splitlines()[-1])["predictions"])
     pd.testing.assert_frame_equal(predictions, expected, rtol=1e-5)
+
+
+MARK = "open('ran', 'w')"
+
+
+class Leaves:
+    """Unpickled it leaves a trace."""
+
+    def __reduce__(self) -> Any:
+        return eval, (MARK,)
+
+
+def _graph(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, bytes]], None]:
+    """A change of the graph, as one of the file's parts."""
+
+    def changed(parts: dict[str, bytes]) -> None:
+        graph = json.loads(parts["models/model.json"])
+        change(graph)
+        parts["models/model.json"] = json.dumps(graph).encode()
+
+    return changed
+
+
+def _samples(parts: dict[str, bytes]) -> None:
+    packed = io.BytesIO()
+    torch.save((((Leaves(),), {})), packed)
+    parts["data/sample_inputs/model.pt"] = packed.getvalue()
+
+
+def _weights(parts: dict[str, bytes]) -> None:
+    packed, name = io.BytesIO(), "data/weights/model_weights_config.json"
+    torch.save(Leaves(), packed)
+    config = json.loads(parts[name])
+    config["config"]["weight"]["use_pickle"] = True
+    parts |= {"data/weights/weight_0": packed.getvalue(), name: json.dumps(config).encode()}
+
+
+def _constants(parts: dict[str, bytes]) -> None:
+    name = "data/constants/model_constants_config.json"
+    meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    parts |= {"data/constants/opaque_obj_0": pickle.dumps(Leaves())}
+    parts |= {name: json.dumps({"config": {"x": meta}}).encode()}
+
+
+def _target(graph: dict[str, Any]) -> None:
+    (node,) = graph["graph_module"]["graph"]["nodes"]
+    node |= {"target": "torch.os.system", "inputs": [{"name": "", "arg": {"as_string": "touch ran"}, "kind": 1}]}
+
+
+def _called(graph: dict[str, Any]) -> None:
+    (node,) = graph["graph_module"]["graph"]["nodes"]
+    node["target"] = "_operator.methodcaller"
+
+
+def _size(graph: dict[str, Any]) -> None:
+    graph["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0]["as_expr"]["expr_str"] = MARK
+
+
+def _guard(graph: dict[str, Any]) -> None:
+    graph["guards_code"] = [MARK]
+
+
+def _library(parts: dict[str, bytes]) -> None:
+    parts["data/aotinductor/model/x.so"] = b"x"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_samples, None),
+        (_weights, "its weight is no tensor of plain bytes"),
+        (_constants, "opaque_obj_0|its x is no tensor"),
+        (_graph(_target), "its target is 'torch.os.system'"),
+        (_graph(_called), "its target is '_operator.methodcaller'"),
+        (_graph(_size), "its expr_str is"),
+        (_graph(_guard), "its guards_code is"),
+        (_library, "it holds archive/data/aotinductor/model/x.so"),
+        (lambda parts: parts.update({"models/model.json": b"{"}), "Expecting"),
+    ],
+    ids=["samples", "weights", "constants", "target", "operator", "size", "guard", "library", "damaged"],
+)
+def test_a_stored_network_executes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, bytes]], None], reason: str | None
+) -> None:
+    """Whatever torch would unpickle, evaluate or call of a file: it is left out, or the file is refused."""
+    monkeypatch.chdir(tmp_path)
+    network, x = nn.Linear(2, 1), torch.ones(3, 2)
+    exported = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(exported, tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as file:
+        parts = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    change(parts)
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as file:
+        for name, content in parts.items():
+            file.writestr(f"archive/{name}", content)
+    if reason is None:
+        assert torch.equal(program.load(tmp_path / "model.pt2")(x), network(x))
+    else:
+        with pytest.raises(ValueError, match=f"must be an exported network as it was stored, but .*({reason})"):
+            program.load(tmp_path / "model.pt2")
+    assert not (tmp_path / "ran").exists()

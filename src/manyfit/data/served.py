@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manyfit.data import program
 from manyfit.data.encoding import Encoding
 from manyfit.data.files import Frame
 
@@ -80,10 +81,8 @@ class Served:
 
 def load(folder: Path) -> Served:
     """The model whose network and record lie in a folder."""
-    import torch
-
     record = json.loads((folder / FILE).read_text())
-    return Served(read(record), record["classes"], torch.export.load(folder / "model.pt2").module())
+    return Served(read(record), record["classes"], program.load(folder / "model.pt2"))
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -14,7 +14,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from manyfit import data
-from manyfit.data import columns, encoding, files, served, table
+from manyfit.data import columns, encoding, files, program, served, table
 from manyfit.tracking.journal import Record
 
 CARRIED = "rows_of_manyfit"
@@ -22,18 +22,18 @@ SERVED = f"{CARRIED}.served"
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
-def assemble(program: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
+def assemble(exported: Path, item: Record, run_id: str, model: LoggedModel) -> Path:
     """The folder of an MLflow model in its pytorch flavor, around an exported program.
 
     What `mlflow.pytorch.save_model` writes, without tracing the module a second time (and without importing torch).
     """
-    folder = program.parent / "model"
+    folder = exported.parent / "model"
     target = folder / "data" / "model.pt2"
     if folder.is_symlink():  # not ours
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     target.parent.mkdir(parents=True)
-    os.link(program, target)
+    os.link(exported, target)
     rows = item.get("rows")
     made = Model(
         artifact_path=model.artifact_location,
@@ -70,7 +70,7 @@ def _signature(item: Record) -> ModelSignature:
 def _carry(folder: Path) -> None:
     """Put the modules that encode rows beside a model, as a package of another name: ours need not be installed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for module in (data, files, columns, table, encoding, served):
+    for module in (data, files, columns, table, encoding, program, served):
         source = Path(str(module.__file__))
         (folder / source.name).write_text(source.read_text().replace(data.__name__, CARRIED))
 
