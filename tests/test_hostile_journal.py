@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import LoggedModel
 
-from manyfit.tracking import journal, rejected
+from manyfit.tracking import journal, rejected, upkeep
 from manyfit.tracking.delivery import Session
 from manyfit.tracking.store import Point, Values, packed
+from manyfit.tracking.tracker import Tracker
 
 MEMORY = next(filter(Path.is_dir, [Path("/dev/shm")]), None)  # removing folders may cost ten times the test elsewhere
 GOOD, BAD = "a" * 32, "b" * 32
@@ -206,6 +208,49 @@ def test_a_model_that_cannot_be_packed(tmp_path: Path, change: dict[str, Any], r
     assert sorted(store.files) == ["f", "m"]
     assert session.refused == 1
     assert journal.acks(folder).refused[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "goes_to"),
+    [
+        (None, "sqlite:///{root}/mlruns/mlflow.db"),
+        ("sqlite:///{root}/other/own.db", "sqlite:///{root}/other/own.db"),
+        ("http://current", "http://me:secret@current"),
+        ("https://named", "https://named"),
+        ("http://evil", None),
+        ("http://current.evil", None),
+        ("sqlite:///{root}/../private.db", None),
+        ("sqlite:///{root}/link/private.db", None),
+        ("postgresql://evil/db", None),
+    ],
+)
+def test_the_store_that_a_journal_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str | None, goes_to: str | None
+) -> None:
+    """It is gone to if it lies in the folder, or if whoever syncs names it; no other is sent a password."""
+    root = tmp_path / "root"
+    uri = "http://***@current" if recorded == "http://current" else recorded and recorded.format(root=root)
+    folder = written(root, [json.dumps({"op": "session", "uri": uri}).encode()])
+    (root / "link").symlink_to(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@current")
+    if goes_to:
+        assert upkeep.target(folder, root, None, "https://named") == goes_to.format(root=root)
+        return
+    with pytest.raises(ValueError, match=rf"which the session names.*MLFLOW_TRACKING_URI={uri} manyfit sync delivers"):
+        upkeep.target(folder, root, None, "https://named")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(uri))
+    assert upkeep.target(folder, root, None) == uri
+
+
+def test_what_delivers_to_a_store_elsewhere(tmp_path: Path) -> None:
+    """The command says so where `manyfit sync` by itself would hold it back."""
+
+    def sync(uri: str) -> str:
+        tracker = SimpleNamespace(uri=uri, root=tmp_path, elsewhere=f"MLFLOW_TRACKING_URI={uri} ")
+        return str(Tracker.sync.fget(tracker))  # type: ignore[attr-defined]
+
+    assert sync("http://server") == "MLFLOW_TRACKING_URI=http://server manyfit sync"
+    assert sync(f"sqlite:///{tmp_path}/other.db") == "manyfit sync"
 
 
 # Files: only those of the session's own folder.

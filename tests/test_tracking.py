@@ -812,7 +812,9 @@ def test_ui_serves_and_ends_cleanly(root: Path, port: int) -> None:
 def test_where_a_run_is_and_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its id in the store; held back with our own; without a command where it cannot go on."""
     monkeypatch.chdir(tmp_path)
-    tracker: Any = SimpleNamespace(last_error=None, elsewhere="", page=lambda path: f"the page {path}")
+    tracker: Any = SimpleNamespace(
+        last_error=None, elsewhere="", sync="manyfit sync", page=lambda path: f"the page {path}"
+    )
     tracker._journal, tracker._delivered = SimpleNamespace(unwritten=list), False
     tracker.acks, tracker._where = lambda: journal.Acks({}, 0, None), partial(Tracker._where, tracker)
     run: Any = SimpleNamespace(id="own456789", run_id="store6789", place=("7", "mlruns/artifacts/store6789"))

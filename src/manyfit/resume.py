@@ -187,7 +187,7 @@ def unfinished(job: "Job", own_id: str) -> Earlier | None:
     from manyfit.training import checkpoints
 
     try:
-        settle()
+        settle(job.config.tracking.uri)
         found = reading.named(job.config.tracking.uri, Path.cwd(), own_id)
         if not found:
             return None
@@ -283,7 +283,7 @@ def one_run(uri: str | None, prefix: str, key: str) -> tuple[str, str]:
     from manyfit.tracking import reading, upkeep  # MLflow: seconds
 
     try:
-        report = upkeep.sync(Path.cwd())
+        report = upkeep.sync(Path.cwd(), named=uri)
         found = reading.named(uri, Path.cwd(), prefix)
     except ValueError as error:
         raise ConfigError(str(error)) from error

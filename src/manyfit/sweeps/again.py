@@ -70,7 +70,7 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
         from manyfit.tracking import reading
 
         try:
-            settle()
+            settle(config.tracking.uri)
             parent, runs = reading.children(config.tracking.uri, Path.cwd(), place.run)
         except ValueError as error:
             screen.note(f"an earlier start of this was stopped, but what it has done cannot be read: {error}")
@@ -86,13 +86,17 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
     )
 
 
-def settle() -> None:
-    """Deliver what sessions that are gone have left; of one that was just killed its own uploader may be at it."""
+def settle(uri: str | None) -> None:
+    """Deliver what sessions that are gone have left; of one that was just killed its own uploader may be at it.
+
+    Args:
+        uri: The store that the command names.
+    """
     from manyfit.tracking import upkeep
 
     root, deadline = Path.cwd(), time.monotonic() + PATIENCE
     while any(not journal.alive(folder) for folder in journal.sessions(root)) and time.monotonic() < deadline:
-        if upkeep.sync(root).held:
+        if upkeep.sync(root, named=uri).held:
             return
         time.sleep(0.1)
 

@@ -77,6 +77,12 @@ def file_of(uri: str) -> Path | None:
     return Path(unquote(path)).absolute() if in_file else None
 
 
+def within(uri: str, root: Path) -> bool:
+    """Whether a store is a file below this folder, which whoever writes the folder may write, too."""
+    file = file_of(uri)
+    return file is not None and file.resolve().is_relative_to(root.resolve())
+
+
 def now() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return time.time_ns() // 1_000_000

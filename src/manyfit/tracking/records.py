@@ -27,6 +27,7 @@ def _of_torch(versions: dict[str, str]) -> dict[str, str]:
 
 Text = Annotated[str, AfterValidator(_storable)]
 Own = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+Address = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,2000}$")]  # it may be shown
 Place = Annotated[Text, StringConstraints(max_length=500)]  # of a file, which has room in other folders, too
 Time = Annotated[int, Field(ge=0, le=LATEST)]
 Step = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -48,7 +49,7 @@ class Header(Strict):
     """A session's first."""
 
     op: Literal["session"]
-    uri: Text | None
+    uri: Address | None
 
 
 class Data(Strict):

@@ -127,15 +127,16 @@ class Tracker:
 
     def _where(self, run: TrackedRun, resume: str | None) -> str:
         if self._journal.unwritten():
-            return line("look", "manyfit sync, once there is room, for what reached the disk")
+            return line("look", f"{self.sync}, once there is room, for what reached the disk")
         short = (run.run_id or run.id)[:8]
         command = " ".join(filter(None, [f"{self.elsewhere}{place.called()} resume={short}", resume]))
         again = "" if resume is None else f"  ({command} goes on with it)"
         if self._delivered and run.run_id is None:
-            return line("look", "mlruns/rejected: the store refused the run; manyfit sync --rejected delivers it")
+            return line("look", f"mlruns/rejected: the store refused the run; {self.sync} --rejected delivers it")
         if self.last_error or run.run_id is None or run.place is None:
             why = self.last_error
-            return line("look", f"held back in mlruns/spool ({why}); nothing is lost: manyfit sync delivers it{again}")
+            kept = f"held back in mlruns/spool ({why}); nothing is lost: {self.sync} delivers it{again}"
+            return line("look", kept)
         experiment, artifacts = run.place
         lines = [line("id", f"{short}{again}")]
         lines += [line("page", self.page(f"#/experiments/{experiment}/runs/{run.run_id}"))]
@@ -149,6 +150,11 @@ class Tracker:
     def elsewhere(self) -> str:
         """What a command must begin with to find this store, without credentials; nothing where it does by itself."""
         return "" if self.uri == resolve_uri(None, self.root) else f"MLFLOW_TRACKING_URI={mask(self.uri)} "
+
+    @property
+    def sync(self) -> str:
+        """The command that delivers what is held back; of a store that is not in this folder it must be told."""
+        return "manyfit sync" if journal.within(self.uri, self.root) else f"{self.elsewhere}manyfit sync"
 
     @property
     def last_error(self) -> str | None:
@@ -188,7 +194,7 @@ class Tracker:
         if waiting := self._journal.unwritten():  # the uploader will not read that this is all
             self.lost = (
                 f"mlruns must take what is recorded, but {self._journal.error}: {_named(waiting)} is lost. What "
-                "came before is kept in mlruns/spool. Make room there; manyfit sync then delivers it."
+                f"came before is kept in mlruns/spool. Make room there; {self.sync} then delivers it."
             )
             self._uploader.returncode = STILL_AT_WORK
         try:
@@ -202,7 +208,7 @@ class Tracker:
         if refused := self._final.refused:
             self.lost = self.lost or (
                 f"the store must take what is recorded, but refused {len(refused)} deliveries ({refused[0]}). They are "
-                "kept in mlruns/rejected: manyfit sync --rejected delivers them into a new run."
+                f"kept in mlruns/rejected: {self.sync} --rejected delivers them into a new run."
             )
         if self._delivered:
             journal.discard(self._journal.folder)

@@ -1,6 +1,7 @@
 """Looking after a store: what ended sessions left is delivered, and what they left RUNNING is ended."""
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,20 @@ def replay(store: Store, folder: Path) -> Session:
     return session
 
 
-def target(folder: Path, root: Path, uri: str | None) -> str:
+def target(folder: Path, root: Path, uri: str | None, named: str | None = None) -> str:
     """The store that a session was meant for, or `uri`.
 
+    A journal may be anybody's, and a store is sent what the environment has of passwords: only one that lies in this
+    folder, or that the command names, is gone to.
+
+    Args:
+        folder: The session.
+        root: Folder that holds `mlruns/`.
+        uri: Where to instead.
+        named: By the command, beside MLFLOW_TRACKING_URI.
+
     Raises:
-        ValueError: when it takes credentials, which are not kept, and they are not at hand.
+        ValueError: It is another, or takes credentials, which are not kept, and they are not at hand.
     """
     if uri is not None:
         return journal.resolve_uri(uri, root)
@@ -53,15 +63,21 @@ def target(folder: Path, root: Path, uri: str | None) -> str:
     if recorded is None:
         return journal.default_uri(root)
     here = journal.resolve_uri(None, root)
-    if mask(here) == recorded:
-        return here
+    for known in (here, journal.resolve_uri(named, root)):
+        if mask(known) == recorded:
+            return known
     if "***@" in recorded:
         raise ValueError(f"MLFLOW_TRACKING_URI must be the address {recorded} with its password, but got {mask(here)}.")
+    if not journal.within(recorded, root):
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI must be {recorded}, which the session names, but got {mask(here)}. If that store is "
+            f"yours: MLFLOW_TRACKING_URI={shlex.quote(recorded)} manyfit sync delivers it."
+        )
     return str(recorded)
 
 
-def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncReport:
-    """Deliver what ended sessions left in the spool, to the store each was meant for, or to `uri`.
+def sync(root: Path, uri: str | None = None, rejects: bool = False, named: str | None = None) -> SyncReport:
+    """Deliver what ended sessions left in the spool, to the store each was meant for (see `target`), or to `uri`.
 
     With `rejects` also what was set aside before, into new runs.
     """
@@ -75,7 +91,7 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False) -> SyncRepor
             if journal.empty(folder):
                 journal.discard(folder)
                 continue
-            address = target(folder, root, uri)
+            address = target(folder, root, uri, named)
             stores[address] = stores.get(address) or Store(address, root)
             done.append(replay(stores[address], folder))
         except Exception as error:
