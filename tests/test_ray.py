@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from omegaconf import OmegaConf
 from conftest import command, started
 from hydra_plugins.manyfit.fused import RayConfig, launch_of
 from manyfit.config.errors import ConfigError
+from manyfit.parallel import ray_cluster
+from manyfit.parallel.launch import Launch
 from manyfit.parallel.ray_cluster import Place
 from test_cli import client, runs
 from test_launcher import children
@@ -200,8 +204,43 @@ def test_a_single_run_is_refused(tmp_path: Path) -> None:
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence says what to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="must have Ray, which is not installed. pip install 'ray"):
+    with pytest.raises(ConfigError, match="fused where Ray is not installed, but got ray. pip install 'ray"):
         launch_of(OmegaConf.structured(RayConfig))
+
+
+def test_ray_that_was_imported_before_asks_for_a_token_too() -> None:
+    """Another library may have; Ray itself says that it does, and that it has one."""
+    code = (
+        "import ray\nfrom manyfit.parallel.ray_cluster import _prepare\n_prepare()\n"
+        "from ray._private.authentication.authentication_utils import is_token_auth_enabled\n"
+        "from ray._raylet import AuthenticationTokenLoader\n"
+        "print(is_token_auth_enabled(), AuthenticationTokenLoader.instance().has_token())"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=True
+    )
+    assert said.stdout == "True True\n"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu", "refusal"),
+    [
+        ([], False, "address must be of a cluster with a node that has CPUs, but got none"),
+        ([{"CPU": 0.0}], False, "address must be of a cluster with a node that has CPUs, but got none"),
+        ([{"CPU": 9.0}], True, "address must be of a cluster with a node that has a GPU and CPUs, but got none"),
+        ([{"CPU": 2.0}, {"CPU": 4.0}], False, "cpus_per_worker must be <= 4, which a node has, but got 8."),
+    ],
+)
+def test_a_cluster_without_room(
+    nodes: list[dict[str, float]], gpu: bool, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence says what there is too little of."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    cluster = object.__new__(ray_cluster.Cluster)
+    cluster.launch = Launch(ray=True, address="head:6379", cpus_per_worker=8)
+    with pytest.raises(ConfigError, match=f"hydra.launcher.{re.escape(refusal)}"):
+        cluster.workers(gpu)
 
 
 def test_a_node_must_be_as_this_machine() -> None:

@@ -278,7 +278,7 @@ def grid(
         looks = bool(experiment and claims.looks_at_networks(experiment.claim))
         if looks and first.autoresume:
             raise ConfigError(
-                "autoresume must be false with a claim that looks at networks, since they are not stored."
+                "autoresume must be false with a claim that looks at networks, which are not stored, but got true."
             )
         if looks:
             sweep.networks = None

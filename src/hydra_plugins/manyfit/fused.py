@@ -97,7 +97,9 @@ def launch_of(launcher: DictConfig) -> Launch:
 def _launch(settings: Mapping[str, Any]) -> Launch:
     ray = "address" in settings
     if ray and importlib.util.find_spec("ray") is None:
-        raise ConfigError("hydra/launcher=ray must have Ray, which is not installed. pip install 'ray>=2.50,<3'")
+        raise ConfigError(
+            "hydra/launcher must be fused where Ray is not installed, but got ray. pip install 'ray>=2.50,<3'"
+        )
     return Launch(
         ray=ray, **{key: None if value == "auto" and key != "address" else value for key, value in settings.items()}
     )

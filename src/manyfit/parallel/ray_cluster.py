@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -204,31 +204,45 @@ class Cluster:
         """
         import ray
 
-        share, most = self._share(gpu)
+        nodes = self._nodes(gpu)
+        share, most = self._share(nodes, gpu)
         if not most and not self.launch.workers:
-            what = "a GPU and such CPUs" if gpu else "so many CPUs"
-            raise ConfigError(f"hydra.launcher.cpus_per_worker must be less than {share}: no node has {what}.")
+            raise _no_room(share, nodes, gpu)
         kind = ray.remote(Actor).options(num_cpus=share, num_gpus=int(gpu), max_restarts=0, max_concurrency=2)
         start = functools.partial(kind.remote, Place(), gpu, share)
         return [RayWorker(start) for _ in range(self.launch.workers or most)]
 
-    def _share(self, gpu: bool) -> tuple[int, int]:
+    def _nodes(self, gpu: bool) -> list[tuple[int, int]]:
+        """CPUs and GPUs of each node that can work."""
+        import ray
+
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        has = [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in there]
+        return [(cpus, gpus) for cpus, gpus in has if cpus and (gpus or not gpu)]
+
+    def _share(self, has: Sequence[tuple[int, int]], gpu: bool) -> tuple[int, int]:
         """The CPUs of a worker, and how many workers there is room for.
 
         Nodes are taken for alike: each worker gets those of the smallest, or its part of them for each GPU. A machine
         by itself is shared by as many workers as were asked for.
         """
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        has = [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in nodes]
-        has = [(cpus, gpus) for cpus, gpus in has if cpus and (gpus or not gpu)]
         of_each = [gpus if gpu else (1 if self.launch.address else self.launch.workers or 1) for _, gpus in has]
         alike = [max(1, cpus // n) for (cpus, _), n in zip(has, of_each, strict=True)]
         share = self.launch.cpus_per_worker or min(alike, default=1)
         room = [min(cpus // share, gpus if gpu else cpus) for cpus, gpus in has]
         self.beside = max(room, default=1)
         return share, sum(room)
+
+
+def _no_room(share: int, nodes: Sequence[tuple[int, int]], gpu: bool) -> ConfigError:
+    """That none of these nodes has so many CPUs for a worker, or that there is no node."""
+    if not nodes:
+        return ConfigError(
+            f"hydra.launcher.address must be of a cluster with a node that has {'a GPU and ' * gpu}CPUs, but got none. "
+            "`ray start` adds one; hydra.launcher.workers=1 waits for it."
+        )
+    most = max(cpus for cpus, _ in nodes)
+    return ConfigError(f"hydra.launcher.cpus_per_worker must be <= {most}, which a node has, but got {share}.")
 
 
 def _join(launch: "Launch") -> None:
@@ -256,7 +270,9 @@ def _start(launch: "Launch") -> None:
     try:
         ray.init("local", num_cpus=cores, include_dashboard=False, **SAYS_LITTLE)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"hydra/launcher=ray must be able to start Ray, but {_first_line(error)}") from error
+        raise ConfigError(
+            f"hydra/launcher must be fused where Ray cannot start, but got ray: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -264,11 +280,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _prepare() -> None:
-    """What Ray reads when it is imported: of whom a Ray of this command, which listens to the network, takes orders."""
+    """What Ray reads when it is imported: of whom a Ray of this command, which listens to the network, takes orders.
+
+    Where somebody has imported it before, it reads that again.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else last of all, and a busy machine never comes to them
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    there = sys.modules.get("ray")
+    if "RAY_AUTH_MODE" in os.environ or (there and there.is_initialized()):  # a person has decided
+        return
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if there:
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # it is compiled
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
