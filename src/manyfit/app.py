@@ -119,45 +119,63 @@ def _alone(
             tracker = tracker_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if job.data.note:
-        screen.note(job.data.note)
-    if config.choices.get("data") in ("csv", "arrays", "images"):
-        screen.say(line("data", job.data.summary))
-    if config.choices.get("data") == "csv":  # a column that gives the target away is best seen here
-        screen.say(line("inputs", f"of {config.data.arguments['target']}: {_listed(job.data.encoding.columns)}"))
+    _say_data(job, screen)
     with tracker:
-        with screen.stage("importing Lightning"):
-            from manyfit.training import fitting, recording, words
-
-        changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
-        ids = [earlier.run_id] if earlier else None
-        recorder = recording.Recorder(tracker, [job], tags=[changed], run_ids=ids)
-        folder = earlier.folder if earlier else folder_of(recorder.runs[0].id)
-        if noted and not earlier:
-            noted.begin(recorder.runs[0].id)
-        save_to = folder if config.checkpoint and not isinstance(tracker, NoTracker) else None
-        try:
-            collect_garbage()
-            with screen.stage("training"):
-                goes_on = folder if earlier and earlier.epoch else None
-                (result,) = fitting.fit([job], recorder, screen=screen, save_to=save_to, resume=goes_on)
-        except BaseException as error:
-            recorder.fail(error)
-            if not isinstance(error, Exception):
-                off = isinstance(tracker, NoTracker)
-                kept = f"the run is KILLED and keeps its {max(recorder.recorded[0], 0)} epochs"
-                error.add_note("nothing is kept: tracking=off" if off else kept)
-            _deliver(tracker, recorder.runs[0], screen, _after_all(config, earlier) if folder.exists() else None)
-            raise
-        screen.say(words.summary(result))
-        by_itself = result.reason == "stopped early" and config.trainer.patience is None  # and would do so again
-        further = save_to and result.status == "FINISHED" and not by_itself
-        _deliver(tracker, recorder.runs[0], screen, _further(result) if further else None)
+        result, run = _trained(job, tracker, screen, earlier, noted)
     if tracker.lost:
         raise TrainingError(tracker.lost)
     if noted:
         noted.end(tells=result.status == "FINISHED")
-    return result, recorder.runs[0]
+    return result, run
+
+
+def _say_data(job: "Job", screen: Screen) -> None:
+    """What a person is to see of the data before anything is trained on them."""
+    if job.data.note:
+        screen.note(job.data.note)
+    kind = job.config.choices.get("data")
+    if kind in ("csv", "arrays", "images"):
+        screen.say(line("data", job.data.summary))
+    if kind == "csv":  # a column that gives the target away is best seen here
+        screen.say(line("inputs", f"of {job.config.data.arguments['target']}: {_listed(job.data.encoding.columns)}"))
+
+
+def _trained(
+    job: "Job", tracker: Tracker | NoTracker, screen: Screen, earlier: Earlier | None, noted: Unfinished | None
+) -> "tuple[Result, TrackedRun]":
+    """Train a run, sum it up and deliver it, however it ends; see `_alone`."""
+    with screen.stage("importing Lightning"):
+        from manyfit.training import fitting, recording, words
+
+    changed = {"resumed": "; ".join(earlier.changes)} if earlier and earlier.changes else {}
+    ids = [earlier.run_id] if earlier else None
+    recorder = recording.Recorder(tracker, [job], tags=[changed], run_ids=ids)
+    (run,) = recorder.runs
+    folder = earlier.folder if earlier else folder_of(run.id)
+    if noted and not earlier:
+        noted.begin(run.id)
+    save_to = folder if job.config.checkpoint and not isinstance(tracker, NoTracker) else None
+    try:
+        collect_garbage()
+        with screen.stage("training"):
+            goes_on = folder if earlier and earlier.epoch else None
+            (result,) = fitting.fit([job], recorder, screen=screen, save_to=save_to, resume=goes_on)
+    except BaseException as error:
+        recorder.fail(error)
+        if not isinstance(error, Exception):
+            error.add_note(_kept(tracker, recorder.recorded[0]))
+        _deliver(tracker, run, screen, _after_all(job.config, earlier) if folder.exists() else None)
+        raise
+    screen.say(words.summary(result))
+    _deliver(tracker, run, screen, _further(result) if save_to else None)
+    return result, run
+
+
+def _kept(tracker: Tracker | NoTracker, epochs: int) -> str:
+    """What an interrupt leaves of a run."""
+    if isinstance(tracker, NoTracker):
+        return "nothing is kept: tracking=off"
+    return f"the run is KILLED and keeps its {max(epochs, 0)} epochs"
 
 
 def _listed(names: "Iterable[str]", most: int = 12) -> str:
@@ -183,9 +201,12 @@ def _trusting(config: Config) -> list[str]:
     return [f"trusted=[{','.join(config.trusted)}]"] if config.trusted else []
 
 
-def _further(result: "Result") -> str:
-    """What a command says behind `resume=<id>` to go on with a run."""
+def _further(result: "Result") -> str | None:
+    """What a command says behind `resume=<id>` to go on with a run; None where it ended badly, or would end again."""
     config = result.config
+    by_itself = result.reason == "stopped early" and config.trainer.patience is None
+    if result.status != "FINISHED" or by_itself:
+        return None
     patience = ["trainer.patience=null"] if result.reason == "stopped early" else []
     return " ".join([f"epochs={2 * config.epochs}", *patience, *_trusting(config)])
 
@@ -252,39 +273,18 @@ def grid(
     """
     if not jobs:
         raise ConfigError("a grid must have a job, but a key has no value.")
-    swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
-    alike = not any(o.startswith(("data=", "data.")) and not o.startswith("data.fold=") for o in swept)
-    # where the data are swept over, what all jobs share names other data, or none; and no fold
-    shared = alike and first.data.get("folds") is None
-    config = parse(first, first.hydra.runtime.choices, first.hydra.overrides.task) if shared else compose(jobs[0])
-    name = config.choices.get("experiment")
-    on = config.experiment if alike else "several data"
-    about = f"experiment {name}: {len(jobs)} runs" if name else f"grid of {len(jobs)} runs on {on}"
+    config, about = _shared(first, arguments, jobs, compose)
     with Screen(about, says) as screen:
         with screen.stage("importing torch"):
             from manyfit.training.prepared import Preparation
         preparation = Preparation()
         with as_written(partial(looked_up, first)):
             experiment, configs = _accepted(first, jobs, beside, compose, preparation, wish, screen)
-            accepted = [list(job) for job in configs]
-            usual = settings(OmegaConf.create())
-            sought = usual if experiment else settings(first)
-            if sought != usual:
-                from manyfit.sweeps.rounds import check_objective
-
-                check_objective(sought, preparation.job(compose(accepted[0])))
+            sought = _sought(first, experiment, configs, preparation)
+        accepted = [list(job) for job in configs]
         sweep = Sweep(" ".join(arguments), config, len(accepted), launch, screen=screen)
         sweep.preparation = preparation
-        looks = bool(experiment and claims.looks_at_networks(experiment.claim))
-        if looks and first.autoresume:
-            raise ConfigError(
-                "autoresume must be false with a claim that looks at networks, which are not stored, but got true."
-            )
-        if looks:
-            sweep.networks = None
-        elif config.tracking.kind != "off":
-            fingerprint = again.fingerprint_of(map(preparation.job, configs.values()), sought, experiment)
-            sweep.noted = Unfinished(Path.cwd(), fingerprint)
+        _note(sweep, first, experiment, configs.values(), sought)
         with sweep.noted or contextlib.nullcontext():
             if sweep.noted and not _begins(sweep, sweep.noted, first.autoresume):
                 return sweep
@@ -294,6 +294,55 @@ def grid(
                 broken = _concluded(sweep, experiment, sought)
                 sweep.failure = _failure(sweep, experiment, broken)
     return sweep
+
+
+def _shared(
+    first: DictConfig,
+    arguments: Sequence[str],
+    jobs: Sequence[Sequence[str]],
+    compose: Callable[[Sequence[str]], Config],
+) -> tuple[Config, str]:
+    """What all jobs of a grid share, and what it is about, in words; see `grid`."""
+    swept = [override.lstrip("+") for override in set(jobs[0]) - set(arguments)]
+    alike = not any(o.startswith(("data=", "data.")) and not o.startswith("data.fold=") for o in swept)
+    # where the data are swept over, what all jobs share names other data, or none; and no fold
+    shared = alike and first.data.get("folds") is None
+    config = parse(first, first.hydra.runtime.choices, first.hydra.overrides.task) if shared else compose(jobs[0])
+    if name := config.choices.get("experiment"):
+        return config, f"experiment {name}: {len(jobs)} runs"
+    return config, f"grid of {len(jobs)} runs on {config.experiment if alike else 'several data'}"
+
+
+def _sought(
+    first: DictConfig,
+    experiment: Experiment | None,
+    configs: Mapping[tuple[str, ...], Config],
+    preparation: "Preparation",
+) -> Settings:
+    """What a grid is ranked by; an experiment has a claim for that."""
+    usual = settings(OmegaConf.create())
+    sought = usual if experiment else settings(first)
+    if sought != usual:
+        from manyfit.sweeps.rounds import check_objective
+
+        check_objective(sought, preparation.job(next(iter(configs.values()))))
+    return sought
+
+
+def _note(
+    sweep: Sweep, first: DictConfig, experiment: Experiment | None, configs: Iterable[Config], sought: Settings
+) -> None:
+    """Where a grid is, for the same command later; that of a claim that looks at networks, which go, begins anew."""
+    looks = bool(experiment and claims.looks_at_networks(experiment.claim))
+    if looks and first.autoresume:
+        raise ConfigError(
+            "autoresume must be false with a claim that looks at networks, which are not stored, but got true."
+        )
+    if looks:
+        sweep.networks = None
+    elif sweep.config.tracking.kind != "off":
+        fingerprint = again.fingerprint_of(map(sweep.preparation.job, configs), sought, experiment)
+        sweep.noted = Unfinished(Path.cwd(), fingerprint)
 
 
 def _failure(sweep: Sweep, experiment: Experiment | None, broken: str) -> TrainingError | None:
