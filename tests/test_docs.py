@@ -42,7 +42,8 @@ from lightnings import Tensors as Data
 import sys
 from pathlib import Path
 from manyfit import running
-sys.exit(running.command(sys.argv[1:], [Path({str(CONF)!r})]))
+if __name__ == "__main__":  # which workers import
+    sys.exit(running.command(sys.argv[1:], [Path({str(CONF)!r})]))
 """,
 }
 
