@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from swept import FakeSweep
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores Ctrl-C, and so would its runs
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise one started with nohup
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

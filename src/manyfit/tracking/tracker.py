@@ -200,8 +200,11 @@ class Tracker:
         try:
             self._delivered = not self.lost and self._wait(timeout)
         except KeyboardInterrupt:  # another Ctrl-C: the uploader goes on alone, and ends the runs
+            done = self._uploader.poll() == 0
             self._uploader.returncode = STILL_AT_WORK
             self._final = journal.acks(self._journal.folder)
+            if done:
+                journal.discard(self._journal.folder)
             self._journal.release()
             raise
         self._final = journal.acks(self._journal.folder)

@@ -63,7 +63,7 @@ def attend(folder: Path, owner: int) -> bool:
         if last:
             break
         due = time.monotonic() + wait
-    if abandoned and arrived:
+    if arrived and not journal.alive(folder):  # it is gone, or has let go while it waited for us
         journal.discard(folder)
     return arrived
 
