@@ -36,6 +36,14 @@ GRID = ["-m", *NETWORK, "epochs=8", "optimizer.lr=1e-4,1e-3,3e-3,3e-2", "optimiz
 SEARCH = ["sweep=lr", *NETWORK, "epochs=7", "sweep.n_trials=48", "sweep.seeds=1", "sweep.confirm_seeds=2"]
 
 
+@pytest.fixture(autouse=True)
+def _path_of_others() -> Iterator[None]:
+    """Ray puts a folder of its own first; other tests trust what is beside them."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator["Cluster"]:
     """A node of one CPU, to which tests add another."""
@@ -241,6 +249,14 @@ def test_a_cluster_without_room(
     cluster.launch = Launch(ray=True, address="head:6379", cpus_per_worker=8)
     with pytest.raises(ConfigError, match=f"hydra.launcher.{re.escape(refusal)}"):
         cluster.workers(gpu)
+
+
+def test_modules_beside_the_command_stay_the_first() -> None:
+    """Ray puts a folder of its own before theirs when it is imported."""
+    told = "import sys; from manyfit.parallel.ray_cluster import _path_kept; first = sys.path[0]\n"
+    told += "with _path_kept():\n    import ray\n"
+    told += "assert sys.path[0] == first and any('ray' in entry for entry in sys.path[1:]), sys.path"
+    subprocess.run([sys.executable, "-c", told], check=True)
 
 
 def test_a_node_must_be_as_this_machine() -> None:

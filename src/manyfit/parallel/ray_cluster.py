@@ -173,7 +173,8 @@ class Cluster:
     def __init__(self, launch: "Launch") -> None:
         if not launch.address:
             _prepare()
-        import ray
+        with _path_kept():
+            import ray
 
         self.launch, self.ours, self.beside = launch, not ray.is_initialized(), 1
         if self.ours:
@@ -295,6 +296,14 @@ def _prepare() -> None:
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _path_kept() -> Iterator[None]:
+    """Ray puts a folder of its own before that of the command, whose modules a config may name: now behind all."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
 
 
 @contextlib.contextmanager
