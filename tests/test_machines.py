@@ -68,7 +68,7 @@ def test_four_machines_share_a_study_through_every_fault(tmp_path: Path, postgre
         book = Study(studies)
         stack.callback(book.close)
         book.until(lambda trials: len({t.user_attrs.get("owner") for t in trials}) == 4 and done(trials) >= 4)
-        processes[2].send_signal(signal.SIGSTOP)
+        suspend(processes[2], book)
         suspended = time.monotonic()
         dead = killed_with_trials(processes[1], book)
         killed = time.time()
@@ -96,6 +96,20 @@ def test_four_machines_share_a_study_through_every_fault(tmp_path: Path, postgre
         finished = Counter(r.data.tags["optuna.trial"] for r in runs if "optuna.trial" in r.data.tags and well(r))
         assert {number: finished[str(number)] for number in finished} == dict.fromkeys(finished, 1)
         assert {int(number) for number in finished} >= {trial.number for trial in trials if not lost(trial)}
+
+
+def suspend(process: subprocess.Popen[str], book: "Study") -> None:
+    """Stop it, but not while it holds the study's lock: then nobody can go on."""
+    while True:
+        before = done(book.trials())
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if done(book.trials()) > before + 4:  # more than what was in training
+                return
+            time.sleep(0.1)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
 
 
 def killed_with_trials(process: subprocess.Popen[str], book: "Study") -> set[int]:

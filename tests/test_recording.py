@@ -206,6 +206,6 @@ def test_a_journal_that_does_not_reach_the_disk(tmp_path: Path, seeds: list[str]
         timeout=120,
         check=False,
     )
-    assert "look  manyfit ui, for what reached the disk" in done.stdout
+    assert "look  manyfit sync, once there is room, for what reached the disk" in done.stdout
     assert re.search("error: mlruns must take what is recorded, but .*File too large.* is lost", done.stderr)
     assert done.returncode == 1

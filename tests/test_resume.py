@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_the_same_command_again_and_again(tmp_path: Path) -> None:
         deadline = time.monotonic() + 90
         while not list(tmp_path.glob("mlruns/checkpoints/*/epoch-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)  # it would be done before the other has started
         beside = command(tmp_path, *given)
         process.kill()
     assert "autoresume must be false while another process trains the same" in beside.stderr

@@ -459,8 +459,9 @@ def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callabl
         run.end("FINISHED")
         assert not tracker.close()
     assert len(upkeep.sync(tmp_path).held) == 1
-    server = MlflowClient(serve())
-    assert upkeep.sync(tmp_path).runs == 1
+    server = MlflowClient(address := serve())
+    assert upkeep.sync(tmp_path).runs == 0  # a journal does not choose a store
+    assert upkeep.sync(tmp_path, address).runs == 1
     experiment = server.get_experiment_by_name("digits")
     assert experiment is not None
     (found,) = server.search_runs([experiment.experiment_id])
