@@ -20,7 +20,7 @@ from optuna.storages._rdb import models
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.place import cache
 from manyfit.config.secrets import mask
-from manyfit.tracking import sqlite
+from manyfit.tracking import journal, sqlite
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds that a storage may be silent
@@ -34,11 +34,9 @@ class OutageError(TrainingError):
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite address, absolute; None: it is in memory, or no SQLite's."""
-    address = sqlalchemy.make_url(url)
-    if address.get_backend_name() != "sqlite" or not address.database or address.database[0] == ":":
-        return None
-    return Path(address.database.removeprefix("file:")).resolve()
+    """The file of an SQLite address, of a URI too, by its one name; None: it is in memory, or no SQLite's."""
+    path = journal.file_of(url.replace(":///file:", ":///", 1))
+    return path and path.resolve()
 
 
 def driver_options(url: str) -> dict[str, Any]:
