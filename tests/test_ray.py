@@ -136,6 +136,25 @@ def test_a_search_outlives_a_node(cluster: "Cluster", tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_is_pruned(cluster: "Cluster", tmp_path: Path) -> None:
+    """The cluster of this machine: epochs come back as they end and decisions go out, so that runs stop early."""
+    node = cluster.add_node(num_cpus=1)
+    auto = ["hydra/launcher=ray", "hydra.launcher.address=auto"]
+    pruned = command(tmp_path, *SEARCH, "pruner=median", *auto, RAY_ADDRESS=cluster.address, seconds=240)
+    cluster.remove_node(node)
+    assert pruned.returncode == 0, pruned.stderr
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/mlruns/optuna.db")
+    stopped = [trial for trial in study.trials if trial.state.name == "PRUNED"]
+    assert len(study.trials) == 48 == len(stopped) + sum(trial.state.name == "COMPLETE" for trial in study.trials)
+    assert stopped
+    early = [run for run in children(tmp_path).values() if "pruned_at" in run.data.tags]
+    assert len(early) == len(stopped)
+    for run in early:
+        assert len(values(tmp_path, run)["loss/val"]) == int(run.data.tags["pruned_at"]) + 1 < 8
+    assert "RUNNING" not in {run.info.status for run in runs(tmp_path)}
+
+
+@pytest.mark.slow
 def test_an_interrupt_ends_what_ray_runs(cluster: "Cluster", tmp_path: Path) -> None:
     """Ctrl-C, while one worker trains and another waits for a node: KILLED with its epochs, and no actor is left."""
     arguments = ["-m", "data=iris", "epochs=100000", "seed=1,2", "hydra.launcher.workers=2", *on(cluster)]

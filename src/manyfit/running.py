@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from manyfit import progress  # what else is imported takes longer than a person waits for the first word
 from manyfit.config import place
+from manyfit.parallel import signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,6 +24,7 @@ def command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
         folders: Of options, the first first; the last has config.yaml.
     """
     place.require_posix()
+    signals.insist()
     gc.disable()  # imports make a million objects and no garbage; training turns the collector on again
     atexit.register(gc.freeze)  # and at the end there is nothing worth a second's search
     try:

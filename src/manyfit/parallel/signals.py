@@ -35,6 +35,27 @@ def sigterm_exits() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def insist() -> None:
+    """Send a signal again whose exception was swallowed.
+
+    Nothing comes out of a `__del__`, or of a callback such as that of `importlib`'s locks: Python prints it, no more.
+    """
+    stops: dict[object, int] = {128 + number: number for number in ENDING}
+    say = sys.unraisablehook
+
+    def again(ignored: "sys.UnraisableHookArgs") -> None:
+        stop = ignored.exc_value
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stops.get(getattr(stop, "code", None))
+        if number is None:
+            say(ignored)
+            return
+        later = threading.Timer(0.01, os.kill, (os.getpid(), number))  # in here it would be swallowed as well
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+
+
 @contextlib.contextmanager
 def noted_signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""

@@ -69,6 +69,8 @@ def lr_sensitivity(settings: Sequence[Setting], objective: str, title: str) -> "
 
 def curves(rows: Sequence[Row], settings: Sequence[Setting], title: str) -> "Figure | None":
     """Every validation curve, the best marked; where seeds vary, mean and band of the best few settings."""
+    from matplotlib.collections import LineCollection
+
     known = [row for row in rows if row.loss_val is not None and np.isfinite(row.loss_val).any()]
     if not known:
         return None
@@ -78,8 +80,8 @@ def curves(rows: Sequence[Row], settings: Sequence[Setting], title: str) -> "Fig
     shown = [np.where(curve <= cap, curve, np.nan) for curve in all_curves]
     scale(axes, shown)
     faint = float(np.clip(6 / len(known), 0.15, 0.7))
-    for curve in all_curves:
-        axes.plot(np.arange(len(curve)), curve, color=GREY, linewidth=0.8, alpha=faint, zorder=2)
+    together = [np.column_stack((np.arange(len(curve)), curve)) for curve in all_curves]
+    axes.add_collection(LineCollection(together, colors=GREY, linewidths=0.8, alpha=faint, zorder=2), autolim=False)
     leading = [s for s in settings if math.isfinite(s.mean) and any(row.loss_val is not None for row in s.counted)]
     if not leading:
         return figure

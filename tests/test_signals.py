@@ -1,0 +1,42 @@
+"""What a process does when it is asked to end."""
+
+import subprocess
+import sys
+
+import pytest
+
+SWALLOWED = """
+import os, signal, sys, time, weakref
+from manyfit.parallel import signals
+
+class Thing: pass
+
+def callback(_):
+    {raised}
+
+signals.insist()
+with signals.sigterm_exits():
+    thing = Thing()
+    reference = weakref.ref(thing, callback)
+    del thing
+    try:
+        time.sleep(5)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("signal.raise_signal(signal.SIGINT)", 130, ""),
+        ("signal.raise_signal(signal.SIGTERM)", 143, ""),
+        ("raise ValueError('of its own'); ", 0, "ValueError: of its own"),
+    ],
+)
+def test_what_a_callback_swallows_comes_again(raised: str, code: int, said: str) -> None:
+    """An interrupt ends the process all the same, and in silence; any other exception is told as ever."""
+    program = SWALLOWED.format(raised=raised).replace("sleep(5)", f"sleep({5 if code else 0.1})")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert said in done.stderr if said else done.stderr == ""
