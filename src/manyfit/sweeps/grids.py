@@ -39,10 +39,11 @@ def _varied(configs: Sequence[Config]) -> list[dict[str, Value]]:
     options = {group for config in configs for group in config.choices}
     groups = sorted(g for g in options if len({config.choices.get(g) for config in configs}) > 1)
     flats = [config.flat() for config in configs]
+    named = {key for flat in flats for key in flat} - {"seed", "data.fold"}
     seen: dict[tuple[str, Any], set[str]] = defaultdict(set)
     for config, flat in zip(configs, flats, strict=True):
         chosen = tuple(config.choices.get(group) for group in groups)
-        for key in {key for other in flats for key in other} - {"seed", "data.fold"}:
+        for key in named:
             seen[key, chosen].add(json.dumps(flat.get(key), default=str))
     keys = sorted({key for (key, _), values in seen.items() if len(values) > 1})
     return [
