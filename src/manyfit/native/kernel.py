@@ -260,7 +260,7 @@ def entry(kind: Any) -> Any:
                     example = order[own_order + start + r]
                     targets[r] = y[own_y + example]
                     copy(a, r * width, x, example * width, width)
-                t = integers[INTEGERS.done] + s + 1
+                t = integers[INTEGERS.done] + 1
                 step = t if mode == TRAIN else 0
                 last = forward(program, values, w, a, d, p, slope, rows, streams, dropout, step, mode != EVALUATE)
                 z = grid(a, last * size, rows, width_out)
@@ -301,7 +301,9 @@ def entry(kind: Any) -> Any:
                 )
                 if table[CALL.updates] != 0:
                     _angle(w, before, part(updates, k * most, count), floats)
+                integers[INTEGERS.done] = t
                 if loss != loss and w[count - 1] != w[count - 1]:  # and so is all that comes, for ever
+                    integers[INTEGERS.done] += integers[INTEGERS.steps] - s - 1
                     break
         flushing(before_call)
 

@@ -52,7 +52,7 @@ class Integers(NamedTuple):
     first: int  # step within the epoch
     steps: int
     rates: int  # where they start
-    done: int  # steps in all before the first
+    done: int  # steps of training in all, counted as they are taken
 
 
 class Floats(NamedTuple):

@@ -116,7 +116,6 @@ class Native(Engine):
         integers[k, INTEGERS.first], integers[k, INTEGERS.steps] = first, last - first
         spans = zip(self.epoch_rates, first, last, strict=True)
         self.steps.run(k, rates=np.concatenate([rates[a:b] for rates, a, b in spans]))
-        integers[k, INTEGERS.done] += last - first
 
     def running(self) -> np.ndarray:
         """See Engine."""
