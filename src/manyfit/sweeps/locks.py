@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from manyfit.sweeps.storage import VANISHED, driver_options, is_outage, open_storage, sqlite_file
+from manyfit.sweeps.storage import driver_options, is_outage, open_storage, sqlite_file
 
 BEAT = 2.0  # seconds between signs of life
 DEADLINE = 20.0  # seconds without one after which an owner counts as dead
@@ -128,7 +128,7 @@ class AdvisoryLocks:
     @contextlib.contextmanager
     def named(self, name: str) -> Iterator[None]:
         """See Locks."""
-        with self._connected() as connection:  # its end is the lock's end
+        with self._engine.connect() as connection:  # its end is the lock's end
             connection.execute(sqlalchemy.text(f"set lock_timeout = '{HELD}s'"))
             connection.execute(sqlalchemy.text("select pg_advisory_lock(hashtext(:name))"), {"name": name})
             yield
@@ -143,7 +143,7 @@ class AdvisoryLocks:
         )
         if owner == self.owner:
             return False
-        with self._connected() as connection:
+        with self._engine.connect() as connection:
             known = {"restarted": RESTARTED, "ours": OURS, "key": _key(owner)}
             return bool(connection.execute(asked, known).scalar())
 
@@ -159,17 +159,10 @@ class AdvisoryLocks:
             connection.close()
 
     def _hold(self) -> sqlalchemy.Connection:
-        connection = self._connected()
+        connection = self._engine.connect()
         connection.execute(
             sqlalchemy.text("select pg_advisory_lock(:ours, :key)"), {"ours": OURS, "key": _key(self.owner)}
         )
-        return connection
-
-    def _connected(self) -> sqlalchemy.Connection:
-        """A connection that the server, too, gives up half a minute after the other end has vanished."""
-        connection = self._engine.connect()
-        for setting, value in VANISHED.items():
-            connection.execute(sqlalchemy.text(f"set tcp_{setting} = {value}"))
         return connection
 
 

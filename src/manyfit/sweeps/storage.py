@@ -40,10 +40,13 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def driver_options(url: str) -> dict[str, Any]:
-    """For a connection: half a minute after the other end has vanished it is given up."""
-    patient = sqlalchemy.make_url(url).get_driver_name().startswith("psycopg")
+    """For a connection: half a minute after an end of it has vanished the other gives it up, with all its locks."""
+    address = sqlalchemy.make_url(url)
+    if not address.get_driver_name().startswith("psycopg"):
+        return {}
     ours = {key if key.startswith("keepalives") else f"tcp_{key}": value for key, value in VANISHED.items()}
-    return {"connect_timeout": 10, **ours} if patient else {}
+    servers = [*address.normalized_query.get("options", ()), *(f"-c tcp_{k}={v}" for k, v in VANISHED.items())]
+    return {"connect_timeout": 10, **ours, "options": " ".join(servers)}
 
 
 @contextlib.contextmanager
