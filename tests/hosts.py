@@ -44,23 +44,30 @@ class Network:
         card = ["name", "eth0", "netns", self._space(host)]
         self._ip("hub", "link", "add", host, "type", "veth", "peer", *card)
         self._ip("hub", "link", "set", host, "master", "switch", "up")
-        self._ip(host, "addr", "add", f"10.77.0.{len(self.hosts)}/24", "dev", "eth0")
+        self._ip(host, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
         self._ip(host, "link", "set", "eth0", "up")
+        self._ip(host, "route", "add", "default", "via", HUB)
         self._ip(host, "link", "set", "lo", "up")
 
     def plug(self, host: str, state: Literal["up", "down"]) -> None:
         """While its cable is down, it and the others hear nothing of each other, nor that this is so."""
         self._ip("hub", "link", "set", host, state)
 
-    def on(self, host: str, name: str | None = None) -> list[str]:
+    def on(self, host: str, name: str | None = None, booted: bool = False) -> list[str]:
         """What a command line must begin with to be run there.
 
         Args:
             host: Where.
             name: What the host calls itself, if that is not what it is called here.
+            booted: It is the first process of the host, which sees no others and whose end is theirs.
         """
-        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name or host]
+        boot = ["--mount-proc", "--pid", "--fork", "--kill-child"] if booted else []
+        named = ["unshare", "--uts", *boot, "sh", "-c", 'hostname "$0" && exec "$@"', name or host]
         return ["ip", "netns", "exec", self._space(host), *named]
+
+    def address(self, host: str) -> str:
+        """In the network."""
+        return f"10.77.0.{self.hosts.index(host) + 1}"
 
     def _space(self, host: str) -> str:
         return f"manyfit-{os.getpid()}-{host}"

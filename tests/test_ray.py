@@ -1,5 +1,6 @@
 """Sweeps on a cluster of Ray, with nodes that die: the runs, the bits and the words of one process."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -20,6 +21,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from conftest import command, started
+from hosts import Network
 from hydra_plugins.manyfit.fused import RayConfig, launch_of
 from manyfit.config.errors import ConfigError
 from manyfit.parallel import ray_cluster
@@ -167,6 +169,75 @@ def test_an_interrupt_ends_what_ray_runs(cluster: "Cluster", tmp_path: Path) -> 
     (run,) = [run for run in runs(tmp_path) if "loss/val" in run.data.metrics]
     assert run.info.status == "KILLED"
     until(lambda: not [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Actor")], 15)
+
+
+RUN = "manyfit run -m model._target_=hosted.Net data=iris epochs=3 'seed=range(0,8)' hydra.launcher.max_members=2"
+RUN += " hydra/launcher=ray hydra.launcher.address=auto"
+HOSTED = """
+import pathlib, socket, torch
+class Net(torch.nn.Linear):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        pathlib.Path("built-on-" + socket.gethostname()).touch()
+"""
+BY_HAND = {
+    "first": f"""
+        ray get-auth-token --generate && ray start --head --num-cpus=1 && touch head
+        until [ -e joined ]; do sleep 0.2; done
+        {RUN}; code=$?
+        touch over; ray stop; exit $code""",
+    "second": """
+        until [ -e head ]; do sleep 0.2; done
+        ray start --address=10.77.0.2:6379 --num-cpus=1 && touch joined
+        until [ -e over ]; do sleep 0.2; done
+        ray stop""",
+}
+TOGETHER = f"""
+    [ $(hostname) = second ] || {{ ray get-auth-token --generate && touch head; }}
+    until [ -e head ]; do sleep 0.2; done
+    ray symmetric-run --address 10.77.0.2:6379 --min-nodes 2 --num-cpus 1 -- {RUN}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scripts", [BY_HAND, {"first": TOGETHER, "second": TOGETHER}], ids=["by hand", "symmetric-run"]
+)
+def test_two_hosts_join_as_the_documentation_says(tmp_path: Path, scripts: dict[str, str]) -> None:
+    """With a token, processes and a network card of its own each, on one disk: both train a network of one's own."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "hosted.py").write_text(HOSTED)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_worker_niceness": "0"}
+    with Network() as network, contextlib.ExitStack() as stack:
+        for host in scripts:
+            network.add(host)
+        first, second = (
+            stack.enter_context(_booted(network, host, script, tmp_path, environment))
+            for host, script in scripts.items()
+        )
+        assert first.wait(180) == 0, (tmp_path / "first.log").read_text()
+        if scripts is BY_HAND:  # else it goes on looking for the first, for a minute
+            assert second.wait(60) == 0, (tmp_path / "second.log").read_text()
+    assert len(children(tmp_path)) == 8
+    assert (tmp_path / "built-on-second").exists()
+
+
+@contextlib.contextmanager
+def _booted(
+    network: Network, host: str, script: str, folder: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The host does what the script says, and is then switched off; what Ray writes is of each host its own."""
+    words = ["bash", "-c", f"mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray\n{script}"]
+    with (folder / f"{host}.log").open("w") as log:
+        process = subprocess.Popen(
+            [*network.on(host, booted=True), *words], cwd=folder, env=environment, stdout=log, stderr=log
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 @pytest.mark.slow
