@@ -171,7 +171,7 @@ def test_an_interrupt_ends_what_ray_runs(cluster: "Cluster", tmp_path: Path) -> 
     until(lambda: not [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Actor")], 15)
 
 
-RUN = "manyfit run -m model._target_=hosted.Net data=iris epochs=3 'seed=range(0,8)' hydra.launcher.max_members=2"
+RUN = "manyfit run -m model._target_=hosted.Net data=iris epochs=3 seed=0,1,2,3,4,5,6,7 hydra.launcher.max_members=2"
 RUN += " hydra/launcher=ray hydra.launcher.address=auto"
 HOSTED = """
 import pathlib, socket, torch
@@ -195,7 +195,8 @@ BY_HAND = {
 TOGETHER = f"""
     [ $(hostname) = second ] || {{ ray get-auth-token --generate && touch head; }}
     until [ -e head ]; do sleep 0.2; done
-    ray symmetric-run --address 10.77.0.2:6379 --min-nodes 2 --num-cpus 1 -- {RUN}"""
+    ray symmetric-run --address 10.77.0.2:6379 --min-nodes 2 --num-cpus 1 -- bash -c '{RUN} && touch well'
+    [ -e well ]"""
 
 
 @pytest.mark.slow
@@ -227,8 +228,9 @@ def test_two_hosts_join_as_the_documentation_says(tmp_path: Path, scripts: dict[
 def _booted(
     network: Network, host: str, script: str, folder: Path, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The host does what the script says, and is then switched off; what Ray writes is of each host its own."""
-    words = ["bash", "-c", f"mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray\n{script}"]
+    """The host does what the script says, and is switched off; it has a folder of Ray's, and asks nobody for names."""
+    boot = "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount --bind /dev/null /etc/resolv.conf"
+    words = ["bash", "-c", f"{boot}\n{script}\nexit $?"]
     with (folder / f"{host}.log").open("w") as log:
         process = subprocess.Popen(
             [*network.on(host, booted=True), *words], cwd=folder, env=environment, stdout=log, stderr=log
