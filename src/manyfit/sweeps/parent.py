@@ -272,7 +272,7 @@ class Sweep:
 
     def _side_by_side(self, populations: Sequence[Mapping[int, "Job"]], pool: "Pool") -> None:
         """Each population has a thread that looks after it, and goes to the next free worker."""
-        with self.screen.stage("starting workers"):
+        with self.screen.stage("waiting for room on the cluster" if self.cluster else "starting workers"):
             pool.ready()
 
         def look_after(members: "Mapping[int, Job]") -> None:
