@@ -194,11 +194,12 @@ def test_grids_become_jobs() -> None:
     [["-m", "optimizer.lr=1e-3,3e-2"], ["sweep=lr"], [], ["-m", "hydra/sweeper=basic", "seed=1,2"]],
     ids=["grid", "search", "run", "Hydra's sweeper"],
 )
-def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str]) -> None:
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm"])
+def test_foreign_launchers_are_refused(tmp_path: Path, how: list[str], launcher: str) -> None:
     """A launcher whose jobs are processes of their own leaves orphans: refused before there is a run or a study."""
-    done = command(tmp_path, *how, "data=iris", "epochs=2", "hydra/launcher=joblib")
+    done = command(tmp_path, *how, "data=iris", "epochs=2", f"hydra/launcher={launcher}")
     assert done.returncode == 1
-    assert "hydra/launcher must be fused, ray or basic, but got joblib" in done.stderr
+    assert f"hydra/launcher must be fused, ray or basic, but got {launcher}" in done.stderr
     assert "Traceback" not in done.stderr
     assert runs(tmp_path) == []
     assert not (tmp_path / "mlruns").exists()

@@ -190,13 +190,14 @@ sys.exit(running.command(sys.argv[1:], [Path({conf!r})]))
 """
 
 
+@pytest.mark.parametrize("engine", ["native", pytest.param("batched", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("launcher", "halved"), [([], False), (["hydra.launcher.max_members=24"], True)])
-def test_too_little_memory_for_all_at_once(tmp_path: Path, launcher: list[str], halved: bool) -> None:
+def test_too_little_memory_for_all_at_once(tmp_path: Path, launcher: list[str], halved: bool, engine: str) -> None:
     """Under `ulimit -v` populations are as large as fits; one that is not is halved until it does. None is lost."""
     run = tmp_path / "run.py"
     run.write_text(LIMITED.format(pages="open('/proc/self/statm').read().split()[0]", room=500, conf=str(CONF)))
     wide = ["data=digits", "data.train_size=64", "epochs=1", "model.hidden=[1024,1024]", "tracking=off"]
-    done = command(tmp_path, "-m", *wide, "seed=range(24)", *launcher, run=run)
+    done = command(tmp_path, "-m", *wide, f"trainer.engine={engine}", "seed=range(24)", *launcher, run=run)
     assert done.returncode == 0, done.stderr
     assert "24 finished" in done.stdout
     assert ("24 runs failed together" in done.stderr) == halved
