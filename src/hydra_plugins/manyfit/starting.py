@@ -211,13 +211,13 @@ def mode_of(loader: ConfigLoader, overrides: list[str], multirun: bool) -> RunMo
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     swept = [override for override in parsed if override.is_sweep_override()]
     require_vouched(cfg, [override for override in parsed if override not in swept])
-    require_harmless(cfg)
-    if cfg.hydra.launcher._target_ not in LAUNCHERS:
+    if dict(tree["hydra"]["launcher"] or {}).get("_target_") not in LAUNCHERS:  # as written
         raise ConfigError(
             f"hydra/launcher must be fused, ray or basic, but got {cfg.hydra.runtime.choices['hydra/launcher']}: its "
             "jobs would be runs without a sweep. Leave it out: hydra.launcher.workers=2 spreads a sweep over a "
             "machine, hydra/launcher=ray over a cluster, SLURM's too (docs/machines.md)."
         )
+    require_harmless(cfg)
     if cfg.hydra.launcher._target_ == LAUNCHERS[2] and not cfg.hydra.sweeper._target_.startswith(OURS):
         raise ConfigError(
             f"hydra/launcher must be fused with hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}, but got "
