@@ -18,6 +18,7 @@ from manyfit.tracking.doctor import _unfinished, doctor
 from manyfit.tracking.store import Store
 from manyfit.tracking.tracker import Tracker
 from manyfit.tracking.unfinished import Unfinished
+from test_sqlite import aged
 
 
 @pytest.fixture
@@ -117,6 +118,24 @@ def test_a_half_made_store(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert list(root.glob("mlruns/mlflow.db.half-made-*")) == []
     assert doctor(root, fix=True)[0].startswith("mended: store")
     assert len(list(root.glob("mlruns/mlflow.db.half-made-*"))) >= 1
+    assert cli.main(["doctor"]) == 0
+
+
+def test_a_store_of_an_older_mlflow(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, and nothing is asked of it, which would renew it; with --fix it is renewed, and a copy stays."""
+    path = root / "mlruns" / "mlflow.db"
+    now = sqlite.revision(path)
+    old = aged(path)
+    before = path.read_bytes()
+    assert cli.main(["doctor"]) == 1
+    assert (
+        f"is of an older MLflow (its tables are {old}); a copy stays (manyfit doctor --fix" in capsys.readouterr().out
+    )
+    assert path.read_bytes() == before
+    assert doctor(root, fix=True)[0].startswith("mended: store")
+    assert sqlite.revision(path) == now
+    (copy,) = (root / "mlruns").glob(f"mlflow.{old}.*.db")
+    assert sqlite.revision(copy) == old
     assert cli.main(["doctor"]) == 0
 
 

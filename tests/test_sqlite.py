@@ -3,10 +3,11 @@
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -16,6 +17,7 @@ from mlflow.store.db import utils
 
 import forked
 from forked import SERVER
+from manyfit.sweeps.storage import open_storage
 from manyfit.tracking import leftovers, sqlite
 from manyfit.tracking.store import Store
 from manyfit.tracking.store import tables as store_tables
@@ -40,7 +42,7 @@ def tables(path: Path) -> list[tuple[str]]:
 def test_it_is_made_once(tmp_path: Path) -> None:
     made: list[Path] = []
     for name in ("a.db", "b.db"):
-        sqlite.begin(tmp_path / name, tmp_path / "cache" / "kept.db", maker(made))
+        sqlite.begin(tmp_path / name, tmp_path / "cache" / "kept.db", maker(made), print)
         assert tables(tmp_path / name) == [("t",)]
         with closing(sqlite3.connect(tmp_path / name)) as connection:
             assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
@@ -52,13 +54,13 @@ def test_it_is_made_once(tmp_path: Path) -> None:
 def test_a_damaged_copy_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     kept, made = tmp_path / "kept.db", list[Path]()
     kept.write_bytes(damage)
-    sqlite.begin(tmp_path / "a.db", kept, maker(made))
+    sqlite.begin(tmp_path / "a.db", kept, maker(made), print)
     assert tables(tmp_path / "a.db") == tables(kept) == [("t",)]
 
 
 def test_no_copy_need_be_kept(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    sqlite.begin(tmp_path / "a.db", tmp_path / "cache" / "kept.db", maker([]))
+    sqlite.begin(tmp_path / "a.db", tmp_path / "cache" / "kept.db", maker([]), print)
     assert tables(tmp_path / "a.db") == [("t",)]
 
 
@@ -70,7 +72,7 @@ def test_one_that_could_not_be_made_is_not_there(tmp_path: Path) -> None:
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", broken)
+        sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", broken, print)
     assert not list(tmp_path.iterdir())
 
 
@@ -79,7 +81,7 @@ def test_what_another_made_meanwhile_stays(tmp_path: Path) -> None:
         maker([])(path)
         (tmp_path / "a.db").write_text("another's")
 
-    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", make)
+    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", make, print)
     assert (tmp_path / "a.db").read_text() == "another's"
 
 
@@ -88,7 +90,7 @@ def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError("no links here")
 
     monkeypatch.setattr("os.link", refused)
-    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", maker([]))
+    sqlite.begin(tmp_path / "a.db", tmp_path / "kept.db", maker([]), print)
     assert tables(tmp_path / "a.db") == [("t",)]
 
 
@@ -168,6 +170,87 @@ def test_any_sqlite_store_is_there_whole_or_not_at_all(tmp_path: Path, at: int) 
     assert path.exists()
 
 
+def write_and_wait(path: str) -> None:
+    """Make a table of MLflow's, ahead of the database itself, and stay."""
+    connection = sqlite3.connect(path)
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("create table runs (of_long_ago)")
+    signal.pause()
+
+
+@contextmanager
+def written_ahead(path: Path) -> Iterator[bytes]:
+    """What is written ahead by a process that is killed at the end."""
+    log = Path(f"{path}-wal")
+    process = SERVER.Process(target=write_and_wait, args=(str(path),))
+    process.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.stat().st_size > 4096) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield log.read_bytes()
+    finally:
+        process.kill()
+        process.join()
+
+
+OPENS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "runs": (lambda path: Store(f"sqlite:///{path}", path.parent), "experiments"),
+    "trials": (lambda path: open_storage(f"sqlite:///{path}"), "trials"),
+}
+
+
+def columns(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [name for _, name, *_ in connection.execute("pragma table_info(runs)")]
+
+
+@pytest.mark.parametrize("which", OPENS)
+def test_what_is_left_of_a_database_is_not_read_into_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    """Removed by hand after a kill, but not its log: that keeps another name, which is said, and the store is new."""
+    path, (opens, table) = tmp_path / "other.db", OPENS[which]
+    with written_ahead(path) as log:
+        pass
+    path.unlink()
+    opens(path)
+    assert (table,) in tables(path)
+    assert "of_long_ago" not in columns(path)
+    (aside,) = tmp_path.glob("other.db.left-*-wal")
+    assert aside.read_bytes() == log
+    said = capsys.readouterr()
+    assert f"what was left of one that is gone is kept as {aside.name} and " in said.out + said.err
+
+
+def killed_between(path: str) -> None:
+    """Open a store, killed as soon as the first of its files is renamed."""
+    rename = os.rename
+
+    def once(*names: str) -> None:
+        rename(*names)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.rename, sqlite.STILL = once, 0.0  # type: ignore[assignment]
+    make_a_store(path)
+
+
+def test_killed_while_a_store_is_set_aside(tmp_path: Path) -> None:
+    """With its log not yet: the next start opens a new one all the same, and both are kept."""
+    path = tmp_path / "other.db"
+    with written_ahead(path):
+        process = SERVER.Process(target=killed_between, args=(str(path),))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert not path.exists()
+    assert Path(f"{path}-wal").exists()
+    Store(f"sqlite:///{path}", tmp_path)
+    assert "of_long_ago" not in columns(path)
+    assert list(tmp_path.glob("other.db.half-made-*"))
+    assert list(tmp_path.glob("other.db.left-*-wal"))
+
+
 def test_a_half_made_one_with_runs_stays(tmp_path: Path) -> None:
     """What a user has is not moved, however broken the rest is; nor is a database of somebody else's."""
     path = tmp_path / "other.db"
@@ -243,6 +326,17 @@ def test_an_empty_file_that_another_has_just_made_is_waited_for(
     assert leftovers.find(tmp_path) == []
 
 
+def aged(path: Path) -> str:
+    """Bring a store to the tables of an older MLflow; their revision."""
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{path}")
+    config = utils._get_alembic_config(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "-1")
+    engine.dispose()
+    return str(sqlite.revision(path))
+
+
 def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is brought to this one's tables, which is said; the copy beside it is as it was, and keeps its runs."""
     path, uri = tmp_path / "other.db", f"sqlite:///{tmp_path}/other.db"
@@ -250,13 +344,7 @@ def test_a_store_of_an_older_mlflow_is_copied_first(tmp_path: Path, capsys: pyte
     store.client.create_run(store.experiment("e"))
     store.client._tracking_client.store.engine.dispose()
     head = sqlite.revision(path)
-    engine = utils.create_sqlalchemy_engine(uri)
-    config = utils._get_alembic_config(uri)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "-1")
-    engine.dispose()
-    old = sqlite.revision(path)
+    old = aged(path)
     assert old != head
     (tmp_path / f"other.{old}.db").write_text("another, of long ago")
     capsys.readouterr()

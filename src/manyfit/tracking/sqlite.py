@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -44,10 +44,10 @@ def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[st
         path: Where.
         tables: Whose.
         opens: Opens it, and fails if it is half made. Only one process at a time may be here.
-        say: Told in a sentence that a half-made one was set aside.
+        say: Told in a sentence that a half-made one was set aside, or what one that is gone has left beside it.
     """
     if not path.exists():
-        begin(path, tables.kept, tables.make)
+        begin(path, tables.kept, tables.make, say)
     try:
         if path.stat().st_size:
             return opens()
@@ -57,7 +57,9 @@ def opened(path: Path, tables: Tables, opens: Callable[[], T], say: Callable[[st
     while half_made(path, tables) and 0 <= _age(path) < STILL:  # another may be making it
         time.sleep(0.5)
     if half_made(path, tables):
-        _set_aside(path, tables, say)
+        aside = _set_aside(path, "half-made", BESIDE)
+        say(f"{path} was left half made, with nothing in it, and is now {aside}; it is made anew")
+        begin(path, tables.kept, tables.make, say)
     return opens()
 
 
@@ -86,14 +88,24 @@ def _age(path: Path) -> float:
     return time.time() - max(file.stat().st_mtime for file in files if file.exists())
 
 
-def _set_aside(path: Path, tables: Tables, say: Callable[[str], None]) -> None:
-    """Give a half-made database another name, which it keeps, and make it anew."""
-    aside = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}")
-    for ending in BESIDE:
+def _set_aside(path: Path, why: str, endings: Sequence[str]) -> str:
+    """Give a database, or what is beside it, another name, which it keeps; the new name, without an ending.
+
+    The database goes first: what is left without it is set aside before there is another.
+    """
+    aside = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}")
+    for ending in endings:
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{path}{ending}", f"{aside}{ending}")
-    say(f"{path} was left half made, with nothing in it, and is now {aside.name}; it is made anew")
-    begin(path, tables.kept, tables.make)
+    return aside.name
+
+
+def _clear_for(path: Path, say: Callable[[str], None]) -> None:
+    """A database that is gone, removed by hand perhaps, may have left what SQLite would write into the next one."""
+    left = [ending for ending in BESIDE if ending and Path(f"{path}{ending}").exists()]
+    if left and not path.exists():
+        aside = _set_aside(path, "left", left)
+        say(f"{path} is new; what was left of one that is gone is kept as {aside}{' and '.join(left)}")
 
 
 def revision(path: Path) -> str | None:
@@ -134,13 +146,14 @@ def write_ahead(path: Path) -> None:
         connection.execute(f"PRAGMA journal_mode={mode}")
 
 
-def begin(path: Path, kept: Path, make: Callable[[Path], None]) -> None:
+def begin(path: Path, kept: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> None:
     """Make a database that is there whole or not at all.
 
     Args:
-        path: Where; nothing is there.
+        path: Where; nothing is there, but perhaps what one that is gone has left beside it.
         kept: Where a copy is kept for the next one, if it can be; a damaged one is made anew.
         make: Fills one, which takes seconds.
+        say: Told in a sentence what was set aside.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         made = Path(folder) / path.name
@@ -151,6 +164,7 @@ def begin(path: Path, kept: Path, make: Callable[[Path], None]) -> None:
                 beside = Path(shutil.copyfile(made, f"{kept}.{os.getpid()}"))
                 beside.replace(kept)
         write_ahead(made)
+        _clear_for(path, say)
         try:
             os.link(made, path)
         except FileExistsError:  # who does not take our lock has made one meanwhile
