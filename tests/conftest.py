@@ -8,8 +8,9 @@ import sqlite3
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +24,15 @@ from PIL import Image
 from sklearn.utils import Bunch
 from torch import nn
 
+from forked import SERVER, forked_uploaders
 from forked import command as command
-from forked import forked_uploaders
 from forked import started as started
 from hydra_plugins.manyfit.composing import Composer
 from manyfit import curves
 from manyfit.config.schema import Config
 from manyfit.data.encoding import Encoding
 from manyfit.experiments import claims
+from manyfit.parallel import workers
 from manyfit.tracking.tracker import Tracker
 from manyfit.training.trained import Result
 
@@ -179,6 +181,15 @@ def _mother_of_uploaders() -> Iterator[Any]:
 def forked_uploader(_mother_of_uploaders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who delivers is a process as ever, but need not import for it what takes seconds."""
     monkeypatch.setattr(Tracker, "_start_uploader", _mother_of_uploaders)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks of who has imported what takes seconds; a worker ends with its parent, which is another then."""
+    _forkserver.ensure_running()
+    parent = _forkserver._forkserver_pid  # type: ignore[attr-defined]
+    monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: SERVER))
+    monkeypatch.setattr(workers, "os", SimpleNamespace(getpid=lambda: parent))
 
 
 class Normed(nn.Module):

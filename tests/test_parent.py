@@ -13,6 +13,7 @@ from torch import nn
 
 from conftest import CONF, Compose, assert_same_bits, command
 from manyfit.parallel.launch import Launch
+from manyfit.parallel.workers import Pool, Process
 from manyfit.schedules import Schedule
 from manyfit.sweeps import conclusion, grids
 from manyfit.sweeps.parent import Sweep
@@ -102,7 +103,7 @@ def looks(network: nn.Module, *_: object) -> float:
 
 
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Members of every training from here on; who trains together is no question of time."""
+    """Members of every training from here on, here or in a worker; who trains together is no question of time."""
     monkeypatch.setattr("manyfit.training.grouping._why_apart", lambda _: None)
     counted: list[int] = []
     train = fitting.train
@@ -111,31 +112,52 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counted.append(len(jobs))
         return train(jobs, *given, **more)
 
+    def sending(pool: Pool, run: Any, configs: Sequence[Any], *given: Any) -> Any:
+        counted.append(len(configs))
+        return send(pool, run, configs, *given)
+
+    send = Pool.train
     monkeypatch.setattr(fitting, "train", counting)
+    monkeypatch.setattr(Pool, "train", sending)
     return counted
 
 
+def processes_of(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
+    """Workers that are started from here on."""
+    begun: list[Process] = []
+    begin = Process.__init__
+
+    def noted(process: Process, *given: Any) -> None:
+        begun.append(process)
+        begin(process, *given)
+
+    monkeypatch.setattr(Process, "__init__", noted)
+    return begun
+
+
 GONE = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
-OF_ONE: dict[str, tuple[list[str], list[str], list[int]]] = {
-    "a schedule": (["+schedule.at=2"], ["schedule._target_=test_parent.Breaks", "+schedule.at=0.6"], [8]),
-    "one that looks": ([], ["schedule._target_=test_parent.Broken"], [8]),
+OF_ONE: dict[str, tuple[list[str], list[str]]] = {
+    "a schedule": (["+schedule.at=2"], ["schedule._target_=test_parent.Breaks", "+schedule.at=0.6"]),
+    "one that looks": ([], ["schedule._target_=test_parent.Broken"]),
 }
 
 
-@pytest.mark.parametrize("engine", ["native", "batched"])
+@pytest.mark.parametrize(("engine", "workers"), [("native", 1), ("batched", 1), ("native", 2)])
 @pytest.mark.parametrize("which", OF_ONE)
+@pytest.mark.usefixtures("forked_workers")
 def test_one_members_fault_costs_the_others_no_training(
-    composed: Compose, monkeypatch: pytest.MonkeyPatch, engine: str, which: str
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, engine: str, workers: int, which: str
 ) -> None:
-    """It is let go, and said to have failed; the others go on."""
-    usual, broken, counts = OF_ONE[which]
+    """It is let go, and said to have failed; the others go on, and so do the processes that train side by side."""
+    usual, broken = OF_ONE[which]
     usual = [*usual, "schedule._target_=test_parent.Breaks"] if usual else usual
     common = ["data=iris", "epochs=4", "model.hidden=[4]", f"trainer.engine={engine}", "tracking=off"]
     configs = {n: composed(*common, *(broken if n == 5 else usual), f"seed={n}") for n in range(8)}
-    counted = trainings(monkeypatch)
-    with Sweep("broken", configs[0]) as sweep:
+    counted, begun = trainings(monkeypatch), processes_of(monkeypatch)
+    with Sweep("broken", configs[0], launch=Launch(workers=workers)) as sweep:
         children = sweep.train(configs)
-    assert counted == counts
+    assert counted == [8 // workers] * workers
+    assert len(begun) == (workers if workers > 1 else 0)
     assert [n for n, child in enumerate(children) if child.result is None] == [5]
     assert isinstance(children[5].error, ArithmeticError)
     assert all(child.result.status == "FINISHED" for child in children if child.result)
@@ -145,25 +167,32 @@ LOOKS = ["probes=[test_parent.looks]"]
 
 
 @pytest.mark.parametrize(
-    ("bad", "more", "workers"),
-    [("built", [], 1), ("never", LOOKS, 1), pytest.param("built", LOOKS, 2, marks=pytest.mark.slow)],
+    ("bad", "more", "workers", "counts"),
+    [
+        ("built", [], 1, [7, 6]),
+        ("never", LOOKS, 1, [7]),
+        pytest.param("built", LOOKS, 2, [4, 3, 2], marks=pytest.mark.slow),
+    ],
 )
 def test_a_fault_of_some_seeds(
-    composed: Compose, monkeypatch: pytest.MonkeyPatch, bad: str, more: list[str], workers: int
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, bad: str, more: list[str], workers: int, counts: list[int]
 ) -> None:
-    """Networks that cannot be built, or looked at by a function of the user's: the others are trained once."""
+    """Networks that cannot be built, or looked at by a function of the user's: the others are trained once.
+
+    One is refused before any training. Of those that train together in a worker only what could not begin begins again.
+    """
     common = ["data=iris", "epochs=2", "model._target_=test_parent.Picky", *GONE, f"+model.bad={bad}", "tracking=off"]
     configs = {n: composed(*common, *more, f"seed={n}") for n in range(8)}
-    counted = trainings(monkeypatch)
+    counted, begun = trainings(monkeypatch), processes_of(monkeypatch)
     with Sweep("picky", configs[0], launch=Launch(max_members=8, workers=workers)) as sweep:
         children = sweep.train(configs)
     failed = [n for n, child in enumerate(children) if child.error]
     assert failed
     assert len(failed) < 8
     assert all(isinstance(children[n].error, ValueError) for n in failed)
-    tried = 8 - len(sweep.refused)  # those that were before any training
-    if workers == 1:
-        assert counted == ([tried, 8 - len(failed)] if bad == "built" else [tried])
+    assert list(sweep.refused) == [0]
+    assert sorted(counted, reverse=True) == counts
+    assert len(begun) == (workers if workers > 1 else 0)
 
 
 def test_halving_ends_where_both_halves_say_the_same(

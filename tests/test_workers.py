@@ -5,9 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,9 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import Compose, assert_same_bits, epochs_stored, started
-from forked import SERVER
 from manyfit.config.errors import ConfigError, TrainingError
-from manyfit.parallel import workers
 from manyfit.parallel.channel import GoneError
 from manyfit.parallel.launch import Launch
 from manyfit.parallel.workers import Pool, Process, processes
@@ -42,15 +38,6 @@ def deadly(lives: int = 0) -> Table:
     return iris()
 """
     )
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forks of who has imported what takes seconds; a worker ends with its parent, which is another then."""
-    _forkserver.ensure_running()
-    parent = _forkserver._forkserver_pid  # type: ignore[attr-defined]
-    monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: SERVER))
-    monkeypatch.setattr(workers, "os", SimpleNamespace(getpid=lambda: parent))
 
 
 def test_two_workers_give_the_bits_of_one(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
