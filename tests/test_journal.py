@@ -77,9 +77,9 @@ def test_full_disk_holds_back_and_goes_on(session: journal.Journal, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", half_then_full)
         session.append({"op": "a", "value": 1})
-    assert "No space left" in str(session.error)
+    assert "No space left" in str(session.refused)
     session.append({"op": "b"})
-    assert session.error is None
+    assert session.refused is None
     assert [r["op"] for r in journal.read(file_of(session))[0]] == ["session", "a", "b"]
 
 
@@ -107,6 +107,33 @@ def test_it_is_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {path.stat().st_ino for path in (artifact, session.folder)} <= {inode for inode, _, _ in forced}
     assert len(its) >= 3
     assert all(later - sooner >= 0.2 for (_, sooner), (_, later) in itertools.pairwise(its[:-1]))
+
+
+def test_what_was_not_forced_to_the_disk_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error of fsync (a quota, a network's): nothing waits, and with the next success nothing is unsure."""
+    forced, honest = set[int](), os.fsync
+
+    def refused(_: int) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    def noted(descriptor: int) -> None:
+        honest(descriptor)
+        forced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(journal, "EVERY", 0.02)
+    monkeypatch.setattr(os, "fsync", refused)
+    session = journal.Journal(journal.mlruns(tmp_path) / "spool", {"op": "session"})
+    artifact = session.folder / session.file("a.txt", b"x")
+    deadline = time.monotonic() + 30
+    while not session.unsure and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "Disk quota exceeded" in str(session.unsure)
+    assert (session.refused, session.unwritten()) == (None, [])
+    monkeypatch.setattr(os, "fsync", noted)
+    session.append({"op": "m"})
+    session.release()
+    assert session.unsure is None
+    assert {path.stat().st_ino for path in (artifact, session.folder, file_of(session))} <= forced
 
 
 def test_living_session_is_no_orphan(session: journal.Journal, tmp_path: Path) -> None:

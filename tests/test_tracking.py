@@ -7,11 +7,13 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,8 @@ from disks import make_room, small_disk
 from forked import tables
 from manyfit import cli
 from manyfit.config.errors import ConfigError
-from manyfit.tracking import doctor, journal, reading, rejected, upkeep
+from manyfit.progress import Screen
+from manyfit.tracking import doctor, journal, pulse, reading, rejected, upkeep
 from manyfit.tracking.limits import MAX_PARAM
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.store import Store, Values
@@ -385,6 +388,94 @@ def test_a_store_whose_disk_is_full(root: Path, at: str, uri: str | None) -> Non
             ("large.bin", 300_000)
         ]
         store.client._tracking_client.store.engine.dispose()
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_disk_that_promises_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An fsync that fails is told as what it is: all is written, and a run that has arrived is not held back."""
+
+    def refused(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr(journal, "EVERY", 0.02)
+    with Tracker(None, root) as tracker:
+        run = start(tracker)
+        while not tracker._journal.unsure:
+            time.sleep(0.01)
+        run.end("FINISHED")
+        assert tracker.close()
+    assert tracker.lost is None
+    assert "page  " in tracker.where(run)
+    said = capsys.readouterr().err
+    assert "Input/output error; it is written, but a power cut may cost what is recorded" in said
+    assert "in memory" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked_uploader")
+def test_what_takes_long_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that goes on taking something has all the time that it needs, and what is left is counted."""
+    monkeypatch.setattr(pulse, "BUSY", 4.0)
+    said = []
+    with Screen("") as screen, screen.stage("delivering to the store"):
+
+        def left(runs: int) -> None:
+            screen.left(runs)
+            said.append(screen._now()[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tracker, "_start_uploader", lambda _: subprocess.Popen(["false"]))  # all waits for the end
+            tracker = Tracker(None, root, left)
+            tracker._uploader.wait()
+        parent = start(tracker)
+        for run in [*(start(tracker, parent=parent) for _ in range(200)), parent]:
+            run.metrics([("m", float(i), i) for i in range(250)])
+            run.end("FINISHED")
+        began = time.monotonic()
+        assert tracker.close(), tracker.last_error
+    print(f"delivered in {time.monotonic() - began:.1f} s")
+    assert {run.info.status for run in runs(root)} == {"FINISHED"}
+    counts = [int(found[1]) for words in said if (found := re.search(r"store: (\d+) of \d+ runs", words))]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2
+
+
+@pytest.mark.usefixtures("forked_uploader")
+def test_a_store_that_somebody_holds_locked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing arrives, whatever who delivers is doing: it is waited for only so long, and arrives later."""
+    monkeypatch.setattr(pulse, "BUSY", 3.0)
+    with closing(sqlite3.connect(root / "mlruns" / "mlflow.db")) as somebody:
+        somebody.execute("begin immediate")
+        with Tracker(None, root) as tracker:
+            run = start(tracker)
+            run.end("FINISHED")
+            began = time.monotonic()
+            assert not tracker.close()
+            assert time.monotonic() - began < 15  # MLflow alone tries for 20
+    assert "delivery goes on in the background" in tracker.where(run)
+    deadline = time.monotonic() + 60
+    while journal.sessions(root) and time.monotonic() < deadline:
+        upkeep.sync(root)
+        time.sleep(0.1)
+    assert [run.info.status for run in runs(root)] == ["FINISHED"]
+
+
+def test_a_store_that_does_not_open_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions are held back for it: each may take as long as its address is silent."""
+    asked = []
+
+    def silent(uri: str, _: Path) -> Store:
+        asked.append(uri)
+        raise TimeoutError("timed out")
+
+    for _ in range(3):
+        journal.Journal(tmp_path / "mlruns" / "spool", {"op": "session", "uri": None}).release()
+    monkeypatch.setattr(upkeep, "Store", silent)
+    assert len(upkeep.sync(tmp_path).held) == 3
+    assert len(asked) == 1
 
 
 @pytest.mark.slow

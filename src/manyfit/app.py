@@ -85,6 +85,8 @@ def autoresume(config: Config) -> float:
             if noted.run:
                 with screen.stage("looking for it in the store, which takes MLflow"):
                     earlier = unfinished(job, noted.run)
+                if not earlier:
+                    screen.note("an earlier start of this was stopped, but is not in the store: it is trained anew")
             if earlier:
                 screen.say(line("resume", f"run {earlier.run_id}, from epoch {earlier.epoch}"))
             result, _ = _alone(config, screen, earlier, job, noted)
@@ -116,7 +118,7 @@ def _alone(
         with screen.stage("loading data"):  # before Lightning, which takes seconds to import
             job = earlier.job if earlier else job or prepare(config)
         with as_written(config.stands):
-            tracker = tracker_of(config)
+            tracker = tracker_of(config, screen.left)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _say_data(job, screen)

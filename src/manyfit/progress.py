@@ -165,6 +165,13 @@ class Screen:
         stage.done += done
         return contextlib.nullcontext()
 
+    def left(self, runs: int) -> None:
+        """So many runs of the present stage are left; of a single one there is nothing to count."""
+        stage = self.stages[-1]
+        if stage.runs or runs > 1:
+            stage.runs = max(stage.runs or 0, runs)
+            stage.done = stage.runs - runs
+
     @contextlib.contextmanager
     def population(self, members: int, epochs: int) -> Iterator[OnEpoch]:
         """Some runs are training, whose epochs are told to what this yields."""

@@ -123,7 +123,7 @@ class Sweep:
         """Start the parent run."""
         self.pool: Pool | None = None
         self.cluster = self._joined()  # which may not answer: before there is a run
-        self.tracker = tracker_of(self.config)
+        self.tracker = tracker_of(self.config, self.screen.left)
         self.parent = self.tracker.start(
             experiment=self.config.experiment,
             name=self.name,

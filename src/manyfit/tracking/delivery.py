@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from manyfit.tracking import journal, records, rejected
+from manyfit.tracking import journal, pulse, records, rejected
 from manyfit.tracking.journal import Record
 from manyfit.tracking.store import HOME, OURS, PARENT, SESSION, GoneError, Point, RefusedError, Store, Values
 
-TOGETHER = 100_000  # values in one transaction, or little more: others wait for it
+TOGETHER = 20_000  # values in one transaction, or little more: others wait for it
 
 
 @dataclass
@@ -67,6 +67,7 @@ class Session:
         store: Where to.
         folder: The session.
         first: Nobody has tried to deliver this session before, so that there is nothing to look for in the store.
+        courier: The session of who delivers this one, if that is another.
 
     Attributes:
         closed: Whether the session said that nothing follows.
@@ -74,7 +75,7 @@ class Session:
         refused: Deliveries that were set aside: the store refused them for good, or they were no records.
     """
 
-    def __init__(self, store: Store, folder: Path, first: bool = False) -> None:
+    def __init__(self, store: Store, folder: Path, first: bool = False, courier: Path | None = None) -> None:
         known = journal.acks(folder)
         self.store = store
         self.folder = folder
@@ -85,6 +86,8 @@ class Session:
         self._acknowledged = known.offset  # bytes of the journal
         self._offset = 0
         self._first = first
+        self._courier = courier
+        self._last = False  # whether nothing follows what is being delivered
         self._uri: str | None = None  # the store that the session named
         self._starts: dict[str, Record] = {}  # of every run that began
         self._open: dict[str, None] = {}  # runs without an end, in the order of their starts
@@ -99,18 +102,19 @@ class Session:
         self._collect()
         if abandoned and not self.closed:
             self._kill()
+        self._last = abandoned or self.closed
         while self._damaged:
             line, why = self._damaged[0]
             self._reject(None, f"it is no record: {why}", line=line)
             del self._damaged[0]
-        for run, parcel in list(self._parcels.items()):
-            self._open_run(run, parcel)
-            journal.beat(self.folder)
-        self._log_all()
-        for run, parcel in list(self._parcels.items()):
-            self._close_run(run, parcel)
-            journal.beat(self.folder)
-            del self._parcels[run]
+        parents = {start["parent"] for start in self._starts.values()}
+        waiting = list(self._parcels)
+        while waiting:
+            for run in self._log_next(waiting):
+                if run not in parents:
+                    self._close_run(run)
+        for run in list(self._parcels):  # parents, after what they are made of
+            self._close_run(run)
         if self._offset > self._acknowledged:
             self._acknowledged = self._offset
             journal.note(self.folder / journal.ACKS, {"offset": self._offset, "error": None})
@@ -179,17 +183,28 @@ class Session:
             self._attempt(run, told, lambda: self.store.dataset(self._ids[run], dataset))
             parcel.dataset = None
 
-    def _close_run(self, run: str, parcel: Parcel) -> None:
-        """Its files, its model and its end, likewise."""
+    def _beat(self) -> None:
+        """The store has answered."""
+        pulse.beat(self.folder, len(self._parcels) if self._last else 0)
+        if self._courier:
+            pulse.beat(self._courier)
+
+    def _close_run(self, run: str) -> None:
+        """Its files, its model and its end, likewise; then all of it has arrived."""
+        if (parcel := self._parcels.get(run)) is None:  # it was refused
+            return
         run_id = self._ids[run]
         while parcel.files:
             self._attempt(run, parcel.files[0], lambda: self._file(run_id, parcel.files[0]))
             del parcel.files[0]
+            self._beat()
         if model := parcel.model:
             self._attempt(run, model, lambda: self._model(run_id, model))
             parcel.model = None
         if end := parcel.end:
             self._attempt(run, end, lambda: self.store.end(run_id, end["status"], end["time"]))
+        del self._parcels[run]
+        self._beat()
 
     def _attempt(self, run: str, record: Record | None, send: Callable[[], None]) -> None:
         try:
@@ -237,24 +252,29 @@ class Session:
     def _tags(self) -> dict[str, str]:
         return {SESSION: self.folder.name, HOME: f"{os.uname().nodename}:{self.folder}"}
 
-    def _log_all(self) -> None:
-        """Metrics, params and tags of all runs; of one that the store does not take among them, by itself."""
-        waiting, some, size = list(self._parcels), dict[str, Values](), 0
-        while waiting or some:
-            if waiting and size < TOGETHER:
-                run = waiting.pop(0)
+    def _log_next(self, waiting: list[str]) -> list[str]:
+        """Begin some of the runs that wait, and log their metrics, params and tags together; which they are.
+
+        What the store does not take among them is logged by itself.
+        """
+        some, size = dict[str, Values](), 0
+        while waiting and size < TOGETHER:
+            run = waiting[0]
+            self._open_run(run, self._parcels[run])
+            self._beat()
+            if run in self._parcels:
                 self._attempt(run, None, functools.partial(self._leave_out_known, run))
                 some[run] = self._parcels[run].values()
                 size += some[run].size
-                continue
-            written = self.store.log_all({self._ids[run]: its for run, its in some.items()})
-            journal.beat(self.folder)
-            for run, its in some.items():
-                if self._ids[run] not in written:
-                    self._log_one(run, its)
-                if parcel := self._parcels.get(run):
-                    parcel.points, parcel.params, parcel.tags = [], {}, {}
-            some, size = {}, 0
+            del waiting[0]
+        written = self.store.log_all({self._ids[run]: its for run, its in some.items()})
+        self._beat()
+        for run, its in some.items():
+            if self._ids[run] not in written:
+                self._log_one(run, its)
+            if parcel := self._parcels.get(run):
+                parcel.points, parcel.params, parcel.tags = [], {}, {}
+        return list(some)
 
     def _log_one(self, run: str, values: Values) -> None:
         """Of a run that is gone all that is left is set aside together."""
@@ -282,6 +302,7 @@ class Session:
         """One refused value refuses its whole call: halve, until it is alone."""
         try:
             self.store.log(run_id, values)
+            self._beat()
         except RefusedError as error:
             if self.store.gone(run_id):
                 raise GoneError(f"the run was deleted: {error}") from error

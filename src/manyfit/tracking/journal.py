@@ -6,7 +6,7 @@ A session (one command) owns a folder `<root>/mlruns/spool/<session>/`:
     journal.jsonl   one record per line, appended by the session
     files/          the artifacts that records point to
     acks.jsonl      what MLflow has: ids of its runs, and up to which byte of the journal everything arrived
-    courier.lock    held by whoever delivers (see uploader.py)
+    courier.lock    held by whoever delivers (see uploader.py); how that goes on it tells, too (see pulse.py)
     courier.log     what the delivering process had to say
 """
 
@@ -99,11 +99,6 @@ def claim(path: Path) -> int | None:
     return descriptor
 
 
-def beat(folder: Path) -> None:
-    """Note that a store has answered who delivers this session, in the time of its lock file."""
-    (folder / UPLOADER_LOCK).touch(0o600)
-
-
 class Journal:
     """The folder of a living session: append-only, thread-safe, never waits for anything but the local disk.
 
@@ -113,6 +108,10 @@ class Journal:
     Args:
         parent: Where sessions live, `<root>/mlruns/spool`.
         header: The journal's first record.
+
+    Attributes:
+        refused: Why records wait in memory: the disk does not take them (full, read-only). None: all are written.
+        unsure: Why what is written was not forced to the disk, when that was last tried. None: it was.
     """
 
     def __init__(self, parent: Path, header: Record) -> None:
@@ -122,8 +121,8 @@ class Journal:
         hidden.mkdir(mode=0o700)
         self.lock = claim(hidden / LOCK)  # taken before the folder can be seen: nobody finds it without an owner
         self.folder = hidden.rename(parent / self.session)
-        self._refused: str | None = None
-        self._unsure: str | None = None
+        self.refused: str | None = None
+        self.unsure: str | None = None
         self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pending = bytearray()
         self._torn = bytearray()  # of the first record that is pending, what is on the disk
@@ -135,11 +134,6 @@ class Journal:
         self._flusher = threading.Thread(target=self._flush, daemon=True)
         self._flusher.start()
         self.append(header)
-
-    @property
-    def error(self) -> str | None:
-        """Why something did not reach the disk (full, read-only); None when all is on disk."""
-        return self._refused or self._unsure
 
     def now(self) -> int:
         """Milliseconds since 1970; within a session they never go back, as a clock may."""
@@ -158,9 +152,9 @@ class Journal:
                     size = os.write(self._journal, self._pending)
                     self._torn = (self._torn + self._pending[:size]).rpartition(b"\n")[2]
                     del self._pending[:size]
-                self._refused = None
+                self.refused = None
             except OSError as error:
-                self._refused = f"cannot write to {self.folder}: {error}"
+                self.refused = f"cannot write to {self.folder}: {error}"
         self._changed.set()
 
     def place(self, name: str) -> Path:
@@ -205,22 +199,30 @@ class Journal:
             self._changed.clear()
             try:
                 self._force()
+                self.unsure = None
             except OSError as error:
-                self._unsure = f"cannot write to {self.folder}: {error}"
+                self.unsure = f"cannot force {self.folder} to the disk: {error}"
             if self._closing.wait(EVERY) and not self._changed.is_set():
                 return
 
     def _force(self) -> None:
-        with self._mutex:
-            fresh, self._fresh = self._fresh, []
-        for path in fresh:
-            with contextlib.suppress(FileNotFoundError):  # it was delivered meanwhile
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        os.fsync(self._journal)
+        """Files first; one that is refused stays for the next time, and the journal is forced all the same."""
+        try:
+            while self._fresh:
+                with contextlib.suppress(FileNotFoundError):  # it was delivered meanwhile
+                    _fsync(self._fresh[0])
+                with self._mutex:
+                    del self._fresh[0]
+        finally:
+            os.fsync(self._journal)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lines(path: Path, offset: int = 0, limit: int = -1) -> tuple[list[bytes], int]:
@@ -327,12 +329,26 @@ def sessions(root: Path) -> list[Path]:
 
 def alive(folder: Path) -> bool:
     """Whether the session's own process still holds it."""
-    if not folder.exists():
+    return _held(folder / LOCK)
+
+
+def attended(folder: Path) -> bool:
+    """Whether somebody is delivering it."""
+    return _held(folder / UPLOADER_LOCK)
+
+
+def _held(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    lock = claim(folder / LOCK)
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def orphans(root: Path) -> Iterator[Path]:

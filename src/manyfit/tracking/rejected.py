@@ -105,8 +105,8 @@ def release(path: Path) -> journal.Journal:
     made = journal.Journal(journal.mlruns(root) / "spool", {"op": "session", "uri": uri})
     try:
         _fill(made, path, told)
-        if made.error:
-            raise OSError(made.error)
+        if why := made.refused or made.unsure:
+            raise OSError(why)
         path.unlink()
     except OSError:
         made.release()

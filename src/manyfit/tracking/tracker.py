@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,10 @@ from manyfit.config.secrets import mask
 from manyfit.displays import line, put
 from manyfit.tracking import journal, limits
 from manyfit.tracking.journal import resolve_uri
+from manyfit.tracking.pulse import Pulse, patience
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 
 Value = str | int | float | bool | None
-SILENCE = 12.0  # seconds after which a command does not wait any longer for a store elsewhere that does not answer
 STILL_AT_WORK = -1000  # stands for the exit code of a uploader that `close` did not wait for
 
 
@@ -36,6 +36,7 @@ class Tracker:
     Args:
         uri: The store, None for the default (see `resolve_uri`).
         root: Folder that holds `mlruns/`.
+        left: Told, while `close` waits, how many runs are still to be delivered.
 
     Attributes:
         lost: After `close`, that some of what was recorded never reached the disk, or was refused, and why.
@@ -44,7 +45,7 @@ class Tracker:
         ValueError: when `mlruns/` cannot be written, or the store is a file store.
     """
 
-    def __init__(self, uri: str | None, root: Path) -> None:
+    def __init__(self, uri: str | None, root: Path, left: Callable[[int], None] = lambda _: None) -> None:
         self.root = Path(root).absolute()
         self.uri = resolve_uri(uri, self.root)
         # The default store is recorded as null, so that a folder that was moved finds its own store again.
@@ -56,11 +57,12 @@ class Tracker:
             folder = journal.mlruns(self.root)
             raise ValueError(f"mlruns must be writable, but {folder} is not ({error}). Set its permissions.") from None
         self._runs: list[TrackedRun] = []
-        self._warned = False
+        self._left = left
+        self._warned: set[str] = set()
         self._final: journal.Acks | None = None
         self._read: tuple[int, journal.Acks] | None = None  # at which size of the file
         self._delivered = False
-        self._waited = 0.0  # seconds, for ids: of the patience with a store that does not answer
+        self._waited = 0.0  # seconds of silence, for ids: of the patience with a store that does not answer
         self.lost: str | None = None
         self._uploader = self._start_uploader()
 
@@ -105,9 +107,15 @@ class Tracker:
     def append(self, record: journal.Record) -> None:
         """Put a record into the journal, with its time; the first that the disk refuses is told at once."""
         self._journal.append(record | {"time": self._journal.now()})
-        if self._journal.error and not self._warned:
-            self._warned = True
-            put(f"{self._journal.error}; what is recorded waits in memory: make room there before the command ends")
+        if why := self._journal.refused:
+            self._warn(why, "what is recorded waits in memory: make room there before the command ends")
+        elif why := self._journal.unsure:
+            self._warn(why, "it is written, but a power cut may cost what is recorded")
+
+    def _warn(self, why: str, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            put(f"{why}; {what}")
 
     def page(self, path: str) -> str:
         """How a page of MLflow's UI is opened, in words; without credentials."""
@@ -159,7 +167,7 @@ class Tracker:
     @property
     def last_error(self) -> str | None:
         """Why values are held back; None when nothing is."""
-        return self._journal.error or (None if self._delivered else self.acks().error)
+        return self._journal.refused or (None if self._delivered else self.acks().error)
 
     def acks(self) -> journal.Acks:
         """What is known to have arrived; read again when there is more, since each run of a sweep may ask."""
@@ -172,17 +180,17 @@ class Tracker:
         return self._read[1]
 
     def wait_for_ids(self, timeout: float = 10.0) -> None:
-        """Wait until every run exists in the store, unless it cannot be reached."""
-        began = time.monotonic()
-        while time.monotonic() - began < timeout:
+        """Wait until every run exists in the store, unless that takes nothing for so many seconds."""
+        pulse = Pulse(self._journal.folder)
+        while (silence := pulse.silence()) < timeout:
             known = self.acks()
-            if known.error or self._journal.error or all(run.id in known.ids for run in self._runs):
+            if known.error or self._journal.refused or all(run.id in known.ids for run in self._runs):
                 break
             time.sleep(0.05)
-        self._waited += time.monotonic() - began
+        self._waited = silence
 
-    def close(self, timeout: float = 60.0) -> bool:
-        """End what was not ended (as KILLED), deliver, and wait up to `timeout` seconds.
+    def close(self) -> bool:
+        """End what was not ended (as KILLED), deliver, and wait for as long as the store takes something.
 
         Returns:
             True when everything arrived; else it stays in the spool, for the next start or `manyfit sync`.
@@ -193,12 +201,12 @@ class Tracker:
         self._journal.append({"op": "close"})
         if waiting := self._journal.unwritten():  # the uploader will not read that this is all
             self.lost = (
-                f"mlruns must take what is recorded, but {self._journal.error}: {_named(waiting)} is lost. What "
+                f"mlruns must take what is recorded, but {self._journal.refused}: {_named(waiting)} is lost. What "
                 f"came before is kept in mlruns/spool. Make room there; {self.sync} then delivers it."
             )
             self._uploader.returncode = STILL_AT_WORK
         try:
-            self._delivered = not self.lost and self._wait(timeout)
+            self._delivered = not self.lost and self._wait()
         except KeyboardInterrupt:  # another Ctrl-C: the uploader goes on alone, and ends the runs
             done = self._uploader.poll() == 0
             self._uploader.returncode = STILL_AT_WORK
@@ -250,34 +258,23 @@ class Tracker:
                 start_new_session=True,
             )
 
-    def _wait(self, timeout: float) -> bool:
+    def _wait(self) -> bool:
         """Wait for the uploader, which reads in the journal that this is all; if it was killed, send another."""
         if self._uploader.poll() is not None:
             self._uploader = self._start_uploader()
-        began = time.monotonic()
-        while (waited := time.monotonic() - began) < timeout and self._silence(self._waited + waited) < SILENCE:
+        pulse = Pulse(self._journal.folder, self._waited)
+        while pulse.silence() < patience(self.uri):
             try:
                 return self._uploader.wait(0.5) == 0
             except subprocess.TimeoutExpired:
-                continue
+                self._left(pulse.left)
         self._uploader.returncode = STILL_AT_WORK  # so that Python does not call the process abandoned
         return False
-
-    def _silence(self, waited: float) -> float:
-        """Seconds since a store elsewhere has answered; none of one in a file, which is at work as its uploader is."""
-        if journal.file_of(self.uri):
-            return 0.0
-        try:
-            answered = (self._journal.folder / journal.UPLOADER_LOCK).stat().st_mtime
-        except FileNotFoundError:  # the uploader is still starting
-            return waited
-        return min(waited, max(0.0, time.time() - answered))
 
     def _why(self, obstacle: str | None) -> str:
         """Why something is held back: the obstacle the uploader noted, else the last it said."""
         if obstacle is None and self._uploader.returncode == STILL_AT_WORK:
-            silent = "" if journal.file_of(self.uri) else f"{mask(self.uri)} has not answered yet; "
-            return f"{silent}delivery goes on in the background"
+            return f"{mask(self.uri)} has not answered yet; delivery goes on in the background"
         said = self._journal.folder / journal.LOG
         lines = said.read_text(errors="replace").strip().splitlines() if said.exists() else []
         return obstacle or (mask(lines[-1]) if lines else f"the uploader ended with code {self._uploader.returncode}")
@@ -314,7 +311,7 @@ class NoTracker:
     def wait_for_ids(self, timeout: float = 10.0) -> None:
         """Nothing ever has an id."""
 
-    def close(self, timeout: float = 60.0) -> bool:  # noqa: ARG002
+    def close(self) -> bool:
         """Nothing is left to deliver."""
         return True
 
@@ -328,9 +325,9 @@ class NoTracker:
         """Nothing to do."""
 
 
-def tracker_of(config: Config) -> Tracker | NoTracker:
-    """Of the store that a config names."""
-    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd())
+def tracker_of(config: Config, left: Callable[[int], None]) -> Tracker | NoTracker:
+    """Of the store that a config names; `left` as for `Tracker`."""
+    return NoTracker() if config.tracking.kind == "off" else Tracker(config.tracking.uri, Path.cwd(), left)
 
 
 def _named(records: Sequence[journal.Record]) -> str:

@@ -2,12 +2,14 @@
 
 import logging
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from manyfit.config.secrets import mask
 from manyfit.tracking import journal, rejected
 from manyfit.tracking.delivery import Session
+from manyfit.tracking.pulse import Pulse, patience
 from manyfit.tracking.records import parse
 from manyfit.tracking.store import Store, explain
 
@@ -31,12 +33,58 @@ class SyncReport:
     living: int
 
 
-def replay(store: Store, folder: Path) -> Session:
-    """Deliver a session whose process is gone, and remove it."""
-    session = Session(store, folder)
+def replay(store: Store, folder: Path, courier: Path | None = None) -> Session:
+    """Deliver a session whose process is gone, and remove it; `courier` as for `Session`."""
+    session = Session(store, folder, courier=courier)
     session.advance(abandoned=True)
     journal.discard(folder)
     return session
+
+
+def deliver(store: Store, courier: Path | None = None) -> list[str]:
+    """Deliver to a store what was left for it by sessions that are gone; what is held back, and why, a sentence each.
+
+    Args:
+        store: Where to.
+        courier: See `Session`.
+    """
+    held = []
+    for orphan in journal.orphans(store.root):
+        try:
+            if journal.empty(orphan):
+                journal.discard(orphan)
+            elif _is_for(store, orphan):
+                replay(store, orphan, courier)
+        except Exception as error:
+            held.append(f"{orphan.name}: {explain(error)}")
+    return held
+
+
+def settle(store: Store) -> list[str]:
+    """The same, and wait for what others are delivering to it, for as long as that goes on.
+
+    A session that was just killed may have an uploader of its own.
+    """
+    quiet()
+    held = []
+    for folder in journal.sessions(store.root):
+        if journal.alive(folder) or not _is_for(store, folder):
+            continue
+        pulse, limit = Pulse(folder), patience(store.uri)
+        while journal.attended(folder):
+            if pulse.silence() > limit:
+                held.append(f"{folder.name}: who delivers it has delivered nothing for {limit:.0f} s")
+                break
+            time.sleep(0.1)
+    return [*held, *deliver(store)]
+
+
+def _is_for(store: Store, folder: Path) -> bool:
+    """Whether a session was meant for this store."""
+    try:
+        return target(folder, store.root, None, store.uri) == store.uri
+    except ValueError:
+        return False
 
 
 def target(folder: Path, root: Path, uri: str | None, named: str | None = None) -> str:
@@ -83,7 +131,7 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False, named: str |
     """
     quiet()
     stays = rejected.release_all(root) if rejects else []
-    stores: dict[str, Store] = {}
+    stores: dict[str, Store | Exception] = {}
     held: list[str] = []
     done: list[Session] = []
     for folder in journal.orphans(root):
@@ -92,12 +140,21 @@ def sync(root: Path, uri: str | None = None, rejects: bool = False, named: str |
                 journal.discard(folder)
                 continue
             address = target(folder, root, uri, named)
-            stores[address] = stores.get(address) or Store(address, root)
-            done.append(replay(stores[address], folder))
+            store = stores[address] = stores.get(address) or _opened(address, root)
+            if isinstance(store, Exception):  # it is not waited for again
+                raise store
+            done.append(replay(store, folder))
         except Exception as error:
             held.append(f"{folder.name}: {explain(error)}")
     living = len(journal.sessions(root)) - len(held)
     return SyncReport(len(done), sum(s.runs for s in done), sum(s.refused for s in done), (*stays, *held), living)
+
+
+def _opened(uri: str, root: Path) -> Store | Exception:
+    try:
+        return Store(uri, root)
+    except Exception as error:
+        return error
 
 
 def busy_in(root: Path) -> set[str]:

@@ -18,10 +18,9 @@ if __name__ == "__main__":
     gc.disable()  # MLflow's import makes a million objects and no garbage
 
 from manyfit.config.secrets import mask
-from manyfit.tracking import journal, leftovers
+from manyfit.tracking import journal, leftovers, pulse, upkeep
 from manyfit.tracking.delivery import Session
 from manyfit.tracking.store import Store, explain
-from manyfit.tracking.upkeep import replay, target
 
 POLL = 0.1  # seconds between looks at the journal
 PAUSE = 1.0  # seconds between deliveries while training runs, at least; and at least SHARE times what the last one took
@@ -37,7 +36,7 @@ def attend(folder: Path, owner: int) -> bool:
     lock = journal.claim(folder / journal.UPLOADER_LOCK)
     if lock is None:
         return False
-    os.utime(lock, (0, 0))  # no store has answered yet, see `journal.beat`
+    pulse.still(lock)
     os.nice(NICENESS)
     session: Session | None = None
     due, wait, arrived, seen = 0.0, PAUSE, True, 0
@@ -78,15 +77,9 @@ def _embark(folder: Path) -> Session:
             leftovers.remove(path)
         except OSError as error:  # somebody else's, perhaps
             log.warning("%s is left: %s", path, error)
-    for orphan in journal.orphans(root):
-        try:
-            if journal.empty(orphan):
-                journal.discard(orphan)
-            elif target(orphan, root, None) == store.uri:
-                replay(store, orphan)
-        except Exception as error:
-            log.warning("%s is held back: %s", orphan.name, mask(repr(error)))
-        journal.beat(folder)
+    pulse.beat(folder)
+    for words in upkeep.deliver(store, folder):
+        log.warning("held back: %s", words)
     gc.freeze()
     gc.enable()
     return Session(store, folder, first)
