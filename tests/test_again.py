@@ -1,22 +1,26 @@
 """A grid that was stopped: the same command keeps what is finished, and trains the rest, under the one parent run."""
 
+import contextlib
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from conftest import Compose, command, started
+from forked import tables
 from manyfit import app
 from manyfit.config.errors import TrainingError
 from manyfit.progress import Screen
 from manyfit.schedules import Schedule
 from manyfit.sweeps import again
-from manyfit.sweeps.again import PATIENCE, Past
+from manyfit.sweeps.again import Past
 from manyfit.sweeps.parent import Sweep
-from manyfit.tracking import reading
+from manyfit.tracking import journal, reading
 from manyfit.tracking.tracker import NoTracker
 from manyfit.tracking.unfinished import Unfinished
 from manyfit.training.prepared import Preparation, prepare
@@ -36,7 +40,7 @@ def finished(folder: Path) -> list[str]:
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """SIGKILL, then the same command: what was finished is not trained again; one parent run reports on all."""
     with started(tmp_path, *GRID) as process:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 60
         while len(finished(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         process.kill()
@@ -53,6 +57,71 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert sorted(seeds) == list("012345")
     assert {run.info.status for run in children} == {"FINISHED"}
     assert not list((tmp_path / "mlruns" / "unfinished").iterdir())  # a finished one begins anew
+
+
+def deliverer(root: Path, but: Path) -> tuple[Path, psutil.Process] | None:
+    """The session that is being delivered, but another, and by whom: who has its lock open."""
+    for session in set(journal.sessions(root)) - {but}:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it is gone, or not ours
+                if str(session / journal.UPLOADER_LOCK) in {file.path for file in process.open_files()}:
+                    return session, process
+    return None
+
+
+@pytest.mark.slow
+def test_killed_beside_what_is_held_back(tmp_path: Path) -> None:
+    """What the killed one's own uploader has still to deliver is waited for, whatever else lies in the spool.
+
+    Nothing of it is trained twice, though the store has nothing of it yet, not even the parent run.
+    """
+    held = command(tmp_path, *SMALL, "tracking.uri=http://127.0.0.1:9")
+    assert "held back in mlruns/spool" in held.stdout
+    (old,) = journal.sessions(tmp_path)
+    with started(tmp_path, *GRID) as process:
+        deadline = time.monotonic() + 60
+        while not (found := deliverer(tmp_path, old)):
+            assert time.monotonic() < deadline
+        session, uploader = found
+        uploader.suspend()
+        log = session / journal.JOURNAL
+        while (ended := log.read_bytes().count(b'"status":"FINISHED"')) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    with started(tmp_path, *GRID) as process:
+        while not process.err.exists() or "looking for what an earlier start has" not in process.err.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(2)
+        uploader.resume()
+        said, errors = process.communicate(120)
+    assert process.returncode == 0, errors
+    assert f"{ended} runs of it are finished, and kept" in said
+    stored = runs(tmp_path)
+    assert len([run for run in stored if "manyfit.kind" in run.data.tags]) == 1
+    seeds = [run.data.params["seed"] for run in stored if run.data.params and "manyfit.role" not in run.data.tags]
+    assert sorted(seeds) == list("012345")
+    assert journal.sessions(tmp_path) == [old]
+
+
+def test_a_grid_of_which_the_store_has_nothing(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All is trained anew, which is said, with what is held back."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(tables(), tmp_path / "mlruns" / "mlflow.db")
+    spool = tmp_path / "mlruns" / "spool"
+    session = journal.Journal(spool, {"op": "session", "uri": None})
+    session.release()
+    (session.folder / "acks.jsonl").mkdir()  # nobody can read it
+    with Unfinished(tmp_path, "grid") as noted:
+        noted.begin("0" * 32)
+    with Unfinished(tmp_path, "grid") as noted, Screen("a grid") as screen:
+        assert again.past(noted, composed("data=iris"), screen) == Past()
+    said = capsys.readouterr().out
+    assert f"is not in the store ({session.folder.name}: " in said
+    assert "all of it is trained anew" in said
 
 
 def test_what_was_noted_holds_until_more_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +157,7 @@ def test_what_is_stored_is_what_was_trained(composed: Compose, tmp_path: Path, m
     configs = {n: composed(*overrides, f"seed={n}") for n in range(3)}
     with Sweep("grid", configs[0], prune=lambda numbers, *_: [2] if 2 in numbers else []) as sweep:
         children = sweep.train(configs)
-    parent, stored = reading.children(None, tmp_path, sweep.parent.id)
+    parent, stored, _ = reading.children(None, tmp_path, sweep.parent.id)
     assert parent is not None
     assert parent.run_id == sweep.parent.run_id
     known = {run.own_id: run for run in stored}

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -238,3 +239,82 @@ def test_a_run_that_is_deleted_in_the_ui(tmp_path: Path) -> None:
     assert "error: the store must take what is recorded, but refused" in errors
     assert upkeep.sync(tmp_path, rejects=True).held == ()
     assert the_run(tmp_path).data.tags["manyfit.rejected.of"] == run.info.run_id
+
+
+# A tracking server that takes every connection, and answers none.
+
+
+@pytest.fixture(scope="module")
+def mute() -> Iterator[str]:
+    """Its address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def recorded(folder: Path, what: bytes) -> bool:
+    """Whether such a record is in a journal there."""
+    return any(what in path.read_bytes() for path in folder.glob(f"mlruns/spool/[0-9]*/{journal.JOURNAL}"))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_commands_of_a_server_that_never_answers(tmp_path: Path, mute: str) -> None:
+    """A run and a grid, trained side by side: rc 0 at most 15 s after they are trained, and all is held back, said."""
+    one, several = tmp_path / "one", tmp_path / "several"
+    one.mkdir()
+    several.mkdir()
+    with (
+        started(one, "data=iris", "epochs=3", f"tracking.uri={mute}") as run,
+        started(several, "-m", "data=iris", "epochs=3", "seed=0,1,2", MLFLOW_TRACKING_URI=mute) as grid,
+    ):
+        trained, ended = dict[Path, float](), dict[Path, float]()
+
+        def over() -> bool:
+            for folder, process in ((one, run), (several, grid)):
+                if folder not in trained and recorded(folder, b'{"op":"close"'):
+                    trained[folder] = time.monotonic()
+                if folder not in ended and process.poll() is not None:
+                    ended[folder] = time.monotonic()
+            return len(ended) == 2
+
+        wait_until(over, 120)
+        for folder, process in ((one, run), (several, grid)):
+            said, errors = process.communicate(1)
+            assert process.returncode == 0, errors
+            assert ended[folder] - trained[folder] <= 15
+            assert re.search(
+                r"look  held back in mlruns/spool \(.*\); nothing is lost: .*manyfit sync delivers it", said
+            )
+
+
+@pytest.mark.slow
+def test_going_on_with_a_server_that_never_answers(tmp_path: Path, mute: str) -> None:
+    """After a kill, with autoresume=true: a grid says what cannot be read and is trained anew; a run is refused."""
+    given = {
+        "grid": ("-m", "data=digits", "epochs=20", "seed=0,1,2", "autoresume=true", f"tracking.uri={mute}"),
+        "run": ("data=digits", "epochs=2000", "autoresume=true", f"tracking.uri={mute}"),
+    }
+    for name, overrides in given.items():
+        (tmp_path / name).mkdir()
+        with started(tmp_path / name, *overrides) as process:
+            wait_until(lambda folder=tmp_path / name: recorded(folder, b'"loss/val"'))  # type: ignore[misc]
+            process.kill()
+    began = time.monotonic()
+    with started(tmp_path / "run", *given["run"]) as run, started(tmp_path / "grid", *given["grid"]) as grid:
+        said, errors = run.communicate(60)
+        assert run.returncode == 1
+        assert "error: tracking.uri must be a store that answers" in errors
+        assert time.monotonic() - began < 45
+        said, errors = grid.communicate(60)
+        assert grid.returncode == 0, errors
+    assert "what it has done cannot be read: tracking.uri must be a store that answers" in said
+    assert "held back in mlruns/spool" in said
+    assert time.monotonic() - began < 60

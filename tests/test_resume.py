@@ -16,7 +16,6 @@ from conftest import Compose, assert_same_bits, command, started
 from manyfit import resume
 from manyfit.config.errors import ConfigError
 from manyfit.sweeps.parent import Sweep
-from manyfit.tracking.reading import Named
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
 from manyfit.training.prepared import prepare
@@ -157,7 +156,7 @@ def test_a_state_that_is_of_no_use(composed: Compose, tmp_path: Path, monkeypatc
     """Of a run that lacked nothing but its end, or whose state is damaged: it begins again, in the same run."""
     monkeypatch.chdir(tmp_path)
     job, folder = prepare(composed(*SMALL)), resume.folder_of("a" * 32)
-    monkeypatch.setattr("manyfit.tracking.reading.named", lambda *_: [Named("b" * 32, "a" * 32, "KILLED")])
+    monkeypatch.setattr("manyfit.tracking.reading.stopped", lambda *_: "b" * 32)
     for damage in (lambda path: path, lambda path: path.write_bytes(b"")):
         fit([job], save_to=folder)
         for path in checkpoints.files(folder):

@@ -182,22 +182,20 @@ def unfinished(job: "Job", own_id: str) -> Earlier | None:
     Raises:
         ConfigError: The store does not answer.
     """
-    from manyfit.sweeps.again import settle
     from manyfit.tracking import reading
     from manyfit.training import checkpoints
 
     try:
-        settle(job.config.tracking.uri)
-        found = reading.named(job.config.tracking.uri, Path.cwd(), own_id)
-        if not found:
-            return None
+        run_id = reading.stopped(job.config.tracking.uri, Path.cwd(), own_id)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if run_id is None:
+        return None
     folder = folder_of(own_id)
     epoch = _last_epoch(job, folder)
     for path in checkpoints.files(folder) if epoch == 0 else ():  # it begins again, to the same bits
         path.unlink()
-    return Earlier(job, found[0].run_id, folder, epoch)
+    return Earlier(job, run_id, folder, epoch)
 
 
 def _last_epoch(job: "Job", folder: Path) -> int:

@@ -4,7 +4,6 @@ What is finished of it is kept, and the rest is trained.
 """
 
 import hashlib
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from manyfit.config.schema import Config
 from manyfit.displays import line
 from manyfit.progress import Screen
-from manyfit.tracking import journal
 from manyfit.tracking.run import FINGERPRINT
 from manyfit.tracking.unfinished import Unfinished
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from manyfit.tracking.reading import Stored
     from manyfit.training.prepared import Job
 
-PATIENCE = 60.0  # seconds for what a session that was killed has left to deliver
 COMMIT = "mlflow.source.git.commit"
 SUMMARY = {"devices", "ended", "engine"}  # tags of a run whose summary could be stored
 
@@ -70,13 +67,16 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
         from manyfit.tracking import reading
 
         try:
-            settle(config.tracking.uri)
-            parent, runs = reading.children(config.tracking.uri, Path.cwd(), place.run)
+            parent, runs, held = reading.children(config.tracking.uri, Path.cwd(), place.run)
         except ValueError as error:
             screen.note(f"an earlier start of this was stopped, but what it has done cannot be read: {error}")
             return Past()
     if parent is None:
+        why = f" ({held[0]})" if held else ""
+        screen.note(f"an earlier start of this was stopped, but is not in the store{why}: all of it is trained anew")
         return Past()
+    if held:
+        screen.note(f"held back: {held[0]}; what it has done of this is trained again")
     runs = [run for run in runs if run.status == "KILLED" or (run.status == "FINISHED" and run.tags.keys() >= SUMMARY)]
     done = sum(run.status == "FINISHED" for run in runs)
     screen.say(line("going on", f"with run {parent.run_id[:8]}: {done} runs of it are finished, and kept"))
@@ -84,21 +84,6 @@ def past(place: Unfinished, config: Config, screen: Screen) -> Past:
     return Past(
         parent.run_id, {run.tags[FINGERPRINT]: run for run in sorted(runs, key=lambda run: run.status, reverse=True)}
     )
-
-
-def settle(uri: str | None) -> None:
-    """Deliver what sessions that are gone have left; of one that was just killed its own uploader may be at it.
-
-    Args:
-        uri: The store that the command names.
-    """
-    from manyfit.tracking import upkeep
-
-    root, deadline = Path.cwd(), time.monotonic() + PATIENCE
-    while any(not journal.alive(folder) for folder in journal.sessions(root)) and time.monotonic() < deadline:
-        if upkeep.sync(root, named=uri).held:
-            return
-        time.sleep(0.1)
 
 
 def _tell_commits(runs: "Iterable[Stored]", screen: Screen) -> None:

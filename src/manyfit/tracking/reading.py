@@ -21,6 +21,7 @@ from manyfit.tracking.journal import resolve_uri
 from manyfit.tracking.packaging import SERVED
 from manyfit.tracking.run import FINGERPRINT
 from manyfit.tracking.store import OURS, PARENT, RefusedError, Store, explain
+from manyfit.tracking.upkeep import settle
 
 HIDDEN = ("mlflow.", "manyfit.tracking")  # tags that are no reader's business
 KIND = "manyfit.kind"  # a tag of parent runs
@@ -137,21 +138,36 @@ class Stored:
     metrics: Mapping[str, np.ndarray]
 
 
-def children(uri: str | None, root: Path, parent: str) -> tuple[Stored | None, list[Stored]]:
+def children(uri: str | None, root: Path, parent: str) -> tuple[Stored | None, list[Stored], list[str]]:
     """The parent run that has this id of ours, None if there is none, and its runs that have a fingerprint.
+
+    What killed sessions have left is delivered, or waited for, before; the last are sentences on what is held back.
 
     Raises:
         ValueError: The store does not answer.
     """
     with _asked(uri, root) as store:
+        held = settle(store)
         found = store.all(f"tags.`{OURS}` = '{parent}'")
         if not found:
-            return None, []
+            return None, [], held
         run_id = found[0].info.run_id
         runs = store.among([found[0].info.experiment_id], f"tags.`{PARENT}` = '{run_id}'")
         runs = [run for run in runs if FINGERPRINT in run.data.tags]
         points = store.histories([run.info.run_id for run in runs if run.info.status == "FINISHED"])
-    return _stored(found[0], {}), [_stored(run, points.get(run.info.run_id, {})) for run in runs]
+    return _stored(found[0], {}), [_stored(run, points.get(run.info.run_id, {})) for run in runs], held
+
+
+def stopped(uri: str | None, root: Path, own_id: str) -> str | None:
+    """MLflow's id of the run that has this id of ours, once what killed sessions have left is there; None: of none.
+
+    Raises:
+        ValueError: The store does not answer.
+    """
+    with _asked(uri, root) as store:
+        settle(store)
+        found = store.all(f"tags.`{OURS}` = '{own_id}'")
+    return str(found[0].info.run_id) if found else None
 
 
 def _stored(run: Run, points: Mapping[str, Mapping[int, float]]) -> Stored:
