@@ -69,7 +69,7 @@ def grid(runs: int) -> None:
         rates = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1"
         done = mf.grid(*GRID, f"optimizer.lr={rates}", f"seed=range(0,{runs // 8})")
         whole, store = time.perf_counter() - start, Path("mlruns/mlflow.db")
-        while journal.sessions(Path()):  # what did not arrive within a minute of waiting goes on in the background
+        while journal.sessions(Path()):  # a store that took nothing for a minute is not waited for
             time.sleep(0.2)
         arrived = time.perf_counter() - start
         assert len(done) == runs // 8 * 8
