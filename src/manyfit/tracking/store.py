@@ -154,7 +154,9 @@ class Store:
         lock = file.with_name(f".{file.name}.lock") if file else journal.mlruns(root) / ".lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that open a new database at once both create its tables, and both fail.
-        with FileLock(lock), _answers(), warnings.catch_warnings():
+        # A server makes its own, and while it is silent others need not wait for whoever asked before.
+        turn = contextlib.nullcontext() if uri.startswith(("http", "databricks")) else FileLock(lock)
+        with turn, _answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of SQLAlchemy is not ours to mend
             self.client = sqlite.opened(file, tables(), opens, self._say) if file else opens()
 
