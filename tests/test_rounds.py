@@ -27,12 +27,14 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from conftest import CONF, Compose, build, command, made, options, started
+from manyfit.config import schema
 from manyfit.config.errors import ConfigError, TrainingError
 from manyfit.config.schema import Config, with_seed
 from manyfit.progress import Screen
 from manyfit.sweeps import findings, parent, rounds, settings, space, study
 from manyfit.sweeps.fingerprint import DATA
 from manyfit.sweeps.pruning import Judge
+from manyfit.sweeps.search import Search
 from manyfit.sweeps.study import Ledger, Told, derived_seed, lost, values_of
 from manyfit.training.grouping import grouped
 from manyfit.training.prepared import prepare
@@ -343,6 +345,13 @@ def search(swept: Sequence[str], *overrides: str, train: Any = parent.Sweep.run,
         raise done.failure
 
 
+def searched(swept: str, *overrides: str) -> Search:
+    """As `rounds.run` settles it."""
+    cfg = whole(*SMALL, *overrides)
+    job = prepare(schema.parse(cfg, cfg.hydra.runtime.choices, cfg.hydra.overrides.task))
+    return Search.of(cfg, settings.settings(cfg), job, space.space(parsed(swept)))
+
+
 @pytest.mark.parametrize("pruner", options("pruner"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_sampler_goes_with_every_pruner(sampler: str, pruner: str, reported: list[SimpleNamespace]) -> None:
@@ -582,8 +591,8 @@ def test_one_process_reports(reported: list[SimpleNamespace]) -> None:
     search(swept, "sampler=grid")
     assert len(reported) == 2
     with study.reopened("sqlite:///mlruns/optuna.db", study_name(), Path("mlruns")) as book:
-        claimed = book.attribute("reporting", None) | {"owner": book.locks.owner}
-        book.note("reporting", lambda _: claimed)  # it has begun to, and lives
+        (claimed,) = book.notes("reporter").values()
+        book.note("reporter", lambda: claimed)  # it has begun to, and lives
         search(swept, "sampler=grid", screen=screen)
         assert len(reported) == 2
         assert any(f"process {book.locks.owner} reports on them" in text for text in screen.said)
@@ -725,11 +734,11 @@ COMMAND += [
 ]
 
 
-def done(folder: Path) -> int:
-    """How many trials are told, read without disturbing who may be making the tables."""
+def done(folder: Path, of: str = "trials where state = 'COMPLETE'") -> int:
+    """How many trials are told, or other rows are there, read without disturbing who may be making the tables."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{folder}/mlruns/optuna.db?mode=ro", uri=True)) as base:
-            return int(base.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+            return int(base.execute(f"select count(*) from {of}").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
 

@@ -3,24 +3,31 @@
 import contextlib
 import json
 import os
+import re
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from forked import SERVER
+from disks import make_room, small_disk
+from forked import ROOT, SERVER, Started, command, started
 from manyfit import cli
 from manyfit.config.errors import ConfigError
 from manyfit.sweeps import storage
 from manyfit.sweeps.storage import OutageError
-from manyfit.sweeps.study import Told, reopened
-from test_locks import served
-from test_rounds import check, finished, opened
+from manyfit.sweeps.study import Ledger, Told, reopened
+from test_cli import runs
+from test_locks import served, soon
+from test_rounds import check, done, finished, opened, shared
 from test_sqlite import killed
 
 
@@ -67,7 +74,7 @@ def test_what_a_silent_storage_does_not_take_is_told_by_the_next_session(
             for trial in claimed:
                 assert book.tell(Told(trial.number, "COMPLETE", 0.5, {"ended": "finished"}, [1.0, float("nan")]))
             with pytest.raises(
-                OutageError, match="sweep.storage must answer, but it did not .* nothing that was trained"
+                OutageError, match="sweep.storage must answer, but it did not .* The study has lost nothing"
             ):
                 book.claim(3)
     monkeypatch.undo()
@@ -75,7 +82,43 @@ def test_what_a_silent_storage_does_not_take_is_told_by_the_next_session(
     check(trials, 6)
     assert len(trials) == 6
     assert [trial.value for trial in trials][:3] == [0.5] * 3
-    assert not list((tmp_path / "untold").iterdir())
+    assert not list((tmp_path / "untold").glob("*.jsonl"))
+
+
+def test_what_comes_while_the_untold_are_told_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of one folder: one tells, and removes the file, while the storage still fails the other."""
+    late, book = opened(tmp_path), opened(tmp_path)
+    with late:
+        first, second = late.claim(2)
+        late.silent = "it does not answer"
+        late.tell(Told(first.number, "COMPLETE", 0.5, {}))
+        adding = threading.Thread(target=late.tell, args=(Told(second.number, "COMPLETE", 0.25, {}),))
+        honest = Ledger._tell
+
+        def tell(its: Ledger, trial: int, told: Told) -> bool:
+            if its is book:
+                adding.start()
+                adding.join(0.5)
+            return honest(its, trial, told)
+
+        monkeypatch.setattr(Ledger, "_tell", tell)
+        with book:
+            adding.join()
+    monkeypatch.undo()
+    assert [trial.value for trial in finished(opened(tmp_path))][:2] == [0.5, 0.25]
+
+
+def test_what_a_full_disk_does_not_take_either_is_said_and_made_again(tmp_path: Path) -> None:
+    """With the reason; the trial is left to the next session."""
+    book = opened(tmp_path)
+    with small_disk(tmp_path / "untold", "4k") as disk, book:
+        (disk / "filler").write_bytes(bytes(4096))
+        (trial,) = book.claim(1)
+        book.silent = "sweep.storage must answer."
+        assert book.tell(Told(trial.number, "COMPLETE", 0.5, {}))
+        with pytest.raises(OutageError, match=r"answer\. What came of trial 0 is lost \(.*No space left"):
+            book.claim(1)
+    check(finished(opened(tmp_path)), 6)
 
 
 def test_what_is_untold_of_a_study_that_is_gone_is_let_go(tmp_path: Path) -> None:
@@ -235,3 +278,114 @@ def test_tables_are_there_whole_or_not_at_all(tmp_path: Path, at: int) -> None:
     killed(make_a_study, path, at)
     assert not path.exists()
     check(finished(opened(tmp_path, url=f"sqlite:///{path}")), 6)
+
+
+# the command
+
+COMMAND = ["sweep=lr_batch_size", "data=iris", "epochs=1000", "batch_size=choice(16,32,64)", "sweep.study=shared"]
+COMMAND += ["sweep.seeds=1", "sweep.round=4", "sweep.n_trials=8", "sweep.confirm_seeds=0"]
+STAYS_LOCKED = r"sweep\.storage must answer, but it did not for 1 s: .*database is locked\. See that"
+CLAIMED = "trial_user_attributes where key = 'owner'"  # by rounds of four: of eight, four are in training
+IN_A_FILE = "sweep.storage='sqlite:///mlruns/optuna.db?timeout=1'"
+
+
+def impatient(folder: Path) -> Path:
+    """A run.py that waits for a storage for a second, not for two minutes."""
+    path = folder / "run.py"
+    script = ["import runpy", "from manyfit.sweeps import storage", "storage.PATIENCE = 1.0"]
+    path.write_text("\n".join([*script, f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')"]))
+    return path
+
+
+def until(holds: Callable[[], bool], process: Started) -> None:
+    """Wait; it is to come before the process has ended."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None, process.communicate(1)[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def refused(code: int | None, errors: str) -> str:
+    """The one sentence that a command ended with."""
+    assert code == 1, errors
+    assert "Traceback" not in errors
+    (sentence,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+@pytest.mark.slow
+def test_a_search_whose_database_stays_locked(tmp_path: Path) -> None:
+    """One sentence; the same command tells what was trained, and trains it no more. Locked from the start: likewise."""
+    path, run = tmp_path / "mlruns" / "optuna.db", impatient(tmp_path)
+    with started(tmp_path, *COMMAND, IN_A_FILE, run=run) as process:
+        until(lambda: done(tmp_path, CLAIMED) == 8, process)
+        with locked(path):
+            _, errors = process.communicate(120)
+    assert re.search(STAYS_LOCKED + ".* The study has lost nothing", refused(process.returncode, errors))
+    with locked(path):
+        again = command(tmp_path, *COMMAND, IN_A_FILE, run=run)
+    assert re.search(STAYS_LOCKED, refused(again.returncode, again.stderr))
+    again = command(tmp_path, *COMMAND, IN_A_FILE)
+    assert again.returncode == 0, again.stderr
+    check(shared(tmp_path), 8)
+    trained = Counter(r.data.tags["optuna.trial"] for r in runs(tmp_path) if "optuna.trial" in r.data.tags)
+    assert set(trained.values()) == {1}  # also what was trained and could not be told
+    assert len(trained) == 8
+    assert {run.info.status for run in runs(tmp_path)} == {"FINISHED", "FAILED"}  # a parent's, whose search failed
+
+
+@pytest.mark.slow
+def test_a_search_whose_disk_fills(tmp_path: Path) -> None:
+    """One sentence says what is lost, of the study and of the runs; once there is room the same command goes on."""
+    with small_disk(tmp_path / "disk", "40m") as folder:
+        with started(folder, *COMMAND, run=impatient(tmp_path)) as process:
+            until(lambda: done(folder, CLAIMED) == 8, process)
+            with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            _, errors = process.communicate(120)
+        sentence = refused(process.returncode, errors)
+        assert re.search(r"What came of trials? [\d, ]+ is lost \(.*No space left", sentence), errors
+        assert re.search(r"mlruns must take what is recorded, but .* is lost. What came before is kept", sentence)
+        make_room(folder)
+        again = command(folder, *COMMAND)
+        assert again.returncode == 0, again.stderr
+        check(shared(folder), 8)
+        assert "RUNNING" not in {run.info.status for run in runs(folder)}
+
+
+PROXY = """
+import sys, optuna
+optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage(sys.argv[1]), host="localhost", port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_searches_share_a_study_through_a_proxy(tmp_path: Path) -> None:
+    """Two commands from two folders, started at the same moment: the total is met, and nothing is doubled."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    folders = [tmp_path / name for name in ("a", "b")]
+    given = [*COMMAND, "epochs=20", "sweep.round=2", "tracking=off", f"sweep.storage=grpc://localhost:{port}"]
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROXY, url, str(port)]) as proxy:
+        try:
+            for folder in folders:
+                folder.mkdir()
+            assert soon(lambda: _listens(port))
+            with started(folders[0], *given) as first, started(folders[1], *given) as second:
+                for process in (first, second):
+                    _, errors = process.communicate(120)
+                    assert process.returncode == 0, errors
+        finally:
+            proxy.kill()
+    trials = optuna.load_study(study_name="shared", storage=url).trials
+    check(trials, 8)
+    assert len({trial.user_attrs["owner"] for trial in trials}) == 2
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+        return True
+    return False

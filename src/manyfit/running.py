@@ -50,11 +50,11 @@ def _obey(arguments: Sequence[str], folders: Sequence[Path]) -> None:
         with sigterm_exits(), leader.lead():
             start(_train, arguments, folders)
     except (errors.ConfigError, errors.TrainingError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(errors.sentence(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(f"error: mlruns must have room, but {error}. Make some, and start the command again.")
+        sys.exit(errors.sentence(error, f"mlruns must have room, but {error}. Make some, and start the command again."))
 
 
 def _train(cfg: "DictConfig") -> float:
@@ -79,4 +79,4 @@ def _train(cfg: "DictConfig") -> float:
     except (errors.ConfigError, errors.TrainingError) as error:
         if context.mode == RunMode.MULTIRUN:  # Hydra goes on with the other jobs and raises at the end
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(errors.sentence(error))

@@ -12,3 +12,8 @@ class ConfigError(ValueError):
 
 class TrainingError(RuntimeError):
     """A training came to a bad end; its run says so."""
+
+
+def sentence(error: Exception, words: str | None = None) -> str:
+    """What a command says of an error, in its own words or others, and of what it cost."""
+    return " ".join([f"error: {words or error}", *getattr(error, "__notes__", [])])

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -25,13 +25,13 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from manyfit.sweeps.storage import driver_options, is_outage, open_storage, sqlite_file
+from manyfit.sweeps.storage import LapsedError, driver_options, is_outage, open_storage, sqlite_file
 
 BEAT = 2.0  # seconds between signs of life
 DEADLINE = 20.0  # seconds without one after which an owner counts as dead
 RESTARTED = 15.0  # seconds after its server's start in which no owner does: all are coming back
 HELD = 30.0  # seconds that a lock is waited for; who holds it longer has been suspended
-LOOK = 0.1  # seconds between looks whether it is our turn
+LOOK = 0.1, 1.0  # seconds between the first two looks whether it is our turn, and between later ones
 OURS = 0x6D616E79  # "many": the first key of our advisory locks, beside those of others in a database
 
 
@@ -51,7 +51,11 @@ class Locks(Protocol):
         """Stop showing it."""
 
     def named(self, name: str) -> contextlib.AbstractContextManager[object]:
-        """The lock of this name, held by one process at a time."""
+        """The lock of this name, held by one process at a time.
+
+        Raises:
+            LapsedError: At its end, whatever else was raised within: another has, or had, the lock meanwhile.
+        """
 
     def dead(self, owner: str) -> bool:
         """Whether an owner is gone. One that lost its connection for long, and lives, may be called dead."""
@@ -131,8 +135,8 @@ class AdvisoryLocks:
         with self._engine.connect() as connection:  # its end is the lock's end
             connection.execute(sqlalchemy.text(f"set lock_timeout = '{HELD}s'"))
             connection.execute(sqlalchemy.text("select pg_advisory_lock(hashtext(:name))"), {"name": name})
-            yield
-            connection.execute(sqlalchemy.text("select 1"))  # else the server has given it to another meanwhile
+            with _fenced(lambda: _answers(connection)):  # else the server may have given it to another
+                yield
 
     def dead(self, owner: str) -> bool:
         """See Locks."""
@@ -205,14 +209,13 @@ class Tickets:
     def named(self, name: str) -> Iterator[None]:
         """See Locks."""
         ticket = self._turn(name)
-        try:
+        with _fenced(lambda: self._use_up(ticket)):
             yield
-        finally:
-            self._use_up(ticket)
 
     def _turn(self, name: str) -> int:
         """Draw a ticket and wait until it is its turn."""
         drawn = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"lock": name, "owner": self.owner})
+        pause, longest = LOOK
         while True:
             ticket = self._storage.create_new_trial(self._study, drawn)
             number = self._storage.get_trial(ticket).number
@@ -220,7 +223,8 @@ class Tickets:
                 for trial in before:  # one of our own was left by an outage
                     if trial.user_attrs["owner"] == self.owner or self.dead(trial.user_attrs["owner"]):
                         self._use_up(trial._trial_id)
-                time.sleep(LOOK)
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
             if self._storage.get_trial(ticket).state == TrialState.RUNNING:  # else we counted as dead
                 return ticket
 
@@ -245,9 +249,12 @@ class Tickets:
         going = self._storage.get_all_trials(self._study, deepcopy=False, states=(TrialState.RUNNING,))
         return [trial for trial in going if trial.number < number and trial.user_attrs["lock"] == name]
 
-    def _use_up(self, ticket: int) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):  # another has done it
-            self._storage.set_trial_state_values(ticket, TrialState.FAIL)
+    def _use_up(self, ticket: int) -> bool:
+        """Whether it was there to be used: another may have done it."""
+        try:
+            return self._storage.set_trial_state_values(ticket, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return False
 
     def _beat(self) -> None:
         self._storage.set_study_user_attr(self._study, self.owner, time.time())
@@ -259,6 +266,31 @@ class Tickets:
             except Exception as error:  # an outage ends; whatever else is wrong, the training meets it as well
                 if not is_outage(error):
                     return
+
+
+@contextlib.contextmanager
+def _fenced(holds: Callable[[], bool]) -> Iterator[None]:
+    """Raise LapsedError if a lock does not hold at the end: then an error within may be of that.
+
+    An interrupt goes its way: whoever is interrupted leaves, and so do its locks.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not holds():
+            raise LapsedError from error
+        raise
+    if not holds():
+        raise LapsedError
+
+
+def _answers(connection: sqlalchemy.Connection) -> bool:
+    """Whether a connection is there, and so what it holds."""
+    try:
+        connection.execute(sqlalchemy.text("select 1"))
+    except sqlalchemy.exc.SQLAlchemyError:
+        return False
+    return True
 
 
 def _owner() -> str:

@@ -115,7 +115,7 @@ class Search:
 
     def run_ids(self) -> dict[str, str]:
         """MLflow's ids by our own, as far as they are known."""
-        late: dict[str, str] = self.ledger.attribute("mlflow_run_ids", {})
+        late = {run: run_id for ids in self.ledger.notes("mlflow_run_ids").values() for run, run_id in ids.items()}
         told = [run for trial in self.ledger.trials() for run in runs_of(trial) if run.get("mlflow_run_id")]
         return late | {run["manyfit_run"]: run["mlflow_run_id"] for run in told}
 
@@ -124,39 +124,38 @@ class Search:
         known = self.run_ids()
         new = {c.run.id: c.run.run_id for c in children if c.run.run_id and c.run.id not in known}
         if new:
-            self.ledger.note("mlflow_run_ids", lambda late: (late or {}) | new)
+            own = self.ledger.notes("mlflow_run_ids").get(self.ledger.locks.owner, {})
+            self.ledger.note("mlflow_run_ids", lambda: own | new)
 
     def reported(self) -> str | None:
         """The id of the parent run that reports on just these trials, if the study has them all.
 
         MLflow's, or our own where that had not come back.
         """
-        known, done = self.ledger.attribute("report", {}), self.ledger.done()
-        if done < self.ledger.total or not known.items() >= self._report(done).items():
-            return None
-        return str(known["run_id"] or known["run"])
+        ledger, done = self.ledger, self.ledger.done()
+        same = [note for note in ledger.notes("report").values() if note.items() >= self._report(done).items()]
+        return str(same[0]["run_id"] or same[0]["run"]) if same and done >= ledger.total else None
 
     def claim_report(self) -> str | None:
         """Who has reported on these trials, or does, still living; None: from now on we do."""
-        locks, done = self.ledger.locks, self.ledger.done()
-        ours = self._report(done) | {"owner": locks.owner}
+        locks, ours = self.ledger.locks, self._report(self.ledger.done())
         others: list[str] = []
 
-        def claimed(known: dict[str, Any] | None) -> dict[str, Any] | None:
+        def claimed() -> dict[str, Any] | None:
             others[:] = [f"run {run[:8]}"] if (run := self.reported()) else []
-            same = known is not None and known | {"owner": locks.owner} == ours
-            if known and same and not locks.dead(known["owner"]) and known["owner"] != locks.owner:
-                others.append(f"process {known['owner']}")
-            return known if others else ours
+            for owner, theirs in self.ledger.notes("reporter").items():
+                if theirs == ours and owner != locks.owner and not locks.dead(owner):
+                    others.append(f"process {owner}")
+            return None if others else ours
 
-        self.ledger.note("reporting", claimed)
+        self.ledger.note("reporter", claimed)
         return others[0] if others else None
 
     def note_report(self, parent: TrackedRun) -> None:
         """This parent run reports on what is done; where nothing is stored there is none to look at."""
         if self.default.tracking.kind != "off":
             report = self._report(self.ledger.done()) | {"run": parent.id, "run_id": parent.run_id}
-            self.ledger.note("report", lambda _: report)
+            self.ledger.note("report", lambda: report)
 
     def _report(self, trials: int) -> dict[str, Any]:
         """What a report is the same with."""

@@ -33,6 +33,13 @@ class OutageError(TrainingError):
     """A storage was silent for too long."""
 
 
+class LapsedError(Exception):
+    """A lock was given to another before its holder gave it back, who had counted as dead: what it did may be void."""
+
+    def __init__(self) -> None:
+        super().__init__("a lock was given to another, since this process was not heard of")
+
+
 def sqlite_file(url: str) -> Path | None:
     """The file of an SQLite address, of a URI too, by its one name; None: it is in memory, or no SQLite's."""
     path = journal.file_of(url.replace(":///file:", ":///", 1))
@@ -147,7 +154,7 @@ def is_busy(error: BaseException) -> bool:
 def patiently(
     attempt: Callable[[], T], waits: Callable[[str], None], passes: Callable[[BaseException], bool] = is_outage
 ) -> T:
-    """Call until the storage answers.
+    """Call until the storage answers, and no lock was lost within.
 
     Args:
         attempt: May be called again.
@@ -157,20 +164,21 @@ def patiently(
     Raises:
         OutageError: It did not for PATIENCE seconds.
     """
-    deadline, told = time.monotonic() + PATIENCE, False
+    deadline = None  # from the first failure on: this process may have been suspended before
     while True:
         try:
             return attempt()
         except Exception as error:
-            if not passes(error):
+            if not (passes(error) or isinstance(error, LapsedError)):
                 raise
             reason = mask(str(error.__cause__ or error).splitlines()[0])
-            if time.monotonic() > deadline:
+            if first := deadline is None:
+                deadline = time.monotonic() + PATIENCE
+            if time.monotonic() >= deadline:
                 raise OutageError(
-                    f"sweep.storage must answer, but it did not for {PATIENCE:.0f} s: {reason}. See that it is there "
-                    "and that nothing holds it locked: the same command goes on, and nothing that was trained is lost."
+                    f"sweep.storage must answer, but it did not for {PATIENCE:.0f} s: {reason}. See that it is there, "
+                    "has room, and that nothing holds it locked: the same command goes on."
                 ) from None
-            if not told:
+            if first:
                 waits(f"sweep.storage does not answer ({reason}): waiting for it")
-            told = True
             time.sleep(PAUSE)

@@ -7,7 +7,6 @@ cannot do this: with ask and tell none is ever written.
 
 import contextlib
 import hashlib
-import json
 import math
 import re
 import time
@@ -21,6 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
@@ -111,7 +111,8 @@ class Ledger:
         self.total = min(total, spaces.size(space) or total)
         self.open: dict[int, Trial] = {}
         self.failed_before: set[int] = set()
-        self.silent: OutageError | None = None
+        self.silent: str | None = None  # why nothing more is asked of the storage
+        self.forgotten: dict[int, OSError] = {}  # why what came of a trial could not be kept, by its number
         self.untold = folder / f"{_file_name(name)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.jsonl"
 
         def opened() -> tuple[BaseStorage, optuna.Study]:
@@ -197,7 +198,8 @@ class Ledger:
                 self._enqueue_points(wanted | tried, max(0, self.total - len(wanted)))
             self.study.sampler, seed = self.sampler(len(self._read()))
             untried = (spaces.size(self.space) or math.inf) - len(tried)
-            left = min(max(self.total, len(wanted)) - len(begun), untried)
+            kept = begun | {self._point(t) for t in trials if counts(t) and "drawn" not in t.user_attrs}
+            left = min(max(self.total, len(kept)) - len(begun), untried)  # what others chose is beyond the total, too
             for trial in (t for t in trials if t.state == TrialState.WAITING):
                 if left <= 0 or self._point(trial) in tried:  # it would wait for ever
                     self._set_aside(trial)
@@ -212,9 +214,13 @@ class Ledger:
 
         return self._answered(handed)
 
+    def ownerless(self) -> int:
+        """How many trials are RUNNING of processes that are gone."""
+        return len(self._answered(lambda: self._ownerless(self._read())))
+
     def _clear_up(self) -> int:
         trials = self._read()
-        ownerless = self._ownerless([trial for trial in trials if trial.state == TrialState.RUNNING])
+        ownerless = self._ownerless(trials)
         for trial in ownerless:
             self._give_up(trial, trials)
         return len(ownerless)
@@ -222,15 +228,17 @@ class Ledger:
     def tell(self, told: Told) -> bool:
         """Finish a claimed trial; False: meanwhile another was made in its place, since we counted as dead.
 
-        What the storage does not take is written to a file, and `silent` says why: the next claim raises it.
+        What the storage does not take is written to a file; the next claim raises why, and what the file did not take.
         """
         trial = self.open.pop(told.number)
         try:
             return self._answered(lambda: self._tell(trial._trial_id, told))
         except OutageError:
-            self.untold.parent.mkdir(parents=True, exist_ok=True)
-            with self.untold.open("a") as file:
-                file.write(json.dumps({"owner": self.locks.owner, **asdict(told)}) + "\n")
+            try:
+                with self._untold_alone():
+                    journal.note(self.untold, {"owner": self.locks.owner, **asdict(told)})
+            except OSError as error:  # a full disk: the trial is made again
+                self.forgotten[told.number] = error
             return True
 
     def _tell(self, trial_id: int, told: Told) -> bool:
@@ -243,38 +251,53 @@ class Ledger:
     def _tell_the_untold(self) -> None:
         """What is of no trial that is there, as the study was removed, is let go; so is a line that a kill cut off."""
         if self.untold.exists():
-            with self.alone():
+            with self.alone(), self._untold_alone():
                 trials = {(trial.number, trial.user_attrs.get("owner")): trial for trial in self._read()}
                 for known in journal.read(self.untold)[0]:
                     if trial := trials.get((known.get("number", -1), known.pop("owner", None))):
                         self._tell(trial._trial_id, Told(**known))
-            self.untold.unlink()
+                self.untold.unlink(missing_ok=True)
 
-    def attribute(self, key: str, default: Any) -> Any:
-        """One of the study's."""
-        return self._answered(lambda: self.study.user_attrs.get(key, default))
+    def _untold_alone(self) -> FileLock:
+        """Nobody adds to the file while it is told, and removed."""
+        self.untold.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.untold.parent / "lock")
 
-    def note(self, key: str, change: Callable[[Any], Any]) -> Any:
-        """Replace one of the study's attributes, which may be None, by what `change` makes of it; it is returned."""
+    def notes(self, key: str) -> dict[str, Any]:
+        """What processes have noted of the study under this name, by their own; an earlier version noted it once."""
+        known = self._answered(lambda: self.study.user_attrs)
+        found = {name.partition(" ")[2]: note for name, note in known.items() if name.partition(" ")[0] == key}
+        return {owner: note for owner, note in found.items() if note is not None}
 
-        def noted() -> Any:
+    def note(self, key: str, make: Callable[[], Any]) -> None:
+        """Note what is made under the study's lock; None takes back what was noted.
+
+        Each process writes lines of its own: one that had lost the lock meanwhile spoils no other's.
+        """
+        own = f"{key} {self.locks.owner}"
+
+        def noted() -> None:
             with self.alone():
-                before = self.study.user_attrs.get(key)
-                if (after := change(before)) != before:
-                    self.study.set_user_attr(key, after)
-                return after
+                if (after := make()) != self.study.user_attrs.get(own):
+                    self.study.set_user_attr(own, after)
 
-        return self._answered(noted)
+        self._answered(noted)
 
     def _answered(self, attempt: Callable[[], T]) -> T:
         """What the storage says, however long it takes; when it took too long, nothing more is asked of it."""
-        if self.silent:
-            raise self.silent
-        try:
-            return patiently(attempt, self.waits)
-        except OutageError as error:
-            self.silent = error
-            raise
+        if not self.silent:
+            try:
+                return patiently(attempt, self.waits)
+            except OutageError as error:
+                self.silent = str(error)
+        raise OutageError(f"{self.silent} {self._kept()}")
+
+    def _kept(self) -> str:
+        """What becomes of trials that could not be told."""
+        if not self.forgotten:
+            return "The study has lost nothing: what was trained, the next start tells."
+        numbers, error = ", ".join(map(str, self.forgotten)), next(iter(self.forgotten.values()))
+        return f"What came of trial{'s' * (len(self.forgotten) > 1)} {numbers} is lost ({error}): it trains them again."
 
     def _read(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -321,8 +344,9 @@ class Ledger:
         write(self.storage, trial._trial_id, {"owner": self.locks.owner, "sampler_seed": seed})
         return trial
 
-    def _ownerless(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of the dead, and of our own those that nobody has in hand."""
+    def _ownerless(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that are RUNNING of the dead, and of our own those that nobody has in hand."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         owners = {trial.user_attrs.get("owner") for trial in running}
         living = {owner for owner in owners if owner and not self.locks.dead(owner)}
         return [
@@ -333,11 +357,16 @@ class Ledger:
         ]
 
     def _give_up(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-        """Enqueue the values once more, then fail the trial: killed in between, it is found again and not doubled."""
+        """Enqueue the values once more, then fail the trial: killed in between, it is found again and not doubled.
+
+        Those that a sampler has drawn are marked: whoever lost its lock may have asked for more than the total.
+        """
         values = values_of(trial)
         again = any(other.user_attrs.get("retry_of") == trial.number for other in trials)
         if not again and values.keys() == self.space.keys():  # else it had not come to its values
-            self.study.enqueue_trial(values, user_attrs={"retry_of": trial.number})
+            chosen = "fixed_params" in trial.system_attrs and "drawn" not in trial.user_attrs
+            drawn = {} if chosen else {"drawn": True}
+            self.study.enqueue_trial(values, user_attrs={"retry_of": trial.number, **drawn})
         self._set_aside(trial)
 
     def _set_aside(self, trial: FrozenTrial | Trial) -> None:

@@ -235,10 +235,12 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; runs still open are FAILED after an error, KILLED after an interrupt."""
+        """Close; runs still open are FAILED after an error, KILLED after an interrupt, which says what is lost."""
         if self._final is None and isinstance(error, Exception):
             self._end_open_runs("FAILED")
         self.close()
+        if error is not None and self.lost:
+            error.add_note(self.lost)
 
     def _end_open_runs(self, status: Literal["FAILED", "KILLED"]) -> None:
         for run in self._runs:
