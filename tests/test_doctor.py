@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from optuna.trial import TrialState
 
 from forked import tables
 from manyfit import cli
+from manyfit.sweeps.study import Told
 from manyfit.tracking import clean, journal, leftovers, rejected, sqlite
 from manyfit.tracking.doctor import _unfinished, doctor
 from manyfit.tracking.store import Store
 from manyfit.tracking.tracker import Tracker
 from manyfit.tracking.unfinished import Unfinished
+from test_rounds import opened
 from test_sqlite import aged
 
 
@@ -220,12 +223,48 @@ def test_a_half_made_database_of_searches(root: Path, capsys: pytest.CaptureFixt
     """It is told, and made anew only with --fix."""
     path = root / "mlruns" / "optuna.db"
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("create table studies (study_id)")
+        connection.execute("create table studies (study_id integer primary key, study_name varchar(512))")
     assert cli.main(["doctor"]) == 1
     assert f"problem: {path} was left half made" in capsys.readouterr().out
     assert cli.main(["doctor", "--fix"]) == 0
     assert f"mended: {path}" in capsys.readouterr().out
     assert cli.main(["doctor"]) == 0
+
+
+def test_what_searches_left_is_mended(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials of the dead, of every study, and results that are not told; those of the living are no problem."""
+    url, folder = "sqlite:///mlruns/optuna.db", root / "mlruns"
+    with opened(folder, url=url, name="living") as living:
+        (kept,) = living.claim(1)
+        for name in ("one", "other"):
+            with opened(folder, url=url, name=name) as dead:
+                told, *_ = dead.claim(3)
+                dead.open.clear()  # so that it leaves them as a kill would
+        dead.open[told.number], dead.silent = told, "no answer"
+        dead.tell(Told(told.number, "COMPLETE", 0.5, {}))
+        for fix, words, code in ((), "problem", 1), (("--fix",), "mended", 0):
+            assert cli.main(["doctor", *fix]) == code
+            said = capsys.readouterr().out
+            assert f"{words}: study one has 3 trials of processes that are gone, to be handed back" in said
+            assert (
+                f"{words}: study other has 3 trials of processes that are gone, to be handed back and 1 result" in said
+            )
+            assert "study living" not in said
+        assert cli.main(["doctor"]) == 0
+        assert [trial.number for trial in living.trials() if trial.state == TrialState.RUNNING] == [kept.number]
+    studies = [opened(folder, url=url, name=name).trials() for name in ("one", "other")]
+    assert not [trial for trials in studies for trial in trials if trial.state == TrialState.RUNNING]
+    assert studies[1][told.number].value == 0.5
+    assert len([trial for trial in studies[1] if trial.state == TrialState.WAITING]) == 2
+
+
+def test_options_that_do_not_go_together(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused in a sentence; none is ignored."""
+    assert cli.main(["doctor", "--storage", "sqlite:///x.db"]) == 1
+    assert "--storage must come with --study NAME" in capsys.readouterr().err
+    assert cli.main(["doctor", "--fix", "--study", "x"]) == 1
+    assert "--fix must not come with --study x" in capsys.readouterr().err
+    assert not (root / "x.db").exists()
 
 
 def test_what_cannot_be_delivered_stays(

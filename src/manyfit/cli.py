@@ -216,40 +216,33 @@ def _counted(number: int, name: str) -> str:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.storage and not options.study:
+        raise ValueError(f"--storage must come with --study NAME, but got {options.storage} alone.")
+    if options.study and options.fix:
+        raise ValueError(f"--fix must not come with --study {options.study}, which hands back by itself.")
     if options.study:
         return _hand_back(options.study, options.storage)
     from manyfit.tracking.doctor import doctor
 
-    findings = doctor(_root(), fix=options.fix, more=_searches(Path.cwd()))
+    findings = doctor(_root(), fix=options.fix, more=_searches())
     print("\n".join(findings))
     return 1 if any(finding.startswith("problem") for finding in findings) else 0
 
 
-def _searches(root: Path) -> Iterator["Finding"]:
-    """What is wrong with the database of searches that name none."""
-    from manyfit.tracking import doctor, journal, sqlite
+def _searches() -> Iterator["Finding"]:
+    """What is wrong with the searches of this folder, if there were any."""
+    if Path("mlruns/optuna.db").exists() or Path("mlruns/untold").exists():
+        from manyfit.sweeps import upkeep  # Optuna: a second
 
-    path = journal.mlruns(root) / "optuna.db"
-    if not path.exists():
-        return
-    from manyfit.sweeps import locks, storage, study  # Optuna: a second
-
-    def mend() -> None:
-        with study.quiet(), locks.locks_of(f"sqlite:///{path}").named("create"):
-            storage.open_storage(f"sqlite:///{path}", lambda _: None)
-
-    if sqlite.half_made(path, storage.tables()):
-        yield doctor.Finding(f"{path} was left half made, with nothing in it", mend)
+        yield from upkeep.findings()
 
 
 def _hand_back(study: str, storage: str | None) -> int:
     """Give the trials of processes that are gone to the next start, or to those that are at work."""
-    from omegaconf import OmegaConf
-
-    from manyfit.sweeps.settings import settings
+    from manyfit.sweeps.settings import Settings
     from manyfit.sweeps.study import quiet, reopened
 
-    with quiet(), reopened(storage or settings(OmegaConf.create()).storage, study, Path("mlruns/untold")) as ledger:
+    with quiet(), reopened(storage or Settings().storage, study, Path("mlruns/untold")) as ledger:
         back, running, done = ledger.hand_back(), len(ledger.elsewhere()), ledger.done()
     print(f"study {study}: {done} trials are done, {running} are being run")
     print(f"handed back: {back} that processes had begun which are gone")

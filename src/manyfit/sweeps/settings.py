@@ -34,7 +34,7 @@ class Settings(Node):
     round: Count | None = None
     seeds: Count = 4
     max_failures: Count = 16
-    confirm_seeds: int = Field(8, ge=0)
+    confirm_seeds: int = Field(default=8, ge=0)
 
 
 def settings(cfg: DictConfig) -> Settings:

@@ -51,7 +51,7 @@ def doctor(root: Path, uri: str | None = None, fix: bool = False, more: Iterable
     quiet()
     address = journal.resolve_uri(uri, root)
     told = []
-    looks = _store, _held_back, _running, _rejected, _unfinished, _untold, _lying_about  # in this order they are mended
+    looks = _store, _held_back, _running, _rejected, _unfinished, _lying_about  # in this order they are mended
     for look in looks:
         told += [finding.told(fix) for finding in look(address, root)]
     told += [finding.told(fix) for finding in more]
@@ -169,13 +169,6 @@ def _unfinished(address: str, root: Path) -> Iterator[Finding]:
             f"{_are(found, 'command')} noted in mlruns/unfinished for a month, or with a run that is not in the store"
         )
         yield Finding(words, forget)
-
-
-def _untold(_: str, root: Path) -> Iterator[Finding]:
-    for path in sorted((journal.mlruns(root) / "untold").glob("*.jsonl")):
-        results = len(journal.lines(path)[0])
-        words = f"{results} result{'s' * (results != 1)} of a search, which the next start of its study tells"
-        yield Finding(f"mlruns/untold/{path.name} holds {words}", wrong=False)
 
 
 def _lying_about(_: str, root: Path) -> Iterator[Finding]:
