@@ -8,6 +8,7 @@ import optuna
 
 from manyfit.config.earlier import DROPPED, today
 from manyfit.config.errors import ConfigError
+from manyfit.sweeps import space as spaces
 from manyfit.sweeps.settings import Settings
 from manyfit.training.prepared import Job
 
@@ -49,6 +50,14 @@ def fingerprint_of(settings: Settings, job: Job, space: Mapping[str, str]) -> di
     }
 
 
+def searched(study: optuna.Study) -> spaces.Space:
+    """The space of a study, by its fingerprint; of one without by its trials."""
+    known, prefix = study.user_attrs.get("fingerprint"), "sweep.space."
+    if isinstance(known, dict):
+        return spaces.of_words({k.removeprefix(prefix): text for k, text in known.items() if k.startswith(prefix)})
+    return {key: of for trial in study.get_trials(deepcopy=False) for key, of in trial.distributions.items()}
+
+
 def require_same(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
     """Note the fingerprint of a new study; refuse to go on with another one's."""
     now = json.loads(json.dumps(fingerprint, sort_keys=True, default=str))
@@ -56,8 +65,12 @@ def require_same(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
     if before is None:
         study.set_user_attr("fingerprint", now)
         return
+    if not isinstance(before, dict):
+        raise ConfigError(
+            f"sweep.study must be of a search, but nothing says what {study.study_name} is of. Give it another name."
+        )
     before = {
-        key: today(value) if key.endswith("_target_") else value
+        key: today(str(value)) if key.endswith("_target_") else value
         for key, value in before.items()
         if key not in (*DROPPED, *WHERE)
     }

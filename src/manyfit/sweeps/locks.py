@@ -33,6 +33,7 @@ RESTARTED = 15.0  # seconds after its server's start in which no owner does: all
 HELD = 30.0  # seconds that a lock is waited for; who holds it longer has been suspended
 LOOK = 0.1, 1.0  # seconds between the first two looks whether it is our turn, and between later ones
 OURS = 0x6D616E79  # "many": the first key of our advisory locks, beside those of others in a database
+OWNER = re.compile(r"[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{8}")  # no other lock, as that of a study, is taken for a process
 
 
 class Locks(Protocol):
@@ -59,6 +60,11 @@ class Locks(Protocol):
 
     def dead(self, owner: str) -> bool:
         """Whether an owner is gone. One that lost its connection for long, and lives, may be called dead."""
+
+
+def lives(locks: Locks, owner: object) -> bool:
+    """Whether what a study names as an owner, which may be anything, is a process that is alive."""
+    return isinstance(owner, str) and bool(OWNER.fullmatch(owner)) and not locks.dead(owner)
 
 
 def locks_of(url: str) -> Locks:

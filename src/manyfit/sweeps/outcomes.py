@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from optuna.trial import FrozenTrial
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from manyfit.config.schema import Config
 from manyfit.sweeps.findings import value_of
@@ -13,8 +14,25 @@ from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
 
 Ended = Literal["finished", "pruned", "diverged", "failed"]
+CURVE = TypeAdapter[list[float | None] | None](list[float | None] | None, config=ConfigDict(strict=True))
 LOSS = "loss/val"
 DIVERGED: Literal["diverged"] = "diverged"
+
+
+class Kept(BaseModel):
+    """What a study keeps of a run, as far as it is read again."""
+
+    model_config = ConfigDict(strict=True)
+
+    ended: Literal[Ended, "stopped early"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    value: float | None = None
+    loss_val: list[float | None] | None = None
+    manyfit_run: str = ""
+    mlflow_run_id: str | None = None
+
+
+RUNS = TypeAdapter(list[Kept])
 
 
 @dataclass(frozen=True)
@@ -54,19 +72,33 @@ def outcome(children: Sequence[Child], settings: Settings) -> Outcome:
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
     """The objective's metric by epoch, 0 being before training; an earlier version kept it in an attribute."""
-    kept = trial.user_attrs.get("curve")
+    kept = CURVE.validate_python(trial.user_attrs.get("curve"))
     found = trial.intermediate_values if kept is None else dict(enumerate(kept))
     return {epoch: float("nan") if value is None else value for epoch, value in sorted(found.items())}
 
 
 def runs_of(trial: FrozenTrial) -> list[dict[str, Any]]:
-    """What was kept of a trial's runs; an earlier version had one, and its parts in attributes of their own."""
+    """What was kept of a trial's runs; an earlier version had one, and its parts in attributes of their own.
+
+    Raises:
+        ValueError: It is not what a search keeps, see `readable`.
+    """
     attributes = trial.user_attrs
-    if "runs" in attributes or "manyfit_run" not in attributes:
-        return list(attributes.get("runs", []))
-    keys = "manyfit_run", "mlflow_run_id", "seed", "ended"
-    loss = attributes.get("loss_val", attributes.get("curve"))
-    return [{key: attributes.get(key) for key in keys} | {"value": trial.value, "loss_val": loss}]
+    found = attributes.get("runs", [])
+    if "runs" not in attributes and "manyfit_run" in attributes:
+        keys = "manyfit_run", "mlflow_run_id", "seed", "ended"
+        loss = attributes.get("loss_val", attributes.get("curve"))
+        found = [{key: attributes.get(key) for key in keys} | {"value": trial.value, "loss_val": loss}]
+    return [run.model_dump() for run in RUNS.validate_python(found)]
+
+
+def readable(trial: FrozenTrial) -> bool:
+    """Whether what a study keeps of a trial is what a search would have written: anybody may have."""
+    try:
+        _ = runs_of(trial), curve_of(trial), trial.value
+    except (RuntimeError, ValueError):  # Optuna's, where it has several values
+        return False
+    return True
 
 
 def rows(
@@ -85,8 +117,8 @@ def rows(
         seed: Where a trial says none.
         config_of: The config of a trial's values and a seed.
     """
-    found = runs_of(trial) or [{"ended": "failed"}]
-    return [_row(trial, run, children.get(run.get("manyfit_run", "")), ids, seed, config_of) for run in found]
+    found = runs_of(trial) or [Kept(ended="failed").model_dump()]
+    return [_row(trial, run, children.get(run["manyfit_run"]), ids, seed, config_of) for run in found]
 
 
 def _row(
@@ -100,18 +132,18 @@ def _row(
     state = "finished" if run["ended"] == "stopped early" else run["ended"]
     if trial.user_attrs.get("ended") == "pruned" and state == "finished":  # it had stopped early by itself
         state = "pruned"
-    seed = trial.params.get("seed", default_seed) if run.get("seed") is None else run["seed"]
-    loss = run.get("loss_val") or list(curve_of(trial).values())
+    seed = trial.params.get("seed", default_seed) if run["seed"] is None else run["seed"]
+    loss = run["loss_val"] or list(curve_of(trial).values())
     config = child.config if child else config_of(trial.params, seed) if state == "finished" else None
     return {
         "number": trial.number,
         "params": {key: value for key, value in trial.params.items() if key != "seed"},
-        "value": float("nan") if run.get("value") is None or state == DIVERGED else run["value"],
+        "value": float("nan") if run["value"] is None or state == DIVERGED else run["value"],
         "state": state,
         "seed": seed,
         "loss_val": np.array(loss, dtype=float) if loss else None,
         "run": child.run if child else None,
-        "run_id": (child.run.run_id if child else None) or ids.get(run.get("manyfit_run", "")),
+        "run_id": (child.run.run_id if child else None) or ids.get(run["manyfit_run"]),
         "config": config,
         "result": child.result if child else None,
     }

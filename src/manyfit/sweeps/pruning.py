@@ -1,7 +1,7 @@
 """Whether a member is to stop: Optuna's pruners, asked after every epoch without a write to the storage."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.pruners import BasePruner
@@ -20,10 +20,13 @@ class Judge:
     Args:
         study: The study in its storage.
         pruner: Sees the copy only.
+        ours: Whether a trial is to be learnt from; the others have their numbers in the copy, no more.
     """
 
-    def __init__(self, study: optuna.Study, pruner: BasePruner) -> None:
-        self.pruner = pruner
+    def __init__(
+        self, study: optuna.Study, pruner: BasePruner, ours: Callable[[FrozenTrial], bool] = lambda _: True
+    ) -> None:
+        self.pruner, self.ours = pruner, ours
         self.storage = optuna.storages.InMemoryStorage()
         self.copy = optuna.create_study(
             storage=self.storage, study_name=study.study_name, direction=study.direction, pruner=pruner
@@ -34,17 +37,18 @@ class Judge:
     def refresh(self, trials: Sequence[FrozenTrial]) -> None:
         """Bring the copy up to date with all trials of the study."""
         for trial in trials[len(self.copy.get_trials(deepcopy=False)) :]:
-            self.copy.add_trial(
-                create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
-            )
+            params, space = (trial.params, trial.distributions) if self.ours(trial) else ({}, {})
+            self.copy.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=space))
             self.open[trial.number] = self.copy.get_trials(deepcopy=False)[trial.number]._trial_id
         for number in [number for number in self.open if trials[number].state.is_finished()]:
             known = self.storage.get_trial(self.open[number]).intermediate_values
-            for epoch, value in curve_of(trials[number]).items():
+            ours = self.ours(trials[number])
+            for epoch, value in curve_of(trials[number]).items() if ours else ():
                 if epoch and epoch not in known and not math.isnan(value):  # epoch 0 is before training
                     self.stops(number, epoch, value)
             diverged = trials[number].user_attrs.get("ended") == DIVERGED  # its value is a sampler's, not a pruner's
-            state, values = (TrialState.FAIL, None) if diverged else (trials[number].state, trials[number].values)
+            none = diverged or not ours
+            state, values = (TrialState.FAIL, None) if none else (trials[number].state, trials[number].values)
             self.storage.set_trial_state_values(self.open.pop(number), state, values)
 
     def stops(self, number: int, epoch: int, value: float) -> bool:

@@ -79,6 +79,11 @@ def run(
         screen.note(job.data.note)
     with screen.stage("opening the study"):
         search = Search.of(cfg, settings(cfg), job, space, screen.note)
+    if strange := search.ledger.strangers():
+        screen.note(
+            f"{strange} trials of study {search.name} are left out: they are not of this search, with just its keys, "
+            "values within its space, and runs that it knows of"
+        )
     if run_id := search.reported():
         done = search.ledger.done()
         _say_who_reports(search, screen, f"run {run_id[:8]}")
@@ -164,7 +169,7 @@ class Rounds:
         if total < wanted:
             said = f"the space has only {total} settings: each is tried once, instead of {wanted} trials"
             self.sweep.screen.note(said)
-        judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner)
+        judge = None if self.search.pruner is None else Judge(ledger.study, self.search.pruner, ledger.is_ours)
         self.sweep.together = len(self.search.seeds)
         self.sweep.prune = functools.partial(self._stopped, judge) if judge else None
         number = 1

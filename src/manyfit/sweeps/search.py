@@ -19,8 +19,10 @@ from manyfit.config.schema import Component, Config
 from manyfit.config.secrets import mask
 from manyfit.losses import CLASSIFICATION
 from manyfit.sweeps import space as spaces
+from manyfit.sweeps.cmaes import replayed
 from manyfit.sweeps.findings import incomparable
 from manyfit.sweeps.fingerprint import fingerprint_of
+from manyfit.sweeps.locks import lives
 from manyfit.sweeps.outcomes import runs_of
 from manyfit.sweeps.parent import Child
 from manyfit.sweeps.settings import Settings
@@ -115,8 +117,9 @@ class Search:
 
     def run_ids(self) -> dict[str, str]:
         """MLflow's ids by our own, as far as they are known."""
-        late = {run: run_id for ids in self.ledger.notes("mlflow_run_ids").values() for run, run_id in ids.items()}
-        told = [run for trial in self.ledger.trials() for run in runs_of(trial) if run.get("mlflow_run_id")]
+        noted = self.ledger.notes("mlflow_run_ids").values()
+        late = {own: id_ for ids in noted for own, id_ in ids.items() if isinstance(id_, str)}
+        told = [run for trial in self.ledger.ours() for run in runs_of(trial) if run["mlflow_run_id"]]
         return late | {run["manyfit_run"]: run["mlflow_run_id"] for run in told}
 
     def note_run_ids(self, children: Iterable[Child]) -> None:
@@ -134,7 +137,7 @@ class Search:
         """
         ledger, done = self.ledger, self.ledger.done()
         same = [note for note in ledger.notes("report").values() if note.items() >= self._report(done).items()]
-        return str(same[0]["run_id"] or same[0]["run"]) if same and done >= ledger.total else None
+        return str(same[0].get("run_id") or same[0].get("run")) if same and done >= ledger.total else None
 
     def claim_report(self) -> str | None:
         """Who has reported on these trials, or does, still living; None: from now on we do."""
@@ -144,7 +147,7 @@ class Search:
         def claimed() -> dict[str, Any] | None:
             others[:] = [f"run {run[:8]}"] if (run := self.reported()) else []
             for owner, theirs in self.ledger.notes("reporter").items():
-                if theirs == ours and owner != locks.owner and not locks.dead(owner):
+                if theirs == ours and owner != locks.owner and lives(locks, owner):
                     others.append(f"process {owner}")
             return None if others else ours
 
@@ -189,7 +192,7 @@ def _sampler(component: Component, seed: int, trials: int) -> tuple[BaseSampler,
     if kind is GridSampler:  # its points are enqueued: it would forget the one that a dead process had begun
         return RandomSampler(seed=seed), seed
     derived = seed if kind is QMCSampler else derived_seed(seed, trials)
-    return _build(component, "sampler", BaseSampler, seed=derived), derived
+    return replayed(_build(component, "sampler", BaseSampler, seed=derived)), derived
 
 
 def _pruner(cfg: DictConfig) -> BasePruner | None:

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
 
 from manyfit.config.errors import ConfigError
 
@@ -75,12 +81,21 @@ def size(space: Space) -> int | None:
 
 def holds(space: Space, values: Mapping[str, Any]) -> bool:
     """Whether these are values of the space, all of them."""
-    return values.keys() == space.keys() and all(
-        values[key] in d.choices
-        if isinstance(d, CategoricalDistribution)
-        else isinstance(values[key], int | float) and d._contains(values[key])
-        for key, d in space.items()
-    )
+    return values.keys() == space.keys() and within(space, values)
+
+
+def within(space: Space, values: Mapping[str, Any]) -> bool:
+    """Whether these are values of the space, of some of its keys: of the very types, as they become overrides."""
+    return all(key in space and _is_of(space[key], value) for key, value in values.items())
+
+
+def _is_of(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    number = isinstance(value, int if isinstance(distribution, IntDistribution) else int | float)
+    inside = number and not isinstance(value, bool) and distribution.low <= value <= distribution.high
+    return bool(inside and distribution._contains(value))
 
 
 def point(space: Space, values: Mapping[str, Any]) -> tuple[float, ...]:
@@ -170,3 +185,9 @@ def _count(distribution: BaseDistribution) -> int | None:
 def described(space: Space) -> dict[str, str]:
     """Each key's distribution in words that compare equal if and only if the distributions do."""
     return {key: json.dumps([type(d).__name__, d._asdict()], sort_keys=True) for key, d in sorted(space.items())}
+
+
+def of_words(described: Mapping[str, str]) -> dict[str, BaseDistribution]:
+    """The space that was described; raises ValueError or TypeError where none was."""
+    parts = {key: json.loads(text) for key, text in described.items()}
+    return {key: json_to_distribution(json.dumps({"name": n, "attributes": a})) for key, (n, a) in parts.items()}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import optuna
@@ -26,17 +26,20 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import Field, TypeAdapter
 
 from manyfit.config.errors import ConfigError
 from manyfit.config.secrets import mask
 from manyfit.sweeps import space as spaces
-from manyfit.sweeps.fingerprint import require_same
-from manyfit.sweeps.locks import locks_of
+from manyfit.sweeps.fingerprint import require_same, searched
+from manyfit.sweeps.locks import lives, locks_of
+from manyfit.sweeps.outcomes import readable
 from manyfit.sweeps.space import Space
 from manyfit.sweeps.storage import OutageError, is_busy, open_storage, patiently, sqlite_file, usable, write
 from manyfit.tracking import journal
 
 T = TypeVar("T")
+Record = dict[str, Any]
 LOOK = 1.0  # seconds between looks at what others run
 REASKED = 4  # times that a sampler may propose a point that was tried, before chance decides
 Direction = Literal["minimize", "maximize"]
@@ -66,10 +69,13 @@ class Told:
     """
 
     number: int
-    state: str
+    state: Annotated[str, Field(pattern="^(COMPLETE|PRUNED|FAIL)$")]
     value: float | None
     attributes: Mapping[str, Any]
     curve: Sequence[float] = ()
+
+
+TOLD = TypeAdapter(Told)
 
 
 class Ledger:
@@ -110,6 +116,7 @@ class Ledger:
         self.space, self.sampler, self.points, self.waits = space, sampler, points, waits
         self.total = min(total, spaces.size(space) or total)
         self.open: dict[int, Trial] = {}
+        self._judged: dict[int, bool] = {}  # whether trials that have ended are ours, by number
         self.failed_before: set[int] = set()
         self.silent: str | None = None  # why nothing more is asked of the storage
         self.forgotten: dict[int, OSError] = {}  # why what came of a trial could not be kept, by its number
@@ -118,9 +125,9 @@ class Ledger:
         def opened() -> tuple[BaseStorage, optuna.Study]:
             with self.locks.named("create"):  # two first touches of one database would break each other
                 storage = open_storage(url, waits)
-                return storage, optuna.create_study(
-                    storage=storage, study_name=name, direction=direction, load_if_exists=True
-                )
+                study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+                _look_through(study)
+                return storage, study
 
         with usable(url):
             self.locks = patiently(lambda: locks_of(url), waits, is_busy)
@@ -133,7 +140,7 @@ class Ledger:
         self._answered(self.locks.__enter__)
         try:
             self._answered(self._tell_the_untold)
-            self.failed_before = {trial.number for trial in self.trials() if failed(trial)}
+            self.failed_before = {trial.number for trial in self.ours() if failed(trial)}
         except BaseException:
             self.locks.__exit__()
             raise
@@ -150,22 +157,43 @@ class Ledger:
             self.locks.__exit__()
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; some are lost."""
-        return self._answered(lambda: self.study.get_trials(deepcopy=False))
+        """All trials, by number; some are lost, or none of ours."""
+        return self._answered(self._read)
+
+    def ours(self) -> list[FrozenTrial]:
+        """Those that are of this search; some are lost."""
+        return [trial for trial in self.trials() if self.is_ours(trial)]
+
+    def strangers(self) -> int:
+        """How many there are besides."""
+        return sum(not lost(trial) and not self.is_ours(trial) for trial in self.trials())
+
+    def is_ours(self, trial: FrozenTrial) -> bool:
+        """Whether a search of this space may have made it, or a user have asked for it.
+
+        Whoever may write to a study may put anything into it: any other trial is nothing to be composed.
+        """
+        if not trial.state.is_finished():  # it may have some of its values
+            fixed = trial.system_attrs.get("fixed_params", {})
+            inside = isinstance(fixed, dict) and spaces.within(self.space, values_of(trial))
+            return inside and readable(trial) and all(self.space[key] == of for key, of in trial.distributions.items())
+        if trial.number not in self._judged:
+            self._judged[trial.number] = spaces.holds(self.space, trial.params) and readable(trial)
+        return self._judged[trial.number]
 
     def ended(self) -> list[FrozenTrial]:
         """Those that have been told, by whomever; one that failed, only where its point was not tried again since."""
-        told = [trial for trial in self.trials() if trial.state.is_finished() and not lost(trial)]
+        told = [trial for trial in self.ours() if trial.state.is_finished() and not lost(trial)]
         well = {self._point(trial) for trial in told if not failed(trial)}
         return [trial for trial in told if not failed(trial) or self._point(trial) not in well]
 
     def done(self) -> int:
         """How many have come to a value, or were pruned or diverged, by whomever: towards the total."""
-        return sum(trial.state.is_finished() and counts(trial) for trial in self.trials())
+        return sum(trial.state.is_finished() and counts(trial) for trial in self.ours())
 
     def elsewhere(self) -> set[int]:
         """The numbers of those that are being run, by other processes where nothing was claimed."""
-        return {trial.number for trial in self.trials() if trial.state == TrialState.RUNNING}
+        return {trial.number for trial in self.ours() if trial.state == TrialState.RUNNING}
 
     def wait(self, running: Collection[int]) -> None:
         """Until one of these trials has ended, or its process has."""
@@ -190,7 +218,10 @@ class Ledger:
     def _claim(self, size: int) -> list[Trial]:
         with self.alone():
             self._clear_up()
-            trials = [trial for trial in self._read() if not lost(trial) and trial.number not in self.failed_before]
+            for stranger in (t for t in self._read() if t.state == TrialState.WAITING and not self.is_ours(t)):
+                self._set_aside(stranger)  # else Optuna would take it for the next
+            known = [trial for trial in self._read() if self.is_ours(trial) and not lost(trial)]
+            trials = [trial for trial in known if trial.number not in self.failed_before]
             wanted = {self._point(trial) for trial in trials if counts(trial)}  # done, running or waiting
             begun = {self._point(t) for t in trials if counts(t) and t.state != TrialState.WAITING}
             tried = begun | {self._point(trial) for trial in trials if failed(trial)}
@@ -252,10 +283,14 @@ class Ledger:
         """What is of no trial that is there, as the study was removed, is let go; so is a line that a kill cut off."""
         if self.untold.exists():
             with self.alone(), self._untold_alone():
-                trials = {(trial.number, trial.user_attrs.get("owner")): trial for trial in self._read()}
+                trials = {(trial.number, str(trial.user_attrs.get("owner"))): trial for trial in self._read()}
                 for known in journal.read(self.untold)[0]:
-                    if trial := trials.get((known.get("number", -1), known.pop("owner", None))):
-                        self._tell(trial._trial_id, Told(**known))
+                    try:
+                        told = TOLD.validate_python(known)
+                        if trial := trials.get((told.number, str(known.get("owner")))):
+                            self._tell(trial._trial_id, told)
+                    except ValueError:
+                        self.waits(f"{self.untold} has a line that tells nothing of a trial: it is let go")
                 self.untold.unlink(missing_ok=True)
 
     def _untold_alone(self) -> FileLock:
@@ -263,13 +298,16 @@ class Ledger:
         self.untold.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.untold.parent / "lock")
 
-    def notes(self, key: str) -> dict[str, Any]:
-        """What processes have noted of the study under this name, by their own; an earlier version noted it once."""
+    def notes(self, key: str) -> dict[str, Record]:
+        """What processes have noted of the study under this name, by their own; an earlier version noted it once.
+
+        What somebody else has written, and is no such thing, is left out.
+        """
         known = self._answered(lambda: self.study.user_attrs)
         found = {name.partition(" ")[2]: note for name, note in known.items() if name.partition(" ")[0] == key}
-        return {owner: note for owner, note in found.items() if note is not None}
+        return {owner: note for owner, note in found.items() if isinstance(note, dict)}
 
-    def note(self, key: str, make: Callable[[], Any]) -> None:
+    def note(self, key: str, make: Callable[[], Record | None]) -> None:
         """Note what is made under the study's lock; None takes back what was noted.
 
         Each process writes lines of its own: one that had lost the lock meanwhile spoils no other's.
@@ -316,7 +354,10 @@ class Ledger:
         """
         for _ in range(REASKED):
             trial = self._ask(seed)
-            if (point := spaces.point(self.space, trial.params)) not in tried:
+            if (
+                spaces.holds(self.space, trial.params)
+                and (point := spaces.point(self.space, trial.params)) not in tried
+            ):
                 tried.add(point)
                 return trial
             self._set_aside(trial)
@@ -332,14 +373,20 @@ class Ledger:
                 return values
 
     def _point(self, trial: FrozenTrial) -> tuple[float, ...]:
-        """Where a trial lies; one without all values, or with others, as a user may enqueue: at a point of its own."""
+        """Where a trial lies; one without all values, as a user may enqueue: at a point of its own."""
         values = values_of(trial)
         return spaces.point(self.space, values) if spaces.holds(self.space, values) else (-1.0 - trial.number,)
 
     def _ask(self, seed: int) -> Trial:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Clip non-finite values")  # GP, of what diverged
-            trial = self.study.ask(dict(self.space))
+            try:
+                trial = self.study.ask(dict(self.space))
+            except ValueError as error:  # trials that somebody else has put there have other distributions
+                raise ConfigError(
+                    f"sweep.study must be one that can be searched, but {self.study.study_name} cannot: {error}. Give "
+                    "sweep.study another name."
+                ) from None
         self.open[trial.number] = trial
         write(self.storage, trial._trial_id, {"owner": self.locks.owner, "sampler_seed": seed})
         return trial
@@ -347,12 +394,12 @@ class Ledger:
     def _ownerless(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Those that are RUNNING of the dead, and of our own those that nobody has in hand."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        owners = {trial.user_attrs.get("owner") for trial in running}
-        living = {owner for owner in owners if owner and not self.locks.dead(owner)}
+        owners = {str(trial.user_attrs.get("owner")) for trial in running}
+        living = {owner for owner in owners if lives(self.locks, owner)}
         return [
             trial
             for trial in running
-            if (owner := trial.user_attrs.get("owner")) not in living
+            if (owner := str(trial.user_attrs.get("owner"))) not in living
             or (owner == self.locks.owner and trial.number not in self.open)
         ]
 
@@ -363,7 +410,7 @@ class Ledger:
         """
         values = values_of(trial)
         again = any(other.user_attrs.get("retry_of") == trial.number for other in trials)
-        if not again and values.keys() == self.space.keys():  # else it had not come to its values
+        if not again and spaces.holds(self.space, values):  # else it had not come to its values, or to strange ones
             chosen = "fixed_params" in trial.system_attrs and "drawn" not in trial.user_attrs
             drawn = {} if chosen else {"drawn": True}
             self.study.enqueue_trial(values, user_attrs={"retry_of": trial.number, **drawn})
@@ -396,10 +443,11 @@ def reopened(url: str, name: str, folder: Path) -> Ledger:
     with usable(url):
         storage = open_storage("sqlite://" if path and not path.exists() else url)  # a new one has no study
         names = optuna.get_all_study_names(storage)
-    if name not in names:
-        raise ConfigError(f"study must be one of {', '.join(names) or 'none'} in {mask(url)}, but got {name}.")
-    study = optuna.load_study(study_name=name, storage=storage)
-    space = {key: of for trial in study.get_trials(deepcopy=False) for key, of in trial.distributions.items()}
+        if name not in names:
+            raise ConfigError(f"study must be one of {', '.join(names) or 'none'} in {mask(url)}, but got {name}.")
+        study = optuna.load_study(study_name=name, storage=storage)
+        _look_through(study)
+        space = searched(study)
     return Ledger(
         url=url,
         name=name,
@@ -411,6 +459,12 @@ def reopened(url: str, name: str, folder: Path) -> Ledger:
         points=None,
         folder=folder,
     )
+
+
+def _look_through(study: optuna.Study) -> None:
+    """Read all of a study, which raises now if it is none that Optuna can read, or one of several objectives."""
+    study.get_trials(deepcopy=False)
+    _ = study.direction
 
 
 def lost(trial: FrozenTrial) -> bool:
@@ -430,7 +484,8 @@ def counts(trial: FrozenTrial) -> bool:
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
     """A trial's values, also while it waits."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    fixed = trial.system_attrs.get("fixed_params")
+    return {**(fixed if isinstance(fixed, dict) else {}), **trial.params}
 
 
 def derived_seed(seed: int, trials: int) -> int:
