@@ -30,7 +30,7 @@ from conftest import CONF, Compose, _composer, command
 from hydra_plugins.manyfit.composing import Composer
 from hydra_plugins.manyfit.harmless import require_harmless
 from hydra_plugins.manyfit.starting import hydra_on, in_our_words, mode_of
-from manyfit import measures, resume
+from manyfit import cli, measures, predicting, resume
 from manyfit.config.build import target_of
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Component, parse
@@ -43,9 +43,10 @@ from manyfit.experiments import claims
 from manyfit.losses import Loss
 from manyfit.schedules import Schedule
 from manyfit.sweeps import search
+from manyfit.tracking import reading
 from manyfit.training import checkpoints
 from manyfit.training.fitting import fit
-from manyfit.training.prepared import prepare
+from manyfit.training.prepared import Preparation, prepare
 from test_cli import client, runs
 
 # ------------------------------------------------------------------------------------------- a file executes nothing
@@ -155,12 +156,25 @@ def _stored(target: str, tree: Mapping[str, Any]) -> None:
     target_of(config.schedule, "schedule", Schedule)
 
 
+def _artifact(target: str, tree: Mapping[str, Any]) -> reading.Kept:
+    """A run of a store whose config vouches for itself."""
+    named = {"trusted": [target, target.rpartition(".")[0]], "schedule": {"_target_": target}}
+    return reading.Kept("run", "FINISHED", {}, {}, "", yaml.safe_dump({**tree, **named}), None, 1)
+
+
+def _trained_again(target: str, tree: Mapping[str, Any]) -> None:
+    cfg = OmegaConf.create({"trusted": [], "tracking": {"kind": "off"}})
+    resume.job_of(_artifact(target, tree), resume._of_the_command(cfg), "resume")
+
+
 PLACES: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
     **{group: lambda target, tree, group=group: _component(group, target, tree) for group in KINDS},
     "a list": lambda target, tree: _nested([1, [{"_target_": target}]], tree),
     "a tree": lambda target, tree: _nested({"inner": {"_target_": target, "x": 1}}, tree),
     "an alias": _aliased,
     "a stored config": _stored,
+    "a config of the store": _trained_again,
+    "a config of the store, to predict": lambda target, tree: predicting._trained_again(_artifact(target, tree), ""),
     "probes": lambda target, _: measures.function_of(target, "probes"),
     "claim": lambda target, _: claims.find(target, []),
     "hydra.sweeper": lambda target, _: _hydras("sweeper._target_", target),
@@ -338,6 +352,39 @@ def test_a_state_executes_nothing(tmp_path: Path) -> None:
     assert len(client(tmp_path).get_metric_history(run.info.run_id, "loss/val")) == 4
 
 
+@pytest.mark.slow
+def test_a_config_of_the_store_executes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of a sweep, which kept neither state nor network, is to be trained again as its artifact says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", "hunter2")
+    Path("t.csv").write_text("a,y\n" + "".join(f"{i / 7},{'uv'[i % 2]}\n" for i in range(60)))
+    table = ["data=csv", "data.path=t.csv", "data.target=y", "model.hidden=[4]", "tracking.artifacts=none"]
+    assert command(tmp_path, "-m", *table, "epochs=1", "seed=0,1").returncode == 0
+    run_id = next(run.info.run_id for run in runs(tmp_path) if "manyfit.kind" not in run.data.tags)
+    (file,) = (path for path in tmp_path.rglob("config.yaml") if run_id in path.parts)
+    source = yaml.safe_load(file.read_text())
+    called = {"_target_": "torch.fx.graph_module.reduce_graph_module", **yaml.safe_load(CODE)}
+    vouched, secret = {"model": called, "trusted": ["torch.fx.graph_module"]}, {"name": "${oc.env:SECRET}"}
+    for change, said, resumed in (
+        (vouched, "model._target_ must be of a module", True),
+        ({"loss": {**source["loss"], "x": [called]}}, "loss.x.0._target_ must be of a module", False),
+        (secret, "name must be written out in a stored config", True),
+        ({"trusted": ["torch.fx"], "data": "${oc.env:SECRET}"}, "data must be written out in a stored config", False),
+        ([called], "must name a run with a config, but got one whose config is none", False),
+    ):
+        file.write_text(yaml.safe_dump({**source, **change} if isinstance(change, dict) else change))
+        assert cli.main(["predict", run_id, "t.csv"]) == 1
+        errors = [capsys.readouterr().err]
+        errors += [command(tmp_path, f"resume={run_id}", "epochs=3").stderr] if resumed else []
+        for text in errors:
+            assert said in text.splitlines()[-1]
+            assert "Traceback" not in text
+            assert "hunter2" not in text
+        assert not Path("trace").exists()
+
+
 @pytest.mark.parametrize(
     ("stored", "key"),
     [
@@ -386,25 +433,44 @@ ODD = st.one_of(
 )
 
 
+SHAPES = st.sampled_from([(1, 1)] * 30 + [(1, 1500), (1, 4000), (200, 1), (30, 60)])  # times so many rows, columns
+ENCODINGS = st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "utf-7"])
+QUOTED: list[Callable[[str], str]] = [
+    lambda cell: '"' + cell.replace('"', '""') + '"',
+    lambda cell: f'"{cell}\n{cell},;"',
+    lambda cell: f'"{cell}',
+    lambda cell: f'{cell}"x"',
+    lambda cell: f" '{cell}' ",
+    lambda cell: cell + "\0",
+]
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[bytes, dict[str, Any]]:
     """Delimited text that may be a table, of columns of a few words each; and options that mostly suit it."""
     marks = draw(st.sampled_from([",", ";", "tab"])), draw(st.sampled_from([".", ","]))
-    header, columns = draw(st.booleans()), draw(st.integers(2, 5))
-    usual = [draw(st.lists(ODD, min_size=1, max_size=4)) for _ in range(columns)]
+    header, (longer, wider) = draw(st.booleans()), draw(SHAPES)
+    usual = [draw(st.lists(ODD, min_size=1, max_size=4)) for _ in range(draw(st.integers(2, 5)))] * wider
+    columns = len(usual)
     lines = [[f"c{i}" for i in range(columns)]] * header
-    for row in range(draw(st.integers(1, 30))):
-        cells = [words[row % len(words)] for words in usual]
-        if draw(st.integers(0, 5)) == 0:
-            cells[draw(st.integers(0, columns - 1))] = draw(ODD)
-        lines.append(cells)
+    for row in range(draw(st.integers(1, 30 if wider == 1 else 4)) * longer):
+        lines.append([words[row % len(words)] for words in usual])
+    for _ in range(draw(st.integers(0, 3))):  # cells, of the header too, that are otherwise
+        cells = lines[draw(st.integers(0, len(lines) - 1))] = [*lines[-1]]
+        cells[draw(st.integers(0, columns - 1))] = draw(ODD)
+    if draw(st.integers(0, 4)) == 0:
+        row, how = draw(st.integers(0, len(lines) - 1)), draw(st.sampled_from(QUOTED))
+        lines[row] = [how(lines[row][0]), *lines[row][1:]]
+    if draw(st.integers(0, 5)) == 0:  # ragged
+        row = draw(st.integers(0, len(lines) - 1))
+        lines[row] = lines[row][: draw(st.integers(0, columns))] or [*lines[row], "1"]
     separator = {"tab": "\t"}.get(marks[0], marks[0])
-    text = draw(st.sampled_from(["\n", "\r\n"])).join(separator.join(line) for line in lines)
+    text = draw(st.sampled_from(["\n", "\r\n", "\r", "\n\n"])).join(separator.join(line) for line in lines)
     target = draw(st.sampled_from([*(["c0", "c1"] if header else ["0", 1]), "c9"]))
     options = {"target": target, "header": header, "separator": marks[0], "decimal": marks[1]}
     options |= {"task": draw(st.sampled_from(["auto", "classification", "regression"]))}
     options |= {"separator": draw(st.sampled_from([",", ";", ",,", ""]))} if draw(st.integers(0, 9)) == 0 else {}
-    return text.encode(draw(st.sampled_from(["utf-8"] * 5 + ["utf-16", "latin-1"])), "replace"), options
+    return text.encode(draw(ENCODINGS), "replace"), options
 
 
 def _read(path: Path, source: Callable[..., Table] = sources.csv, **options: Any) -> None:
@@ -524,47 +590,105 @@ def test_what_never_ends_is_refused(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20  # which the slowest of these took for ever
 
 
-SAID = [
-    *("epochs", "batch_size", "seed", "eval_train_size", "name", "probes", "metrics", "metrics_at", "checkpoint"),
-    *("data", "optimizer", "experiment", "resume"),
-    *("data._target_", "data.val_fraction", "data.train_size", "data.label_noise", "data.folds", "data.fold"),
-    *("model._target_", "model.hidden", "model.dropout", "model.activation", "model.weights", "model.curves.train"),
-    *("optimizer._target_", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas"),
-    *("trainer.gradient_clip", "trainer.patience", "trainer.precision"),
-    *("trainer.devices", "trainer.accelerator", "tracking.uri", "tracking.kind", "trusted", "claim", "sweep.n_trials"),
+SAID = """
+| epochs=1,2,50 batch_size=1,7,32,full seed=0,3
+| data.val_fraction=0.1,0.2,0.5 data.test_fraction=0.1,0.5 data.train_size=null,2,30
+| data.label_noise=0,0.2 data.folds=null,5 data.fold=null,0,4
+| data.standardise=true,false data.split_seed=0,7 eval_train_size=1,50
+| model.hidden=[],[8],[4,4] model.activation=relu,prelu,identity model.dropout=0.0,0.9
+| model.init=kaiming,normal model.sigma=0.5 model.weights=null,no.safetensors
+| optimizer.lr=1e-3,1e30 optimizer.weight_decay=0.0,0.1 optimizer.betas=[0.9,0.99],[0.0,0.0]
+| optimizer.eps=1e-8,0.0 optimizer.amsgrad=true,false name=x,null
+| probes=[],[dead_units],[gradient_norm,update_angle] metrics=[],[auc],[auc,ece],[r2] metrics_at=best,epochs
+| trainer.gradient_clip=null,1.0 trainer.patience=null,1 trainer.precision=64-true,bf16-mixed,32-true,16-mixed
+| trainer.devices=1,2,auto trainer.accelerator=cpu,auto,gpu trainer.engine=auto,native,batched
+| trainer.deterministic=true,false trainer.cuda_graph=auto,false,true checkpoint=true,false
+| tracking.uri=x,sqlite:///x.db tracking.kind=off trusted=[],[mine]
+~model.hidden ~model.activation ~model.dropout ~model.init ~model.sigma| model._target_=? batch_size=1,32
+~optimizer.betas ~optimizer.eps ~optimizer.amsgrad| optimizer._target_=? optimizer.lr=0.1
+loss=mse| schedule._target_=? loss._target_=? data._target_=?
+| resume=null
+| experiment=full,null autoresume=false,true
+| trainer.patience=null,1,3
+data=moons| data.n=2,50,3000 data.noise=0.0,0.3 data.train_size=null,1,20
+data=diabetes loss=huber| loss.delta=1.0,0.1 data.target_scale=null,log,rank metrics=[r2],[mae]
+data=wine loss=balanced| loss.label_smoothing=0.0,0.5 data.train_size=10,3 data.val_fraction=0.1,0.4
+data=digits model=cnn| model.channels=[2],[2,3] model.kernels=[3],[9,1] model.activation=tanh
+data=digits model=gru| model.hidden=3,1 model.bidirectional=false,true model.dropout=0.1
+data=digits model=transformer| model.width=8,4 model.heads=2,4 model.patch=2,4,8
+schedule=step| schedule.every=0.3,1.0 schedule.gamma=0.1,1.0 epochs=1,9
+schedule=one_cycle| schedule.peak=0.3,0.99 schedule.start=0.1 schedule.final=0.0,1.0
+schedule=warmup_cosine| schedule.warmup=0.0,0.5 schedule.start=0.1 epochs=1,9
+schedule=plateau| schedule.factor=0.5 schedule.patience=0,2 schedule.threshold=0.0,0.1
+optimizer=nesterov| optimizer.momentum=0.9,0.0 optimizer.nesterov=true,false optimizer.lr=1e-2
+optimizer=rmsprop| optimizer.alpha=0.9,0.0 optimizer.momentum=0.0,0.5 optimizer.centered=true
+optimizer=lbfgs batch_size=full| optimizer.max_iter=1,3 optimizer.history_size=2 optimizer.line_search_fn=null
+"""  # options, keys that are said together, and values that each may have; few, as what is composed anew takes long
+TOGETHER = [
+    (options.split(), keys.split()) for options, _, keys in (s.partition("|") for s in SAID.strip().split("\n"))
 ]
-PLAIN = st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "1e-3", "-1", "1_0", "true", "null"])
-VALUES = st.one_of(
-    *[NUMBERS.map(str), PLAIN] * 6,
-    st.sampled_from(["true", "false", "null", "[]", "[1,2]", "{}", "{a:1}", "{_target_:os.system}", "[[true]]", "nan"]),
-    st.sampled_from(["adam", "digits", "iris", "full", "os.system", "a.b.c", "'x'", '"', "1e-3", "-1", "1_0", "???"]),
+NAMED = [
+    *("torch.nn.LazyLinear", "torch.nn.Linear", "torch.nn.Identity", "torch.nn.Bilinear", "torch.nn.LSTM"),
+    *("torch.nn.Softmax", "torch.nn.Sequential", "torch.nn.Flatten", "torch.nn.ParameterList", "torch.nn.BatchNorm1d"),
+    *("torch.nn.MSELoss", "torch.nn.Module", "torch.nn.Embedding", "torch.nn.DataParallel", "torch.nn.functional.relu"),
+    *("torch.optim.SGD", "torch.optim.SparseAdam", "torch.optim.Adafactor", "torch.optim.Muon", "torch.optim.Rprop"),
+    *("torch.optim.Optimizer", "torch.optim.LBFGS", "torch.optim.swa_utils.AveragedModel", "torch.optim.ASGD"),
+    *(f"torch.optim.lr_scheduler.{name}" for name in ("StepLR", "OneCycleLR", "LambdaLR", "ChainedScheduler")),
+    *("torch.optim.lr_scheduler.ReduceLROnPlateau", "manyfit.losses.MSE", "manyfit.losses.Loss", "manyfit.models.MLP"),
+    *("manyfit.schedules.step", "manyfit.data.sources.moons", "manyfit.data.sources.csv", "manyfit.data.table.Table"),
+    *("os.system", "a.b.c", "optuna.samplers"),
+]
+USUAL = ["0", "1", "-1", "0.5", "1.5", "1e30", "inf", "nan", "true", "null", "[]", "[0]", "[8]", "[-1,2]", "[[true]]"]
+ODD_VALUES = st.one_of(
+    st.sampled_from(["{}", "{a:1}", "{_target_:os.system}", "'x'", '"', "???", "1_0", "os.system", "full", "adam"]),
     st.sampled_from(
         ["${epochs}", "${oc.env:NO}", "${no.key}", "${", "${a", "\\${x}", "range(3)", "choice(1,2)", "1,2"]
     ),
     st.text(max_size=8),
 )
+ODD_KEYS = ["optimizer.no_such_key", "", "a b", "é", "@", "a@b", "a/b", "a..b", "1", "hydra", "data", "optimizer"]
+
+
+@st.composite
+def commands(draw: st.DrawFn) -> list[str]:
+    """One to three overrides beside options; now and then an odd one."""
+    options, keys = draw(st.sampled_from(TOGETHER))
+    said = []
+    for key, _, usual in (one.partition("=") for one in keys):
+        good = st.sampled_from(NAMED if usual == "?" else re.split(r",(?![^[]*\])", usual))
+        value = draw(st.sampled_from([good] * 7 + [st.sampled_from(USUAL)] * 2 + [NUMBERS.map(str)]))
+        said.append(f"{key}={draw(value)}")
+    if draw(st.integers(0, 19)) == 0:
+        key = draw(st.sampled_from([*ODD_KEYS, *(said[-1].partition("=")[0],) * 9]))
+        said[-1] = f"{draw(st.sampled_from(['', '', '+', '++', '~']))}{key}={draw(ODD_VALUES)}"
+    return [*([] if "data=" in " ".join(options) else ["data=iris"]), *options, *said]
+
+
+@pytest.fixture(scope="module")
+def preparation() -> Preparation:
+    """Has read the data of those before."""
+    return Preparation()
 
 
 @FUZZED
-@given(
-    sign=st.sampled_from([*[""] * 20, "+", "++", "~"]),  # which take a tenth of a second each, as unknown keys do
-    key=st.one_of(
-        *[st.sampled_from(SAID)] * 9,
-        st.sampled_from(["optimizer.no_such_key", "", "a b", "é", "@", "a@b", "a/b", "a..b", "1", "hydra"]),
-    ),
-    value=VALUES,
-)
-def test_any_override_is_accepted_or_refused(sign: str, key: str, value: str) -> None:
-    """What the command line may say of a key that there is, or is not."""
-    composer, given = _composer(), [f"{sign}{key}={value}"]
+@given(commands())
+def test_any_overrides_are_accepted_or_refused(preparation: Preparation, given: list[str]) -> None:
+    """What the command line may say: refused in a sentence, or network, loss, optimizer and schedule are built."""
+    composer = _composer()
     try:
         with in_our_words(composer.loader, given):
             config = composer.load(given, 0).config()
     except ConfigError:
-        pass
+        return
+    numbers = (config.epochs, config.batch_size, config.optimizer.lr, config.trainer.gradient_clip, config.seed)
+    assert not [number for number in numbers if isinstance(number, bool)]
+    try:
+        preparation.job(config)
+    except ValueError as error:
+        refusal = str(error)
     else:
-        numbers = (config.epochs, config.batch_size, config.optimizer.lr, config.trainer.gradient_clip, config.seed)
-        assert not [number for number in numbers if isinstance(number, bool)]
+        return
+    assert re.match(r"[\w.]+(( \+ | and )[\w.]+)? must |[\w.]+: ", refusal), refusal
 
 
 @pytest.mark.parametrize(

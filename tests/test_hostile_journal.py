@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,7 +136,13 @@ def written(root: Path, lines: list[bytes]) -> Path:
     return folder
 
 
-@settings(max_examples=500, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=500,
+    derandomize=True,
+    deadline=timedelta(seconds=20),
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
 @given(st.lists(st.tuples(st.integers(0, len(RECORDS)), broken()), min_size=1, max_size=3))
 def test_whatever_stands_in_a_journal(faults: list[tuple[int, bytes]]) -> None:
     """Reading and delivering raises for no line; every good record arrives."""

@@ -102,7 +102,7 @@ def test_cnn_is_the_papers() -> None:
         (CNN, {"dropout": 1.0}, r"model.dropout must be in \[0, 1\), but got 1.0"),
         (GRU, {"hidden": 0}, "model.hidden must be > 0, but got 0"),
         (Transformer, {"heads": 5}, "model.width must be a multiple of heads, 5, but got 32"),
-        (Transformer, {"patch": 0}, "model.width, depth, heads, patch must be > 0"),
+        (Transformer, {"patch": 0}, "model.patch must be > 0, but got 0"),
     ],
 )
 def test_refused(kind: type[nn.Module], options: dict[str, object], words: str) -> None:

@@ -142,7 +142,8 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _require(min(width, depth, heads, patch) > 0, "width, depth, heads, patch must be > 0", None)
+        for name, number in (("width", width), ("depth", depth), ("heads", heads), ("patch", patch)):
+            _require(number > 0, f"{name} must be > 0", number)
         _require(width % heads == 0, f"width must be a multiple of heads, {heads}", width)
         _require(0 <= dropout < 1, "dropout must be in [0, 1)", dropout)
         channels, *sides = _with_channels(in_shape)
