@@ -21,6 +21,7 @@ class Replayed(CmaEsSampler):
         self._completed = completed_trials
 
     def _init_optimizer(self, trans: Any, direction: StudyDirection) -> Any:
+        chance = self._cma_rng.rng.get_state()
         optimizer = super()._init_optimizer(trans, direction)
         sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
         generations: dict[str, list[tuple[np.ndarray, float]]] = defaultdict(list)
@@ -29,6 +30,8 @@ class Replayed(CmaEsSampler):
             margin = np.array(trial.system_attrs.get("x_for_tell"), float) if self._with_margin else None
             place = trans.transform(trial.params) if margin is None else margin
             generations[str(trial.system_attrs.get(self._attr_key_generation))].append((place, sign * trial.value))
+        if generations.keys() - {"None", "0"}:  # then Optuna would have a pickle, and draw no number for a new one
+            self._cma_rng.rng.set_state(chance)
         while len(found := generations[str(optimizer.generation)]) >= optimizer.population_size:
             optimizer.tell(found[: optimizer.population_size])
         return optimizer

@@ -53,8 +53,9 @@ def fingerprint_of(settings: Settings, job: Job, space: Mapping[str, str]) -> di
 def searched(study: optuna.Study) -> spaces.Space:
     """The space of a study, by its fingerprint; of one without by its trials."""
     known, prefix = study.user_attrs.get("fingerprint"), "sweep.space."
-    if isinstance(known, dict):
-        return spaces.of_words({k.removeprefix(prefix): text for k, text in known.items() if k.startswith(prefix)})
+    told = known.items() if isinstance(known, dict) else ()
+    if described := {key.removeprefix(prefix): text for key, text in told if key.startswith(prefix)}:
+        return spaces.of_words(described)
     return {key: of for trial in study.get_trials(deepcopy=False) for key, of in trial.distributions.items()}
 
 
