@@ -708,6 +708,13 @@ def test_true_is_no_number(composed: Compose, override: str) -> None:
         prepare(composed("epochs=1", *override.split()))
 
 
+def test_weights_that_are_not_there_yet(composed: Compose) -> None:
+    """A population has them all before the first example."""
+    left_out = [f"~model.{key}" for key in ("hidden", "activation", "dropout", "init", "sigma")]
+    with pytest.raises(ConfigError, match="^model must have its weights from the start"):
+        prepare(composed("data=iris", *left_out, "model._target_=torch.nn.LazyLinear"))
+
+
 @pytest.fixture(scope="module")
 def state(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> checkpoints.State:
     """Of a run on iris after two epochs."""

@@ -5,6 +5,7 @@ from typing import get_args
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from manyfit import measures
 from manyfit.config.build import place_of
@@ -87,6 +88,11 @@ def _try_network(network: nn.Module, dataset: Dataset, width: int, last: int) ->
             f"{type(network).__name__}. Name it by itself, as model._target_."
         )
     shape = ", ".join(["rows", *map(str, dataset.shape)])
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        raise ConfigError(
+            "model must have its weights from the start, but some layer, such as LazyLinear, makes them of the first "
+            "examples. Give it its width: in_features, or in_shape."
+        )
     if not trainable(network):
         raise ConfigError("model must have parameters to train, but all have requires_grad=False, or there are none.")
     with torch.no_grad(), torch.random.fork_rng(devices=[]), inside(network) as layer:
