@@ -591,13 +591,8 @@ def test_one_process_reports(reported: list[SimpleNamespace]) -> None:
     search(swept, "sampler=grid")
     assert len(reported) == 2
     with study.reopened("sqlite:///mlruns/optuna.db", study_name(), Path("mlruns")) as book:
-<<<<<<< HEAD
         (claimed,) = book.notes("reporter").values()
         book.note("reporter", lambda: claimed)  # it has begun to, and lives
-=======
-        claimed = book.attribute("reporting") | {"owner": book.locks.owner}
-        book.note("reporting", lambda _: claimed)  # it has begun to, and lives
->>>>>>> 8553efb (A trial of a study counts only if it is of the search: nothing else in a study is composed, unpickled or believed)
         search(swept, "sampler=grid", screen=screen)
         assert len(reported) == 2
         assert any(f"process {book.locks.owner} reports on them" in text for text in screen.said)
