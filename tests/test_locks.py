@@ -337,15 +337,16 @@ SETTINGS = "keepalives_idle", "keepalives_interval", "keepalives_count", "user_t
 
 
 def test_a_connection_whose_other_end_has_vanished_ends_within_half_a_minute(by_tcp: str) -> None:
-    """Without power, or behind a network that is gone, it says nothing. Ours ask; of a lock's the server does, too."""
-    storage, ours = open_storage(by_tcp), AdvisoryLocks(by_tcp)
+    """Without power, or behind a network that is gone, it says nothing: both ends ask, of locks and of all else."""
+    storage, ours = open_storage(f"{by_tcp}?options=-cwork_mem%3D7MB"), AdvisoryLocks(by_tcp)
     assert isinstance(storage, RDBStorage)
+    for engine in (storage.engine, ours._engine):
+        with engine.connect() as connection:
+            assert _ends_soon(*_of_our_end(connection))
+            theirs = [connection.execute(sqlalchemy.text(f"select current_setting('tcp_{key}')")) for key in SETTINGS]
+            assert _ends_soon(*[int(found.scalar_one().removesuffix("ms")) for found in theirs])
     with storage.engine.connect() as connection:
-        assert _ends_soon(*_of_our_end(connection))
-    with ours._connected() as connection:
-        assert _ends_soon(*_of_our_end(connection))
-        theirs = [connection.execute(sqlalchemy.text(f"select current_setting('tcp_{key}')")) for key in SETTINGS]
-        assert _ends_soon(*[int(found.scalar_one().removesuffix("ms")) for found in theirs])
+        assert connection.execute(sqlalchemy.text("show work_mem")).scalar_one() == "7MB"
     storage.remove_session()
     storage.engine.dispose()
 
