@@ -35,6 +35,7 @@ Jobs = Callable[[Sequence[Sequence[str]], int], Sequence[parent.Proposed]]
 Compose = Callable[[Sequence[str]], DictConfig]
 
 AGAIN = "The study remembers them: the same command goes on with the trials that are left."
+REPORTS = "The study has all its trials: the same command confirms the best anew, and reports."
 
 
 @quiet()
@@ -294,6 +295,7 @@ def finish(search: Search, sweep: parent.Sweep, config_of: Callable[[Mapping[str
     if who := search.claim_report():
         _say_who_reports(search, sweep.screen, who)
         return
+    sweep.again = REPORTS
     ended = search.ledger.ended()
     children = {child.run.id: child for child in sweep.children.values()}
     ids, seed = search.run_ids(), search.default.seed
