@@ -5,6 +5,7 @@ import functools
 import math
 import signal
 import sqlite3
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,6 +124,14 @@ def build(*overrides: str) -> Config:
 def composed() -> Compose:
     """A function from overrides, as on the command line, to the checked Config."""
     return build
+
+
+@pytest.fixture(autouse=True)
+def _same_path() -> Iterator[None]:
+    """Ray, and MLflow with a model that brings its code, put folders first; tests trust what is beside them."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(autouse=True)

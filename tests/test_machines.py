@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from conftest import ROOT
@@ -137,7 +138,7 @@ def test_four_machines_share_a_study_through_every_fault(tmp_path: Path, network
         book = Study(servers.seen)
         stack.callback(book.close)
         book.until(lambda trials: len({t.user_attrs.get("owner") for t in trials}) == 4 and done(trials) >= 4)
-        suspend(processes[2], book)
+        suspend(processes[2], network.address("h2"), book)
         suspended = time.monotonic()
         dead = killed_with_trials(processes[1], book)
         killed = time.time()
@@ -202,18 +203,16 @@ def assert_begun_again(trials: list[FrozenTrial], numbers: set[int], since: floa
     assert all(times and min(times).timestamp() - since < within for times in starts.values()), (starts, trials)
 
 
-def suspend(process: subprocess.Popen[str], book: "Study") -> None:
-    """Stop it, but not while it holds the study's lock: then nobody can go on."""
-    while (before := done(book.trials())) < 40:
+def suspend(process: subprocess.Popen[str], address: str, book: "Study") -> None:
+    """Stop it while it trains, but not while it has the study's lock or is in a transaction: then nobody can go on."""
+    while process.poll() is None:
         process.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if done(book.trials()) > before + 4:  # more than what was in training
-                return
-            time.sleep(0.1)
+        time.sleep(0.2)  # the server answers what it had asked
+        if in_hand(process, book) and not book.kept_by(address):
+            return
         process.send_signal(signal.SIGCONT)
-        time.sleep(0.2)
-    pytest.fail("the study is at its end, and nothing was suspended yet")
+        time.sleep(0.1)
+    pytest.fail("it had come to its end before it could be suspended")
 
 
 def killed_with_trials(process: subprocess.Popen[str], book: "Study") -> set[int]:
@@ -261,6 +260,15 @@ class Study:
         while not what(self.trials()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+    def kept_by(self, address: str) -> bool:
+        """Whether sessions of a host hold a lock of a name, or are in the midst of something."""
+        asked = sqlalchemy.text(
+            "select count(*) from pg_stat_activity left join pg_locks using (pid) where client_addr = :address"
+            " and (state <> 'idle' or (locktype = 'advisory' and objsubid = 1))"
+        )
+        with self.storage.engine.connect() as connection:
+            return bool(connection.execute(asked, {"address": address}).scalar_one())
 
     def close(self) -> None:
         """Its connections."""

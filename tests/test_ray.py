@@ -38,14 +38,6 @@ GRID = ["-m", *NETWORK, "epochs=8", "optimizer.lr=1e-4,1e-3,3e-3,3e-2", "optimiz
 SEARCH = ["sweep=lr", *NETWORK, "epochs=7", "sweep.n_trials=48", "sweep.seeds=1", "sweep.confirm_seeds=2"]
 
 
-@pytest.fixture(autouse=True)
-def _path_of_others() -> Iterator[None]:
-    """Ray puts a folder of its own first; other tests trust what is beside them."""
-    before = list(sys.path)
-    yield
-    sys.path[:] = before
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator["Cluster"]:
     """A node of one CPU, to which tests add another."""
