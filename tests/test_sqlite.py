@@ -165,7 +165,7 @@ def test_any_sqlite_store_is_there_whole_or_not_at_all(tmp_path: Path, at: int) 
     """Killed while we make one that is not the default: the next start begins anew."""
     path = tmp_path / "other.db"
     killed(make_a_store, path, at)
-    assert not path.exists()
+    assert not path.exists() or not sqlite.half_made(path, store_tables())  # on a busy machine the kill comes late
     Store(f"sqlite:///{path}", tmp_path)
     assert path.exists()
 

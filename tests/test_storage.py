@@ -25,6 +25,7 @@ from manyfit.config.errors import ConfigError
 from manyfit.sweeps import storage
 from manyfit.sweeps.storage import OutageError
 from manyfit.sweeps.study import Ledger, Told, reopened
+from manyfit.tracking.sqlite import half_made
 from test_cli import runs
 from test_locks import served, soon
 from test_rounds import check, done, finished, opened, shared
@@ -276,7 +277,7 @@ def test_tables_are_there_whole_or_not_at_all(tmp_path: Path, at: int) -> None:
     """Killed while Optuna makes them, so many of them are there: the next one begins anew."""
     path = tmp_path / "other.db"
     killed(make_a_study, path, at)
-    assert not path.exists()
+    assert not path.exists() or not half_made(path, storage.tables())  # on a busy machine the kill comes late
     check(finished(opened(tmp_path, url=f"sqlite:///{path}")), 6)
 
 
