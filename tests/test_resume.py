@@ -127,9 +127,15 @@ def test_a_run_of_a_sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest
         resume.find(cfg, [f"resume={sweep.parent.run_id}", "epochs=6"])
 
 
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """The validation loss of every epoch that is stored of the one run."""
+    (run,) = runs(folder)
+    return sorted((at.step, at.value) for at in client(folder).get_metric_history(run.info.run_id, "loss/val"))
+
+
 @pytest.mark.slow
 def test_the_same_command_again_and_again(tmp_path: Path) -> None:
-    """Killed, it goes on from its state in the same run; at its end it has every epoch once; then it is finished."""
+    """Killed, it goes on from its state in the same run, to the bits of one that nobody killed; then it is finished."""
     given = ["data=digits", "model.hidden=[128,128]", "epochs=300", "autoresume=true"]
     with started(tmp_path, *given) as process:
         deadline = time.monotonic() + 90
@@ -144,8 +150,12 @@ def test_the_same_command_again_and_again(tmp_path: Path) -> None:
     assert re.search(r"resume  run [0-9a-f]{32}, from epoch [1-9]", done.stdout)
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
-    steps = [point.step for point in client(tmp_path).get_metric_history(run.info.run_id, "loss/val")]
-    assert sorted(steps) == list(range(301))
+    curve = losses(tmp_path)
+    assert [step for step, _ in curve] == list(range(301))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert command(whole, *given).returncode == 0
+    assert losses(whole) == curve
     again = command(tmp_path, *given)
     assert again.returncode == 0
     assert "of this command; autoresume=false begins anew" in again.stdout
