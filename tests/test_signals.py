@@ -40,3 +40,36 @@ def test_what_a_callback_swallows_comes_again(raised: str, code: int, said: str)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
     assert said in done.stderr if said else done.stderr == ""
+
+
+HIDDEN = """
+import signal, sys
+from manyfit import running
+
+def obey(*_):
+    with running.signals.sigterm_exits():
+        try:
+            {raised}
+        finally:
+            None.attribute
+
+running._obey = obey
+sys.exit(running.command([], []))
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("signal.raise_signal(signal.SIGINT)", 130, "stopped"),
+        ("signal.raise_signal(signal.SIGTERM)", 143, "stopped"),
+        ("raise ValueError('of its own')", 1, "AttributeError"),
+    ],
+)
+def test_a_stop_that_an_error_hides(raised: str, code: int, said: str) -> None:
+    """A library that fails as it is left, as OmegaConf in the middle of a list does: the stop counts."""
+    program = HIDDEN.format(raised=raised)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1)

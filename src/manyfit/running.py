@@ -30,7 +30,10 @@ def command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     try:
         progress.announce(arguments)
         _obey(arguments, folders)
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except BaseException as error:
+        stop = signals.stop_behind(error)
+        if stop is None:
+            raise
         return progress.last_words(stop)
     return 0
 

@@ -56,6 +56,13 @@ def insist() -> None:
     sys.unraisablehook = again
 
 
+def stop_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+    """The stop that came before this error, which only what a library does as it leaves has raised."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
+
+
 @contextlib.contextmanager
 def noted_signals() -> Iterator[int]:
     """A descriptor from which the numbers of the signals that came can be read, whoever handles them."""
