@@ -165,11 +165,11 @@ def test_a_server_that_was_restarted_knows_the_living_again(database: str, monke
         assert soon(lambda: not two.dead(one.owner))
 
 
-def _end_connections(url: str) -> None:
-    """What a restart does to them."""
+def _end_connections(url: str, pid: int | None = None) -> None:
+    """What a restart does to them; None: to all."""
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         asked = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
-        connection.execute(asked + " and datname = current_database()")
+        connection.execute(f"{asked} and datname = current_database() and pid = coalesce(%s, pid)", [pid])
 
 
 def test_names_of_files_are_beside_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +224,23 @@ def test_who_was_suspended_with_the_lock_exceeds_no_total(url: str, tmp_path: Pa
         process.join()
     with closing(opened(tmp_path, url=url)) as book:
         check(book.trials(), 6)
+
+
+def test_a_server_that_ends_a_connection_between_two_questions(database: str, tmp_path: Path) -> None:
+    """As it restarts, it ends one that was well a moment ago, and Optuna asks once more on the broken one."""
+    told: list[str] = []
+    with closing(opened(tmp_path, url=database, waits=told.append)) as book, contextlib.ExitStack() as cut:
+
+        def cut_off(_connection: object, cursor: psycopg.Cursor, statement: str, *_: object) -> None:
+            if not told and "FROM trials" in statement:
+                _end_connections(database, cursor.connection.info.backend_pid)
+
+        assert isinstance(book.storage, RDBStorage)
+        sqlalchemy.event.listen(book.storage.engine, "before_cursor_execute", cut_off)
+        cut.callback(sqlalchemy.event.remove, book.storage.engine, "before_cursor_execute", cut_off)
+        check(finished(book), 6)
+    (said,) = told
+    assert "sweep.storage does not answer ((psycopg.errors.AdminShutdown)" in said
 
 
 @contextlib.contextmanager

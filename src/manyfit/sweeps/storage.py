@@ -136,10 +136,16 @@ def _stored(value: float) -> tuple[float | None, Any]:
     return models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
 
 
+def _behind(error: BaseException | None) -> BaseException | None:
+    """What the driver says, of what Optuna makes of it; that asks again on a connection which has just broken."""
+    if isinstance(error, StorageInternalError):
+        return _behind(error.__cause__)
+    return _behind(error.__context__) if isinstance(error, sqlalchemy.exc.PendingRollbackError) else error
+
+
 def is_outage(error: BaseException | None) -> bool:
     """Whether the storage did not answer, or had others to serve: later the same may succeed."""
-    if isinstance(error, StorageInternalError):
-        return is_outage(error.__cause__)
+    error = _behind(error)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         passing = sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
         return isinstance(error, passing) or error.connection_invalidated
@@ -171,7 +177,7 @@ def patiently(
         except Exception as error:
             if not (passes(error) or isinstance(error, LapsedError)):
                 raise
-            reason = mask(str(error.__cause__ or error).splitlines()[0])
+            reason = mask(str(_behind(error)).splitlines()[0])
             if first := deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if time.monotonic() >= deadline:
