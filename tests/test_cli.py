@@ -372,9 +372,19 @@ def test_others_are_let_in_by_yes_alone(
     assert not list((tmp_path / "mlruns").iterdir())
 
 
-@pytest.mark.parametrize("answer", ["", "no", pytest.param("y", marks=pytest.mark.slow)])
-def test_others_are_let_in_after_a_question(tmp_path: Path, answer: str) -> None:
-    """In a terminal `manyfit ui --host 0.0.0.0` asks; only yes starts a server."""
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("", None),
+        ("no", None),
+        *(pytest.param("y", n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
+def test_others_are_let_in_after_a_question(tmp_path: Path, answer: str, number: signal.Signals | None) -> None:
+    """In a terminal `manyfit ui --host 0.0.0.0` asks; only yes starts a server, which ends with the command.
+
+    It is asked to end while the server is started: an end of the terminal would stay open if that were left behind.
+    """
     (tmp_path / "mlruns").mkdir()
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -389,8 +399,8 @@ def test_others_are_let_in_after_a_question(tmp_path: Path, answer: str) -> None
             said += text
             if "[y/N]" in said and not asked:
                 asked = bool(os.write(ours, f"{answer}\n".encode()))
-            if "Ctrl-C ends it" in said:
-                process.send_signal(signal.SIGTERM)
+            if number and "Ctrl-C ends it" in said:
+                process.send_signal(number)
     os.close(ours)
     assert (process.wait(60) == 1) == (answer != "y"), said
     assert "can read, change and delete all runs" in said

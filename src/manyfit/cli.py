@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyfit.config import place
+from manyfit.parallel.signals import ENDING
 
 if TYPE_CHECKING:
     from manyfit.tracking.doctor import Finding
@@ -138,17 +140,18 @@ def _ui(options: argparse.Namespace) -> int:
     from manyfit.tracking.upkeep import make_store  # MLflow: seconds
 
     make_store(uri, root)
+    asked: list[int] = []  # an exception in the midst of starting the server would leave it behind
+    for number in (signal.SIGINT, *ENDING):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: asked.append(number))
     print(f"MLflow UI on {mask(uri)}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = _ui_command(uri, options.port, options.host, root)
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # its workers are ended with it
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        _end(server)
+    while server.poll() is None and not asked:
+        time.sleep(0.1)
+    _end(server)
+    return 0 if asked else server.returncode
 
 
 def _is_loopback(host: str) -> bool:
