@@ -137,7 +137,7 @@ def test_four_machines_share_a_study_through_every_fault(tmp_path: Path, network
         ]
         book = Study(servers.seen)
         stack.callback(book.close)
-        book.until(lambda trials: len({t.user_attrs.get("owner") for t in trials}) == 4 and done(trials) >= 4)
+        book.until(lambda trials: len({t.user_attrs.get("owner") for t in trials}) == 4 and done(trials) >= 4, 240)
         suspend(processes[2], network.address("h2"), book)
         suspended = time.monotonic()
         dead = killed_with_trials(processes[1], book)
