@@ -61,13 +61,14 @@ sys.exit(running.command([], []))
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        ("signal.raise_signal(signal.SIGINT)", 130, "stopped"),
-        ("signal.raise_signal(signal.SIGTERM)", 143, "stopped"),
+        ("signal.raise_signal(signal.SIGINT)", 130, "stopped: then AttributeError, 'NoneType' object"),
+        ("signal.raise_signal(signal.SIGTERM)", 143, "stopped: then AttributeError, 'NoneType' object"),
         ("raise ValueError('of its own')", 1, "AttributeError"),
+        ("sys.exit(0)", 1, "AttributeError"),
     ],
 )
 def test_a_stop_that_an_error_hides(raised: str, code: int, said: str) -> None:
-    """A library that fails as it is left, as OmegaConf in the middle of a list does: the stop counts."""
+    """A library fails as it is left, as OmegaConf in the middle of a list: the stop counts, and both are said."""
     program = HIDDEN.format(raised=raised)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code

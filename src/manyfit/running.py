@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from manyfit import progress  # what else is imported takes longer than a person waits for the first word
 from manyfit.config import place
+from manyfit.config.secrets import mask
 from manyfit.parallel import signals
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ def command(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     try:
         progress.announce(arguments)
         _obey(arguments, folders)
-    except BaseException as error:
-        stop = signals.stop_behind(error)
-        if stop is None:
-            raise
+    except (KeyboardInterrupt, SystemExit) as stop:
         return progress.last_words(stop)
+    except Exception as error:
+        hidden = signals.stop_behind(error)
+        if hidden is None:
+            raise
+        hidden.add_note(f"then {type(error).__name__}, {mask(str(error))}")
+        return progress.last_words(hidden)
     return 0
 
 

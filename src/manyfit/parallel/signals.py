@@ -40,12 +40,10 @@ def insist() -> None:
 
     Nothing comes out of a `__del__`, or of a callback such as that of `importlib`'s locks: Python prints it, no more.
     """
-    stops: dict[object, int] = {128 + number: number for number in ENDING}
     say = sys.unraisablehook
 
     def again(ignored: "sys.UnraisableHookArgs") -> None:
-        stop = ignored.exc_value
-        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stops.get(getattr(stop, "code", None))
+        number = _signal_of(ignored.exc_value)
         if number is None:
             say(ignored)
             return
@@ -57,10 +55,18 @@ def insist() -> None:
 
 
 def stop_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
-    """The stop that came before this error, which only what a library does as it leaves has raised."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+    """The stop by a signal that an error hides: a library may fail as it is left."""
+    while error is not None and _signal_of(error) is None:
         error = error.__context__
+    assert error is None or isinstance(error, KeyboardInterrupt | SystemExit)
     return error
+
+
+def _signal_of(stop: BaseException | None) -> int | None:
+    """Which signal is behind an exception, if it is a stop."""
+    if isinstance(stop, KeyboardInterrupt):
+        return signal.SIGINT
+    return next((n for n in ENDING if isinstance(stop, SystemExit) and stop.code == 128 + n), None)
 
 
 @contextlib.contextmanager

@@ -136,14 +136,14 @@ def _stored(value: float) -> tuple[float | None, Any]:
     return models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
 
 
-def _behind(error: BaseException | None) -> BaseException | None:
-    """What the driver says, of what Optuna makes of it; that asks again on a connection which has just broken."""
-    if isinstance(error, StorageInternalError):
-        return _behind(error.__cause__)
-    return _behind(error.__context__) if isinstance(error, sqlalchemy.exc.PendingRollbackError) else error
+def _behind(error: BaseException) -> BaseException:
+    """What a database said, of what Optuna makes of it; that asks again on a connection which has just broken."""
+    before = {StorageInternalError: error.__cause__, sqlalchemy.exc.PendingRollbackError: error.__context__}
+    further = before.get(type(error))
+    return _behind(further) if further else error
 
 
-def is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Whether the storage did not answer, or had others to serve: later the same may succeed."""
     error = _behind(error)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
@@ -177,7 +177,8 @@ def patiently(
         except Exception as error:
             if not (passes(error) or isinstance(error, LapsedError)):
                 raise
-            reason = mask(str(_behind(error)).splitlines()[0])
+            said = _behind(error)
+            reason = mask(str(said.__cause__ or said).splitlines()[0])
             if first := deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if time.monotonic() >= deadline:
