@@ -1,7 +1,9 @@
 """What a process does when it is asked to end."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,16 @@ def test_a_stop_that_an_error_hides(raised: str, code: int, said: str) -> None:
     assert done.returncode == code
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torch_is_imported_whole(tmp_path: Path, number: signal.Signals) -> None:
+    """An exception that comes into its C++ as it is imported aborts the process: the stop comes right after."""
+    (tmp_path / "torch.py").write_text(f"import signal\nsignal.raise_signal({number})\nprint('whole', flush=True)\n")
+    program = (
+        "import sys, time\nfrom manyfit.parallel import signals\ntry:\n    with signals.sigterm_exits():\n"
+        "        import torch\n        time.sleep(30)\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("whole\n", "", 128 + number)

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 Leaving = list[Callable[[], None]]  # what is to be done before this process is ended
 
@@ -17,16 +18,24 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)  # a terminal that is closed asks, too
 def sigterm_exits() -> Iterator[None]:
     """SIGTERM raises SystemExit(143) here, and SIGHUP SystemExit(129), as Ctrl-C raises KeyboardInterrupt.
 
-    Under nohup SIGHUP is ignored, and stays so.
+    Under nohup SIGHUP is ignored, and stays so. While torch is imported each waits: an exception that comes into its
+    C++ then aborts the process.
     """
 
-    def leave(number: int, _: object) -> None:
-        sys.exit(128 + number)
+    def leave(number: int, frame: FrameType | None) -> None:
+        torch = sys.modules.get("torch")
+        if getattr(getattr(torch, "__spec__", None), "_initializing", False):
+            _again(number, 0.05)
+        elif number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        else:
+            sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    heard += [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
     before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
@@ -47,11 +56,16 @@ def insist() -> None:
         if number is None:
             say(ignored)
             return
-        later = threading.Timer(0.01, os.kill, (os.getpid(), number))  # in here it would be swallowed as well
-        later.daemon = True
-        later.start()
+        _again(number, 0.01)  # in here it would be swallowed as well
 
     sys.unraisablehook = again
+
+
+def _again(number: int, seconds: float) -> None:
+    """Send this process a signal once more, somewhat later."""
+    later = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
 
 
 def stop_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
