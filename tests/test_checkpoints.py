@@ -190,7 +190,8 @@ def test_the_newest_is_written_and_two_are_kept(tmp_path: Path) -> None:
             time.sleep(0.001)
         written = len(list(tmp_path.glob("epoch-*")))
     assert checkpoints.load(tmp_path)["epoch"] == 299
-    assert 1 <= written <= len(list(tmp_path.iterdir())) == 2
+    assert written >= 1  # three for the moment between a newer one's name and an older one's end
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_large_state_is_copied_when_it_would_be_written(tmp_path: Path) -> None:
