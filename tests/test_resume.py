@@ -136,7 +136,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 @pytest.mark.slow
 def test_the_same_command_again_and_again(tmp_path: Path) -> None:
     """Killed, it goes on from its state in the same run, to the bits of one that nobody killed; then it is finished."""
-    given = ["data=digits", "model.hidden=[128,128]", "epochs=300", "autoresume=true"]
+    given = ["data=digits", "model.hidden=[128,128]", "epochs=700", "autoresume=true"]
     with started(tmp_path, *given) as process:
         deadline = time.monotonic() + 90
         while not list(tmp_path.glob("mlruns/checkpoints/*/epoch-*")) and time.monotonic() < deadline:
@@ -151,7 +151,7 @@ def test_the_same_command_again_and_again(tmp_path: Path) -> None:
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     curve = losses(tmp_path)
-    assert [step for step, _ in curve] == list(range(301))
+    assert [step for step, _ in curve] == list(range(701))
     whole = tmp_path / "whole"
     whole.mkdir()
     assert command(whole, *given).returncode == 0

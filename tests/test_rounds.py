@@ -753,16 +753,17 @@ def test_the_command_killed_half_way_goes_on_to_the_total(tmp_path: Path) -> Non
 
     A third time it only says where the report is.
     """
-    with started(tmp_path, *COMMAND):
+    given = [*COMMAND, "epochs=200"]  # so that it is not at its end before the kill
+    with started(tmp_path, *given):
         deadline = time.monotonic() + 120
         while done(tmp_path) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
     assert 4 <= done(tmp_path) < 12
-    command(tmp_path, *COMMAND).check_returncode()
+    command(tmp_path, *given).check_returncode()
     check(shared(tmp_path), 12)
-    assert all(len(trial.intermediate_values) == 21 for trial in shared(tmp_path) if not lost(trial))
+    assert all(len(trial.intermediate_values) == 201 for trial in shared(tmp_path) if not lost(trial))
     stored = {run.info.run_id for run in runs(tmp_path)}
-    third = command(tmp_path, *COMMAND)
+    third = command(tmp_path, *given)
     told = re.search(r"shared has its 12 trials; run (\w{8}) reports on them", third.stdout)
     assert told
     assert {run.info.run_id for run in runs(tmp_path)} == stored
@@ -780,7 +781,7 @@ def twice(folder: Path, *overrides: str) -> None:
 @pytest.mark.slow
 def test_two_processes_share_one_total(tmp_path: Path) -> None:
     """Started at the same moment in an empty folder, they run the total together and no more."""
-    twice(tmp_path, *COMMAND)
+    twice(tmp_path, *COMMAND, "epochs=400")  # so that the first is not at its end before the other begins
     check(shared(tmp_path), 12)
     assert len({values_of(trial)["optimizer.lr"] for trial in shared(tmp_path)}) == 12
     assert len({trial.user_attrs["owner"] for trial in shared(tmp_path)}) == 2

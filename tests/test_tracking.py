@@ -440,7 +440,7 @@ def slow(database: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("forked_uploader")
 def test_what_takes_long_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that goes on taking something has all the time that it needs, and what is left is counted."""
-    monkeypatch.setattr(pulse, "BUSY", 4.0)
+    monkeypatch.setattr(pulse, "BUSY", 6.0)
     said = []
     with Screen("") as screen, screen.stage("delivering to the store"):
 
@@ -504,9 +504,9 @@ def test_a_store_that_does_not_open_is_asked_once(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_uploader")
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
-    """One that takes a connection, and says nothing: a command waits at most 15 s in all, and says that all is held.
+    """One that takes a connection, and says nothing: a command waits 12 s in all, and says that all is held.
 
-    A search waits for the ids of its runs, then for everything.
+    A search waits for the ids of its runs, then for everything; both are one silence.
     """
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -519,7 +519,7 @@ def test_a_server_that_never_answers(tmp_path: Path) -> None:
             began = time.monotonic()
             tracker.wait_for_ids()
             assert not tracker.close()
-            assert time.monotonic() - began <= 15
+            assert time.monotonic() - began <= 19  # two silences are 22
         assert "held back in mlruns/spool" in tracker.where(run)
         assert re.search("has not answered yet|timed out|timeout", str(tracker.last_error))
     assert len(journal.sessions(tmp_path)) == 1
@@ -563,6 +563,7 @@ def serve(tmp_path: Path, port: int) -> Iterator[Callable[[], str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_uploader")
 def test_sync_delivers_after_an_outage(tmp_path: Path, port: int, serve: Callable[[], str]) -> None:
     """What a missing server held back arrives there when it is up: values, artifacts, dataset and model."""
     with Tracker(f"http://127.0.0.1:{port}", tmp_path) as tracker:
