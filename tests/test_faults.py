@@ -50,7 +50,7 @@ def training(
     """The command and its two ranks, once some epochs are finished, and stored; in a group of their own."""
     with under_torchrun(folder, *overrides) if torchrun else started(folder, *LONG, *overrides, alone=True) as process:
         try:
-            deadline = time.monotonic() + 120  # a new store takes longest, and torchrun does not wait for it
+            deadline = time.monotonic() + 240  # a new store takes longest, and torchrun does not wait for it
             while time.monotonic() < deadline:
                 if list(folder.glob("mlruns/checkpoints/*/epoch-*")) and epochs_stored(folder):
                     break
@@ -59,14 +59,17 @@ def training(
             time.sleep(0.5)
             yield process, ranks_of(process.pid)
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it, or one of them, ends just now
+                for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
             process.kill()
 
 
 def under_torchrun(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     """What starts the command twice."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", RUN, *LONG, *overrides]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=5"]
+    line += [RUN, *LONG, *overrides]
     pipe = subprocess.PIPE
     return subprocess.Popen(line, cwd=folder, stderr=pipe, stdout=pipe, text=True, start_new_session=True)
 
@@ -167,7 +170,9 @@ def test_killed_with_its_ranks_it_resumes(tmp_path: Path) -> None:
     """SIGKILL to the command: its ranks end too; the same run then goes on to its end, also on one device."""
     with training(tmp_path) as (process, ranks):
         process.kill()
-    assert not psutil.wait_procs(ranks, timeout=15)[1]
+        process.communicate(timeout=60)
+        assert not psutil.wait_procs(ranks, timeout=15)[1]
+    wait_until(lambda: not journal.sessions(tmp_path))  # its uploader goes on alone
     (folder,) = (tmp_path / "mlruns" / "checkpoints").iterdir()
     epochs = checkpoints.load(folder)["epoch"] + 100  # more than were recorded since
     done = command(tmp_path, f"resume={folder.name[:8]}", f"epochs={epochs}", "trainer=cpu")
@@ -268,7 +273,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_commands_of_a_server_that_never_answers(tmp_path: Path, mute: str) -> None:
-    """A run and a grid, trained side by side: rc 0 at most 15 s after they are trained, and all is held back, said."""
+    """A run and a grid, trained side by side: rc 0 some 12 s after they are trained, and all is held back, said."""
     one, several = tmp_path / "one", tmp_path / "several"
     one.mkdir()
     several.mkdir()
@@ -290,7 +295,7 @@ def test_commands_of_a_server_that_never_answers(tmp_path: Path, mute: str) -> N
         for folder, process in ((one, run), (several, grid)):
             said, errors = process.communicate(1)
             assert process.returncode == 0, errors
-            assert ended[folder] - trained[folder] <= 15
+            assert ended[folder] - trained[folder] <= 30  # busy it would wait for a minute
             assert re.search(
                 r"look  held back in mlruns/spool \(.*\); nothing is lost: .*manyfit sync delivers it", said
             )

@@ -316,7 +316,8 @@ def test_the_first_call_of_a_process(tmp_path: Path, call: str) -> None:
 def test_the_notebook(tmp_path: Path) -> None:
     """docs/notebook.ipynb runs from top to bottom, and shows what it says."""
     book = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    patience = {"timeout": 300, "iopub_timeout": 60, "startup_timeout": 180}
+    NotebookClient(book, resources={"metadata": {"path": str(tmp_path)}}, **patience).execute()
     shown = [output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
     assert sum("image/png;base64" in data.get("text/html", "") for data in shown) == 3
     told = [data["text/plain"] for data in shown if set(data) == {"text/plain"}]

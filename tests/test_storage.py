@@ -369,12 +369,12 @@ def test_searches_share_a_study_through_a_proxy(tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     folders = [tmp_path / name for name in ("a", "b")]
-    given = [*COMMAND, "epochs=20", "sweep.round=2", "tracking=off", f"sweep.storage=grpc://localhost:{port}"]
+    given = [*COMMAND, "epochs=200", "sweep.round=2", "tracking=off", f"sweep.storage=grpc://localhost:{port}"]
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROXY, url, str(port)]) as proxy:
         try:
             for folder in folders:
                 folder.mkdir()
-            assert soon(lambda: _listens(port))
+            assert soon(lambda: _listens(port), 120)
             with started(folders[0], *given) as first, started(folders[1], *given) as second:
                 for process in (first, second):
                     _, errors = process.communicate(120)
