@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +24,11 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from disks import make_room, small_disk
 from forked import tables
@@ -182,6 +184,27 @@ def test_dataset_is_an_input(recorded: Recorded) -> None:
     assert (found.dataset.name, found.dataset.digest) == ("digits", "0123abcd")
     assert json.loads(found.dataset.profile)["num_rows"] == 1000
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_two_processes_name_the_same_data_at_once(root: Path) -> None:
+    """One looks for it, the other has written it when the one does: both runs have it, and nothing is refused."""
+    store = Store(journal.default_uri(root), root)
+    experiment = store.experiment("digits")
+    ours, theirs = (store.client.create_run(experiment).info.run_id for _ in range(2))
+    engine = SqlAlchemyStore._engine_map[store.uri]
+
+    left = [theirs]
+
+    def overtake(_: object, __: object, statement: str, *___: object) -> None:
+        if left and statement.startswith("INSERT INTO datasets"):
+            store.dataset(left.pop(), asdict(DATA))
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", overtake)
+    store.dataset(ours, asdict(DATA))
+    sqlalchemy.event.remove(engine, "before_cursor_execute", overtake)
+    assert not left
+    named = [store.client.get_run(run_id).inputs.dataset_inputs for run_id in (ours, theirs)]
+    assert [[found.dataset.digest for found in its] for its in named] == [["0123abcd"], ["0123abcd"]]
 
 
 def test_spool_is_empty_afterwards(recorded: Recorded) -> None:
@@ -504,9 +527,9 @@ def test_a_store_that_does_not_open_is_asked_once(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_uploader")
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
-    """One that takes a connection, and says nothing: a command waits 12 s in all, and says that all is held.
+    """One that takes a connection, and says nothing: a command waits at most 15 s in all, and says that all is held.
 
-    A search waits for the ids of its runs, then for everything; both are one silence.
+    A search waits for the ids of its runs, then for everything.
     """
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -519,7 +542,7 @@ def test_a_server_that_never_answers(tmp_path: Path) -> None:
             began = time.monotonic()
             tracker.wait_for_ids()
             assert not tracker.close()
-            assert time.monotonic() - began <= 19  # two silences are 22
+            assert time.monotonic() - began <= 15
         assert "held back in mlruns/spool" in tracker.where(run)
         assert re.search("has not answered yet|timed out|timeout", str(tracker.last_error))
     assert len(journal.sessions(tmp_path)) == 1

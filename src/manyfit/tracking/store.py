@@ -299,8 +299,14 @@ class Store:
             schema=json.dumps({"mlflow_tensorspec": {"features": features.to_json(), "targets": None}}),
             profile=json.dumps({"num_rows": record["rows"], "targets": record["targets"]}),
         )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         with _answers():
-            self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            try:
+                self.client.log_inputs(run_id, inputs)
+            except MlflowException as error:
+                if not any(word in str(error).lower() for word in ("unique", "duplicate")):
+                    raise
+                self.client.log_inputs(run_id, inputs)  # another process named the same data between look and write
 
     def place(self, run_id: str) -> tuple[str, str]:
         """Where a run is: its experiment's id, and the address of its artifacts."""
