@@ -273,7 +273,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_commands_of_a_server_that_never_answers(tmp_path: Path, mute: str) -> None:
-    """A run and a grid, trained side by side: rc 0 some 12 s after they are trained, and all is held back, said."""
+    """A run and a grid, trained side by side: rc 0 at most 15 s after they are trained, and all is held back, said."""
     one, several = tmp_path / "one", tmp_path / "several"
     one.mkdir()
     several.mkdir()
@@ -295,7 +295,7 @@ def test_commands_of_a_server_that_never_answers(tmp_path: Path, mute: str) -> N
         for folder, process in ((one, run), (several, grid)):
             said, errors = process.communicate(1)
             assert process.returncode == 0, errors
-            assert ended[folder] - trained[folder] <= 30  # busy it would wait for a minute
+            assert ended[folder] - trained[folder] <= 15
             assert re.search(
                 r"look  held back in mlruns/spool \(.*\); nothing is lost: .*manyfit sync delivers it", said
             )

@@ -143,7 +143,7 @@ def test_four_machines_share_a_study_through_every_fault(tmp_path: Path, network
         suspended = time.monotonic()
         dead = killed_with_trials(processes[1], book)
         killed = time.time()
-        book.until(lambda trials: done(trials) >= 12 and dead <= {t.user_attrs.get("retry_of") for t in trials})
+        book.until(lambda trials: done(trials) >= 12)
         servers.restart()
         book.until(lambda trials: done(trials) >= 24)
         time.sleep(max(0.0, 60 - (time.monotonic() - suspended)))
@@ -195,7 +195,7 @@ def test_a_machine_that_vanishes(tmp_path: Path, network: Network, servers: Serv
         assert here.returncode == 0, errors
         trials = book.trials()
         check(trials, 24)
-        assert_begun_again(trials, its, vanished, within=70)
+        assert_begun_again(trials, its, vanished, within=45)
         assert there.poll() is None
 
 
