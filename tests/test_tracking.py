@@ -35,7 +35,8 @@ from forked import tables
 from manyfit import cli
 from manyfit.config.errors import ConfigError
 from manyfit.progress import Screen
-from manyfit.tracking import doctor, journal, pulse, reading, rejected, upkeep
+from manyfit.tracking import doctor, journal, pulse, reading, rejected, upkeep, uploader
+from manyfit.tracking.delivery import Session
 from manyfit.tracking.limits import MAX_PARAM
 from manyfit.tracking.run import DatasetRecord, TrackedRun
 from manyfit.tracking.store import Store, Values
@@ -286,6 +287,34 @@ def test_uploader_survives_its_session(root: Path) -> None:
     while journal.sessions(root) and time.monotonic() < deadline:
         time.sleep(0.1)
     check_killed(root)
+
+
+@pytest.mark.usefixtures("no_uploader")
+@pytest.mark.parametrize(("away", "left"), [(4, 0), (5, 1)])
+def test_uploader_of_the_dead_tries_again(root: Path, monkeypatch: pytest.MonkeyPatch, away: int, left: int) -> None:
+    """A store that restarts when a session is killed has it half a minute later; a longer outage ends the uploader."""
+    tracker = Tracker(None, root)
+    start(tracker)
+    abandon(tracker)
+    (folder,) = journal.sessions(root)
+    slept, outage = [0.0], [OSError("503")] * away
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    def embark(folder: Path) -> Session:
+        if outage:
+            raise outage.pop()
+        return Session(Store(tracker.uri, root), folder)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: slept[0])
+    monkeypatch.setattr(uploader, "time", clock)
+    monkeypatch.setattr(uploader, "_embark", embark)
+    monkeypatch.setattr(uploader.os, "nice", int)
+    assert uploader.attend(folder, owner=-1) == (not left)
+    assert len(journal.sessions(root)) == left
+    assert slept[0] == pytest.approx(30, abs=1)
+    assert [run.info.status for run in runs(root)] == ["KILLED"] * (1 - left)
 
 
 @pytest.mark.usefixtures("no_uploader")

@@ -44,8 +44,9 @@ def attend(folder: Path, owner: int) -> bool:
         abandoned = os.getppid() != owner
         size, word = _last_word(folder)
         last = abandoned or word == "close"
-        pause = word == "end" and size > seen and arrived  # nothing trains: the training is over, or the next begins
-        if not last and not pause and time.monotonic() < due:
+        idle = word == "end" and size > seen  # nothing trains: the training is over, or the next begins
+        urgent = (last or idle) if arrived else (last and not abandoned)
+        if not urgent and time.monotonic() < due:
             time.sleep(POLL)
             continue
         seen, arrived = size, True
@@ -59,7 +60,7 @@ def attend(folder: Path, owner: int) -> bool:
             log.warning("held back: %s", mask(repr(error)))
             with contextlib.suppress(OSError):  # of the same full disk: the log has said it, or could not either
                 journal.note(folder / journal.ACKS, {"error": explain(error)})
-        if last:
+        if last and (arrived or not abandoned or wait >= LONGEST_WAIT):  # a store may be away for a moment only
             break
         due = time.monotonic() + wait
     if arrived and not journal.alive(folder):  # it is gone, or has let go while it waited for us
