@@ -1,6 +1,7 @@
 """Killed and resumed, or never killed: the same bits; and a file that is not whole is not taken for one."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import Compose, assert_same_bits
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config
 from manyfit.training import checkpoints
-from manyfit.training.fitting import fit
+from manyfit.training.fitting import fit, train
 from manyfit.training.loop import Training
 from manyfit.training.trained import Result
 
@@ -133,6 +134,22 @@ def test_more_epochs_are_those_of_a_longer_training(composed: Compose, tmp_path:
     (whole,) = fit([long])
     (resumed,) = fit([long], resume=tmp_path)
     assert_same_bits(whole, resumed)
+
+
+def test_what_a_killed_command_has_not_heard(composed: Compose, tmp_path: Path) -> None:
+    """A state may be ahead of what was recorded: its epochs are told again, but for the first, then the others."""
+    short, long = (composed(*COMMON, f"epochs={epochs}") for epochs in (4, 7))
+    fit([short], save_to=tmp_path)
+    told: dict[int, Mapping[str, np.ndarray]] = {}
+    train([long], lambda epoch, _, measured: told.update({epoch: measured}), resume=tmp_path)
+    (whole,) = fit([long])
+    assert list(told) == list(range(1, 8))
+    for epoch, measured in told.items():
+        assert {name: values[0] for name, values in measured.items() if name != "time/seconds"} == {
+            name: curve[epoch]
+            for name, curve in whole.metrics.items()
+            if name != "time/seconds" and np.isfinite(curve[epoch])
+        }
 
 
 def test_the_newest_whole_file_is_taken(tmp_path: Path) -> None:

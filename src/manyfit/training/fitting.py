@@ -134,6 +134,8 @@ def train(
     config = jobs[0].config
     first = ranks.rank == 0
     state = ranks.agree(checkpoints.load(resume) if resume and first else None)
+    if state and report and first:
+        _tell_again(report, state)
     with process.set_up(config), contextlib.ExitStack() as closing:
         observers, name = Observers(report, stops), engine_of(jobs[0], state)
         if save_to and first:
@@ -181,6 +183,18 @@ class Elsewhere:
         jobs = [self.preparation.job(config) for config in configs]
         self.preparation.close()
         return train(jobs, *observers, **where)
+
+
+def _tell_again(report: OnEpoch, state: Mapping[str, Any]) -> None:
+    """What a state knows of its epochs: the last of them a command that was killed need not have heard of.
+
+    What its run has already is left out where it is delivered; epoch 0, which may be renewed, is not told.
+    """
+    history = state["history"]
+    for epoch in range(1, state["epoch"] + 1):
+        members = np.flatnonzero(np.isfinite(history["progress/steps"][:, epoch]))
+        known = {name: values[members, epoch] for name, values in history.items()}
+        report(epoch, members, {name: values for name, values in known.items() if not np.isnan(values).all()})
 
 
 def _save(
