@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import math
+import random
 import signal
 import sqlite3
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
@@ -226,3 +229,36 @@ def swept(composed: Compose) -> "FakeSweep":
     sweep.train(dict(enumerate(jobs)))
     sweep.calls.clear()
     return sweep
+
+
+def interrupted(action: Callable[[], object], seconds: float) -> int:
+    """Do it again and again while Ctrl-C comes at any moment of it; how often that was."""
+    count, within, done = 0, list[bool](), threading.Event()
+
+    def stop(*_: object) -> None:
+        if within:
+            within.clear()
+            raise KeyboardInterrupt
+
+    def send(to: int) -> None:
+        while not done.wait(random.uniform(1e-4, 1e-3)):
+            signal.pthread_kill(to, signal.SIGUSR1)
+
+    before, end = signal.signal(signal.SIGUSR1, stop), time.monotonic() + seconds
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    sender = threading.Thread(target=send, args=[threading.get_ident()])
+    sender.start()
+    try:
+        while time.monotonic() < end:
+            with contextlib.suppress(KeyboardInterrupt):
+                within.append(True)
+                while True:
+                    action()
+            count += 1
+    finally:
+        done.set()
+        sender.join()
+        sys.setswitchinterval(usual)
+        signal.signal(signal.SIGUSR1, before)
+    return count

@@ -1,5 +1,6 @@
 """Killed and resumed, or never killed: the same bits; and a file that is not whole is not taken for one."""
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import Compose, assert_same_bits
+from conftest import Compose, assert_same_bits, interrupted
 from manyfit.config.errors import ConfigError
 from manyfit.config.schema import Config
 from manyfit.training import checkpoints
@@ -209,6 +210,23 @@ def test_the_newest_is_written_and_two_are_kept(tmp_path: Path) -> None:
     assert checkpoints.load(tmp_path)["epoch"] == 299
     assert written >= 1  # three for the moment between a newer one's name and an older one's end
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_ctrl_c_locks_nothing(tmp_path: Path) -> None:
+    """At whatever moment it comes, the next state is taken, and the last one is on the disk."""
+    writer = checkpoints.Writer(tmp_path)
+    writer.put(0, {"epoch": 0})
+    assert interrupted(lambda: writer.put(1, {"epoch": 1}), 3.0) > 100
+
+    def end() -> None:
+        writer.put(2, {"epoch": 2})
+        writer.finish(10)
+
+    ended = threading.Thread(target=end, daemon=True)
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
+    assert checkpoints.load(tmp_path)["epoch"] == 2
 
 
 def test_a_large_state_is_copied_when_it_would_be_written(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import interrupted
 from manyfit.tracking import journal
 
 
@@ -31,6 +32,17 @@ def test_records_come_back_in_order(session: journal.Journal) -> None:
     assert records[1:] == [{"op": "a", "value": float("inf"), "text": "ä\n"}]
     session.append({"op": "b"})
     assert journal.read(file_of(session), offset)[0] == [{"op": "b"}]
+
+
+def test_ctrl_c_locks_nothing(session: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever moment of a write it comes, the next one is written, and nobody waits for ever."""
+    monkeypatch.setattr(journal, "EVERY", 1e-4)  # so that the thread is as often at work as it can be
+    assert interrupted(lambda: session.append({"op": "a"}), 3.0) > 100
+    ended = threading.Thread(target=lambda: (session.append({"op": "b"}), session.release()), daemon=True)
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
+    assert journal.read(file_of(session))[0][-1] == {"op": "b"}
 
 
 def test_torn_last_line_is_ignored(session: journal.Journal) -> None:

@@ -104,7 +104,7 @@ class Pool:
         self.stopped: BaseException | None = None
         self.workers = list(workers)
         self.awaiting: list[threading.Thread] = []
-        self.free: queue.Queue[Worker | None] = queue.Queue()  # None: there will be no more
+        self.free: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()  # None: there will be no more
         for worker in workers:
             self._await(worker, 1)
 

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import queue
 import secrets
 import shutil
 import threading
@@ -130,7 +131,7 @@ class Journal:
         self._now = 0
         self._mutex = threading.Lock()
         self._fresh: list[Path] = [parent, self.folder]  # what is to be forced to the disk beside the journal
-        self._changed, self._closing = threading.Event(), threading.Event()
+        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: something is new; True: nothing follows
         self._flusher = threading.Thread(target=self._flush, daemon=True)
         self._flusher.start()
         self.append(header)
@@ -155,7 +156,7 @@ class Journal:
                 self.refused = None
             except OSError as error:
                 self.refused = f"cannot write to {self.folder}: {error}"
-        self._changed.set()
+        self._news.put(False)
 
     def place(self, name: str) -> Path:
         """A fresh path in the session's folder that ends in `name`; its folder exists."""
@@ -184,8 +185,7 @@ class Journal:
 
     def release(self) -> None:
         """Stop writing and give the folder free: from here on anybody may deliver what is left."""
-        self._closing.set()
-        self._changed.set()
+        self._news.put(True)
         self._flusher.join()
         with self._mutex:
             if self.lock is not None:
@@ -194,16 +194,21 @@ class Journal:
                 self.lock = None
 
     def _flush(self) -> None:
-        """Force what is new to the disk, once in a while, and at the end."""
-        while self._changed.wait():
-            self._changed.clear()
+        """Force what is new to the disk, once in a while, and at the end.
+
+        Told of it by a queue: an Event that Ctrl-C finds in `set` stays locked, and the next `set` waits for ever.
+        """
+        over = False
+        while not over:
+            over, due = self._news.get(), time.monotonic() + EVERY
+            while not over and (left := due - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    over = self._news.get(timeout=left)
             try:
                 self._force()
                 self.unsure = None
             except OSError as error:
                 self.unsure = f"cannot force {self.folder} to the disk: {error}"
-            if self._closing.wait(EVERY) and not self._changed.is_set():
-                return
 
     def _force(self) -> None:
         """Files first; one that is refused stays for the next time, and the journal is forced all the same."""

@@ -4,12 +4,15 @@ A state is a tree of dicts, lists, tensors, arrays and plain numbers. Its file i
 code. Its name holds the epoch and a hash of its content: a file that was not written to its end is not taken for one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -41,13 +44,13 @@ class Writer:
 
     def __init__(self, folder: Path, size: int = 0) -> None:
         self.folder = folder
-        self.waiting: tuple[int, State] | None = None
+        self.waiting: deque[tuple[int, State]] = deque(maxlen=1)
         self.error: BaseException | None = None  # why the last state was not written
         self.finishing = False
         self.busy = False
         self.size = size
         self.rested = time.monotonic() + FIRST  # when it may write
-        self.changed = threading.Condition()
+        self.news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: a state waits; True: it is the last one
         self.thread = threading.Thread(target=self._work, daemon=True)
 
     @property
@@ -57,18 +60,17 @@ class Writer:
 
     def put(self, epoch: int, state: State) -> None:
         """Hand over the state after an epoch; nobody may change it afterwards."""
-        with self.changed:
-            self.waiting = epoch, state
-            if not self.thread.is_alive() and not self.finishing:
-                self.thread.start()
-            self.changed.notify_all()
+        self.waiting.append((epoch, state))
+        if not self.thread.ident and not self.finishing:
+            self.thread.start()
+        self.news.put(False)
 
     def finish(self, timeout: float = 60.0) -> None:
         """Write what was handed over last, and no more."""
-        with self.changed:
-            self.finishing = True
-            self.changed.notify_all()
-            self.changed.wait_for(lambda: not (self.busy or self.waiting), timeout)
+        self.finishing = True
+        self.news.put(True)
+        if self.thread.ident:
+            self.thread.join(timeout)
 
     def __enter__(self) -> Self:
         """Nothing to do before the first state."""
@@ -83,22 +85,26 @@ class Writer:
             print(f"the state was not kept: {type(self.error).__name__}: {self.error}", file=sys.stderr)
 
     def _work(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.finishing)
-                self.changed.wait_for(lambda: self.finishing, max(0.0, self.rested - time.monotonic()))
-                if self.waiting is None:
-                    return
-                (epoch, state), self.waiting, self.busy = self.waiting, None, True
-            start = time.monotonic()
-            try:
-                self.size = save(self.folder, epoch, state).stat().st_size
-                self.error = None
-            except BaseException as error:  # a thread that died of it would be waited for in vain
-                self.error = error
-            with self.changed:
-                self.busy, self.rested = False, time.monotonic() + REST * (time.monotonic() - start)
-                self.changed.notify_all()
+        """Told of states by a queue: a Condition that Ctrl-C finds in `with` stays locked."""
+        last = False
+        while not last:
+            last = self.news.get()
+            while not last and (left := self.rested - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    last = self.news.get(timeout=left)
+            self.busy = True
+            if self.waiting:
+                self._write(*self.waiting.pop())
+            self.busy = False
+
+    def _write(self, epoch: int, state: State) -> None:
+        start = time.monotonic()
+        try:
+            self.size = save(self.folder, epoch, state).stat().st_size
+            self.error = None
+        except BaseException as error:  # a thread that died of it would be waited for in vain
+            self.error = error
+        self.rested = time.monotonic() + REST * (time.monotonic() - start)
 
 
 def save(folder: Path, epoch: int, state: State) -> Path:
