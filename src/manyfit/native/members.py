@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from manyfit.losses import Loss
 from manyfit.native import known, tables
+from manyfit.native.crew import Crew
 from manyfit.native.machine import Kernel, kind_of, load
 from manyfit.native.tables import FLOATS, INTEGERS
 from manyfit.population import dense
@@ -182,6 +182,6 @@ class Members:
         return len(self.weights)
 
     @functools.cached_property
-    def pool(self) -> ThreadPoolExecutor:
-        """Its threads end when nobody has it any more."""
-        return ThreadPoolExecutor(self.threads)
+    def crew(self) -> Crew:
+        """Its threads."""
+        return Crew(self.threads)

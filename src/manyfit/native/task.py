@@ -1,7 +1,6 @@
 """What the kernel is asked to do with members: steps on some examples, shared out among threads."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -131,15 +130,11 @@ class Task:
                 self._call(share)
 
         self.held = rates, weights, gradients  # as long as anybody may write to them
-        waiting: list[Future[None]] = []
-        try:
-            waiting += (self.members.pool.submit(work) for _ in range(min(self.members.threads, len(shares))))
-            for one in waiting:
-                one.result()
-        except BaseException:
+
+        def stop() -> None:
             left.__setstate__(len(shares))  # type: ignore[attr-defined]  # of a list's iterator: nothing is left
-            wait(waiting)
-            raise
+
+        self.members.crew.do(work, min(self.members.threads, len(shares)), stop)
 
     def _call(self, which: NDArray[np.int64]) -> None:
         scratch = torch.empty(int(self.spaces[which].max()), dtype=self.x.dtype)
