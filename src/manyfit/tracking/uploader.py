@@ -39,7 +39,7 @@ def attend(folder: Path, owner: int) -> bool:
     pulse.still(lock)
     os.nice(NICENESS)
     session: Session | None = None
-    due, wait, arrived, seen = 0.0, PAUSE, True, 0
+    due, wait, again, arrived, seen = 0.0, PAUSE, PAUSE, True, 0
     while True:
         abandoned = os.getppid() != owner
         size, word = _last_word(folder)
@@ -54,13 +54,13 @@ def attend(folder: Path, owner: int) -> bool:
             session = session or _embark(folder)
             began = time.monotonic()
             session.advance(abandoned)
-            wait = max(PAUSE, SHARE * (time.monotonic() - began))
+            wait, again = max(PAUSE, SHARE * (time.monotonic() - began)), PAUSE
         except Exception as error:  # an outage of whatever kind: all stays in the spool
-            arrived, wait = False, min(2 * wait, LONGEST_WAIT)
+            arrived, wait = False, (again := min(2 * again, LONGEST_WAIT))
             log.warning("held back: %s", mask(repr(error)))
             with contextlib.suppress(OSError):  # of the same full disk: the log has said it, or could not either
                 journal.note(folder / journal.ACKS, {"error": explain(error)})
-        if last and (arrived or not abandoned or wait >= LONGEST_WAIT):  # a store may be away for a moment only
+        if last and (arrived or not abandoned or again >= LONGEST_WAIT):  # a store may be away for a moment only
             break
         due = time.monotonic() + wait
     if arrived and not journal.alive(folder):  # it is gone, or has let go while it waited for us
